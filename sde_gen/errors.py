@@ -1,0 +1,98 @@
+"""Errors of the library, each with the exit code that the commands return for it.
+
+Codes: 2 usage or config, 65 bad data or checkpoint, 66 missing input, 70 numerical failure, 73 cannot create or
+locked, 74 input/output. A message is one sentence: what, where, the allowed values, what to do next.
+"""
+
+from collections.abc import Sequence
+
+__all__ = [
+    "BetweenNodesWarning",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "MissingInputError",
+    "NonFiniteError",
+    "OutputError",
+    "SDEGenError",
+    "SolverError",
+    "WriteError",
+]
+
+
+class SDEGenError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the commands return."""
+
+    exit_code: int = 70
+
+
+class ConfigError(SDEGenError, ValueError):
+    """A parameter or a combination of parameters is not allowed (exit code 2)."""
+
+    exit_code = 2
+
+
+class DataError(SDEGenError, ValueError):
+    """Data that cannot be used: wrong shape, mixed sizes, NaN, a broken file (exit code 65)."""
+
+    exit_code = 65
+
+
+class CheckpointError(SDEGenError):
+    """A checkpoint that cannot be used: damaged, or of another kind (exit code 65)."""
+
+    exit_code = 65
+
+
+class MissingInputError(SDEGenError, FileNotFoundError):
+    """A file, folder, run or checkpoint that is not there (exit code 66)."""
+
+    exit_code = 66
+
+
+class OutputError(SDEGenError, OSError):
+    """An output that cannot be created, or a folder in use by another process (exit code 73)."""
+
+    exit_code = 73
+
+
+class WriteError(SDEGenError, OSError):
+    """A write that failed part-way, such as a full disk (exit code 74)."""
+
+    exit_code = 74
+
+
+class SolverError(SDEGenError, RuntimeError):
+    """A solver ran out of its budget of network calls, or could not meet its tolerance (exit code 70)."""
+
+    exit_code = 70
+
+
+class NonFiniteError(SDEGenError, ArithmeticError):
+    """A state became NaN or infinite.
+
+    Attributes:
+        step: 0-based step of the sampler (or optimiser) at which it was first seen.
+        t: time of that step, in [0, 1].
+        indices: indices of the samples concerned; empty when they cannot be told apart.
+    """
+
+    exit_code = 70
+
+    def __init__(self, step: int, t: float, indices: Sequence[int], where: str = "state") -> None:
+        self.step = int(step)
+        self.t = float(t)
+        self.indices = tuple(int(i) for i in indices)
+        shown = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        which = f" for samples [{shown}]" if self.indices else ""
+        super().__init__(
+            f"the {where} became NaN or infinite at step {self.step} (t = {self.t:.6g}){which}; "
+            "check the network's output there, or use more steps"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (NonFiniteError, (self.step, self.t, self.indices))
+
+
+class BetweenNodesWarning(UserWarning):
+    """A network trained on a chain's nodes only is asked between them."""

@@ -1,0 +1,223 @@
+r"""Models without a network: the exact answer, for data whose law is known.
+
+For data with density :math:`p_0`, the marginal is :math:`p_t(x) = \int p_0(x_0) N(x; \alpha x_0, \sigma^2 I)\,dx_0`
+and the best denoiser is the posterior mean :math:`D(x, t) = E[x_0 | x_t = x]`; the score follows from it by Tweedie's
+formula, :math:`\nabla\log p_t(x) = (\alpha D - x)/\sigma^2`. Both are finite sums for a mixture of Gaussians
+
+.. math:: p_t = \sum_k w_k N(\alpha\mu_k,\; \alpha^2\Sigma_k + \sigma^2 I), \qquad
+          D = \sum_k r_k(x)\,[\mu_k + \alpha\Sigma_k(\alpha^2\Sigma_k + \sigma^2 I)^{-1}(x - \alpha\mu_k)]
+
+and for a finite data set (every covariance zero). All sums are formed in float64.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_gen.errors import ConfigError
+from sde_gen.model import ScoreModel
+from sde_gen.parameterizations import Coefficients, DataPrediction
+from sde_gen.perturbations.base import Perturbation, _float64, _left
+from sde_gen.rng import keyed_generator
+
+__all__ = [
+    "EmpiricalData",
+    "GaussianMixture",
+    "Oracle",
+]
+
+#: Pairs (state, data point) held at once by `EmpiricalData`, times the dimension: about 64 MiB of float64.
+_LARGEST_TABLE = 2**23
+
+
+class Oracle(ScoreModel):
+    """A `ScoreModel` that knows the law of the data: exact score, denoiser and log-density.
+
+    Made by `GaussianMixture.model(perturbation)` or `EmpiricalData.model(perturbation)`.
+    """
+
+    def __init__(self, law: "GaussianMixture | EmpiricalData", perturbation: Perturbation) -> None:
+        super().__init__(None, perturbation, DataPrediction())
+        self.law = law
+
+    def under(self, perturbation: Perturbation) -> "Oracle":
+        """The exact model of the same data under another perturbation."""
+        return Oracle(self.law, perturbation)
+
+    def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
+        if condition:
+            raise ConfigError(f"an oracle takes no condition, got {', '.join(map(repr, condition))}")
+        return self.law.denoise(x.to(torch.float64), alpha, sigma).to(x.dtype)
+
+    def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
+        """Exact log p_t(x) in nats, float64, (B,). At sigma(t) = 0 of a finite data set it is not finite."""
+        u, _, _ = _float64(t, "t")
+        alpha, sigma = (c.to(x.device) for c in (self.perturbation.alpha(u), self.perturbation.sigma(u)))
+        return self.law.log_marginal(x.to(torch.float64), alpha, sigma)
+
+
+class GaussianMixture:
+    """Mixture of Gaussians with full covariances in any dimension; one component makes a Gaussian.
+
+    Args:
+        weights: (K,), positive; normalised to sum to one.
+        means: (K, D).
+        covariances: (K, D, D), symmetric positive definite.
+
+    Tensors (or nested lists), taken in float64.
+
+    Raises:
+        ConfigError: if shapes do not fit, a weight is not positive, or a covariance is not symmetric positive definite.
+    """
+
+    def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
+        w, mu, cov = (torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in (weights, means, covariances))
+        if w.ndim != 1 or mu.ndim != 2 or cov.shape != (*mu.shape, mu.shape[-1]) or len(w) != len(mu) or not mu.numel():
+            raise ConfigError(
+                "GaussianMixture: weights (K,), means (K, D) and covariances (K, D, D) do not fit together, got "
+                f"{tuple(w.shape)}, {tuple(mu.shape)} and {tuple(cov.shape)}"
+            )
+        if not bool((w > 0).all() and w.isfinite().all() and mu.isfinite().all() and cov.isfinite().all()):
+            raise ConfigError("GaussianMixture: weights must be positive, and weights, means and covariances finite")
+        scale = cov.abs().amax((-2, -1), keepdim=True)
+        if bool(((cov - cov.mT).abs() > 1e-9 * scale).any()):
+            raise ConfigError("GaussianMixture: every covariance must be symmetric")
+        values, vectors = torch.linalg.eigh(0.5 * (cov + cov.mT))
+        if bool((values <= 0).any()):
+            raise ConfigError(
+                f"GaussianMixture: every covariance must be positive definite, got an eigenvalue of {values.min():.3g}"
+            )
+        self.weights, self.means, self.covariances = w / w.sum(), mu, cov
+        self._values, self._vectors = values, vectors  # (K, D), (K, D, D) with eigenvectors in columns
+        self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
+
+    @property
+    def dim(self) -> int:
+        """D."""
+        return self.means.shape[1]
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n independent samples, (n, D), float64."""
+        generator = keyed_generator(seed, 0, 0, 0)
+        component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
+        z = torch.randn(n, self.dim, dtype=torch.float64, generator=generator)
+        spread = torch.einsum("ndk,nk->nd", self._vectors[component], self._values[component].sqrt() * z)
+        return self.means[component] + spread
+
+    def log_prob(self, x: Tensor) -> Tensor:
+        """log p_0(x) in nats, float64, (B,)."""
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        return self.log_marginal(x.to(torch.float64), one, torch.zeros_like(one))
+
+    def model(self, perturbation: Perturbation) -> Oracle:
+        """The exact `ScoreModel` of this law under a perturbation."""
+        return Oracle(self, perturbation)
+
+    def log_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """log of the density of alpha x0 + sigma z at x, (B,)."""
+        return torch.logsumexp(self._joint(x, alpha, sigma)[0], -1)
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | alpha x0 + sigma z = x], shaped like x."""
+        joint, centred, variance = self._joint(x, alpha, sigma)
+        _, means, values, vectors = self._on(x.device)
+        posterior = _left(alpha, 3) * values / variance * centred  # in each component's own axes
+        each = means + torch.einsum("kij,bkj->bki", vectors, posterior)
+        return torch.einsum("bk,bki->bi", joint.softmax(-1), each)
+
+    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """log w_k N(x; k), (B, K); x - alpha mu in the axes of each component, (B, K, D); variances along them."""
+        if x.ndim != 2 or x.shape[1] != self.dim:
+            raise ConfigError(f"GaussianMixture: states must have shape (B, {self.dim}), got {tuple(x.shape)}")
+        weights, means, values, vectors = self._on(x.device)
+        a, s = _left(alpha, 3), _left(sigma, 3)
+        variance = a.square() * values + s.square()
+        centred = torch.einsum("kji,bkj->bki", vectors, x[:, None, :] - a * means)
+        normal = -0.5 * ((centred.square() / variance).sum(-1) + variance.log().sum(-1) + self.dim * _LOG_TAU)
+        return weights.log() + normal, centred, variance
+
+    def _on(self, device: torch.device) -> tuple[Tensor, ...]:
+        if device not in self._placed:
+            parts = (self.weights, self.means, self._values, self._vectors)
+            self._placed[device] = tuple(part.to(device) for part in parts)
+        return self._placed[device]
+
+
+class EmpiricalData:
+    """A finite data set as a law: its exact score under any perturbation (which memorises the data).
+
+    Args:
+        data: (N, *shape), any floating dtype, N >= 1; all points have weight 1/N.
+
+    Raises:
+        ConfigError: if data is empty or not finite.
+    """
+
+    def __init__(self, data: Any) -> None:
+        points = torch.as_tensor(data).detach().to(torch.float64)
+        if points.ndim < 2 or not points.numel() or not bool(points.isfinite().all()):
+            raise ConfigError(
+                f"EmpiricalData: data must be finite, of shape (N, *shape) with N >= 1, got {tuple(points.shape)}"
+            )
+        self.data = points
+        self._placed: dict[torch.device, Tensor] = {}
+
+    def sample(self, n: int, seed: int = 0) -> Tensor:
+        """n points drawn with replacement, (n, *shape), float64."""
+        index = torch.randint(len(self.data), (n,), generator=keyed_generator(seed, 0, 0, 0))
+        return self.data.cpu()[index]
+
+    def model(self, perturbation: Perturbation) -> Oracle:
+        """The exact `ScoreModel` of this law under a perturbation."""
+        return Oracle(self, perturbation)
+
+    def log_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """log of the density of alpha x0 + sigma z at x, (B,)."""
+        points, rows = self._flat(x)
+        parts = []
+        for row, a, s in self._chunks(rows, alpha, sigma, points):
+            exponent = -0.5 * self._distances(row, a, points) / s.square()
+            constant = points.shape[1] * (s.log() + 0.5 * _LOG_TAU).reshape(-1) + math.log(len(points))
+            parts.append(torch.logsumexp(exponent, -1) - constant)
+        return torch.cat(parts)
+
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """E[x0 | alpha x0 + sigma z = x], shaped like x: a softmax over the data; its nearest point at sigma = 0."""
+        points, rows = self._flat(x)
+        parts = []
+        for row, a, s in self._chunks(rows, alpha, sigma, points):
+            distance = self._distances(row, a, points)
+            excess = distance - distance.amin(-1, keepdim=True)  # so that 0/0 at sigma = 0 concerns only the nearest
+            exponent = torch.where(excess == 0, 0.0, -0.5 * excess / s.square())
+            parts.append(exponent.softmax(-1) @ points)
+        return torch.cat(parts).reshape(x.shape)
+
+    def _flat(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if x.shape[1:] != self.data.shape[1:]:
+            raise ConfigError(
+                f"EmpiricalData: states must have shape (B, {', '.join(map(str, self.data.shape[1:]))}), "
+                f"got {tuple(x.shape)}"
+            )
+        if x.device not in self._placed:
+            self._placed[x.device] = self.data.to(x.device).flatten(1)
+        return self._placed[x.device], x.flatten(1)
+
+    @staticmethod
+    def _distances(rows: Tensor, alpha: Tensor, points: Tensor) -> Tensor:
+        """|x - alpha x_i|^2 from the differences themselves: |x|^2 + |y|^2 - 2xy would cancel near a data point."""
+        if alpha.numel() == 1:
+            return torch.cdist(rows, alpha * points, compute_mode="donot_use_mm_for_euclid_dist").square()
+        return (rows[:, None, :] - alpha[..., None] * points).square().sum(-1)
+
+    @staticmethod
+    def _chunks(rows: Tensor, alpha: Tensor, sigma: Tensor, points: Tensor) -> Any:
+        size = max(1, _LARGEST_TABLE // points.numel())
+        for first in range(0, len(rows), size):
+            part = slice(first, first + size)
+            yield rows[part], *(c.reshape(-1, 1)[part] if c.ndim else c.reshape(1, 1) for c in (alpha, sigma))
+
+
+_LOG_TAU = math.log(2 * math.pi)

@@ -1,0 +1,7 @@
+"""Gaussian perturbation kernels: continuous processes and chains."""
+
+from sde_gen.perturbations.base import Perturbation
+from sde_gen.perturbations.continuous import EDM, VE, VP, Cosine, FlowMatching, SubVP
+from sde_gen.perturbations.discrete import DDPM, NCSN, Chain
+
+__all__ = ["DDPM", "EDM", "NCSN", "VE", "VP", "Chain", "Cosine", "FlowMatching", "Perturbation", "SubVP"]

@@ -1,0 +1,199 @@
+r"""Chains: perturbations defined on K nodes t_k = k/K, k = 1..K.
+
+A chain is a table of half log-SNRs. Between its nodes it answers by interpolating lambda linearly in t; between t = 0
+(clean data, sigma = 0) and the first node the noise-to-signal ratio exp(-2 lambda) grows linearly, as Brownian noise
+does. Derivatives at a node are those of the interval before it, the one a reverse step from that node crosses.
+"""
+
+import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from sde_gen import _checks as check
+from sde_gen.errors import ConfigError
+from sde_gen.perturbations.base import Perturbation
+from sde_gen.perturbations.continuous import Cosine
+
+SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
+
+#: The largest beta of the cosine chain (Nichol & Dhariwal 2021): at 1 all signal would be lost in one step.
+_LARGEST_COSINE_BETA = 0.999
+
+
+class Chain(Perturbation):
+    """A perturbation on K nodes. Subclasses give the table of half log-SNRs, ascending in t."""
+
+    is_chain: ClassVar[bool] = True
+
+    @property
+    def length(self) -> int:
+        """K, the number of nodes."""
+        raise NotImplementedError
+
+    def _table(self) -> Tensor:
+        """Half log-SNR at the nodes, (K,), float64, on the CPU."""
+        raise NotImplementedError
+
+    @property
+    def nodes(self) -> Tensor:
+        """The K times t_k = k/K, k = 1..K, ascending, float64."""
+        return torch.arange(1, self.length + 1, dtype=torch.float64) / self.length
+
+    @property
+    def t_min(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The first node, 1/K."""
+        return 1.0 / self.length
+
+    @property
+    def t_sample(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """The first node, 1/K."""
+        return 1.0 / self.length
+
+    def _noise_to_signal(self, t: Tensor) -> Tensor:
+        """sigma^2/alpha^2."""
+        position = t * self.length
+        table = _lambdas(self, str(t.device))
+        if self.length > 1:
+            left = (torch.ceil(position.detach() - 1e-9) - 1).clamp(1, self.length - 1).long()  # node at or before
+            before, after = table[left - 1], table[left]
+            inside = (-2 * (before + (position - left) * (after - before))).exp()
+        else:
+            inside = (-2 * table[0]).exp() * position
+        return torch.where(position <= 1, (-2 * table[0]).exp() * position, inside)
+
+    def _time(self, half_log_snr: Tensor) -> Tensor:
+        table = _lambdas(self, str(half_log_snr.device))
+        first = (2 * (table[0] - half_log_snr)).exp()  # position in the first interval
+        if self.length == 1:
+            return first
+        index = torch.searchsorted(-table, -half_log_snr.contiguous()).clamp(1, self.length - 1)
+        before, after = table[index - 1], table[index]
+        position = index + (half_log_snr - before) / (after - before)
+        return torch.where(half_log_snr >= table[0], first, position) / self.length
+
+
+@lru_cache(maxsize=256)
+def _lambdas(chain: Chain, device: str) -> Tensor:
+    return chain._table().to(device)
+
+
+@dataclass(frozen=True)
+class DDPM(Chain):
+    """The variance-preserving chain x_k = sqrt(1 - beta_k) x_{k-1} + sqrt(beta_k) z.
+
+    alpha_k^2 = prod (1 - beta_j), sigma^2 = 1 - alpha^2. Ho et al. 2020, arXiv:2006.11239; the cosine schedule is that
+    of Nichol & Dhariwal 2021, arXiv:2102.09672.
+
+    Args:
+        steps: K >= 1, the number of nodes.
+        schedule: "linear" in beta, "quadratic" (linear in sqrt(beta)), "sigmoid" or "cosine".
+        beta_min: first beta at K = 1000, > 0; scaled by 1000/K. Not used by the cosine schedule.
+        beta_max: last beta at K = 1000, >= beta_min; scaled by 1000/K. Not used by the cosine schedule.
+
+    Raises:
+        ConfigError: for values outside these ranges, or if some beta reaches 1 (linear: K <= 20).
+    """
+
+    steps: int = 1000
+    schedule: str = "linear"
+    beta_min: float = 1e-4
+    beta_max: float = 0.02
+
+    def __post_init__(self) -> None:
+        check.integer("DDPM", "steps", self.steps)
+        check.choice("DDPM", "schedule", self.schedule, SCHEDULES)
+        check.number("DDPM", "beta_min", self.beta_min, low=0.0, open_low=True)
+        check.number("DDPM", "beta_max", self.beta_max, low=0.0, open_low=True)
+        if self.beta_min > self.beta_max:
+            raise ConfigError(
+                f"DDPM: beta_min must not exceed beta_max, got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
+            )
+        if self.schedule != "cosine":
+            largest = self.beta_max * 1000 / self.steps
+            if not largest < 1 - 1e-12:
+                fewest = math.floor(self.beta_max * 1000) + 1
+                raise ConfigError(
+                    f"DDPM: steps={self.steps} gives a last beta of {largest:.4g}, which must stay below 1; "
+                    f"use steps >= {fewest}, a smaller beta_max, or schedule='cosine'"
+                )
+
+    @property
+    def length(self) -> int:
+        return self.steps
+
+    @property
+    def betas(self) -> Tensor:
+        """beta_k, k = 1..K, float64."""
+        low, high = self.beta_min * 1000 / self.steps, self.beta_max * 1000 / self.steps
+        position = torch.linspace(0.0, 1.0, self.steps, dtype=torch.float64)
+        if self.schedule == "linear":
+            return low + position * (high - low)
+        if self.schedule == "quadratic":
+            return (math.sqrt(low) + position * (math.sqrt(high) - math.sqrt(low))).square()
+        if self.schedule == "sigmoid":
+            return low + torch.sigmoid(12 * position - 6) * (high - low)
+        nodes = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
+        log_alpha = Cosine()._log_alpha(nodes)
+        return (-torch.expm1(2 * (log_alpha[1:] - log_alpha[:-1]))).clamp_max(_LARGEST_COSINE_BETA)
+
+    def _table(self) -> Tensor:
+        log_alpha = 0.5 * torch.log1p(-self.betas).cumsum(0)
+        return log_alpha - 0.5 * (-torch.expm1(2 * log_alpha)).log()
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return -0.5 * torch.log1p(self._noise_to_signal(t))
+
+    def _variance(self, t: Tensor) -> Tensor:
+        ratio = self._noise_to_signal(t)
+        return ratio / (1 + ratio)
+
+
+@dataclass(frozen=True)
+class NCSN(Chain):
+    """The noise levels of score matching with Langevin dynamics (SMLD): alpha = 1, sigma_k geometric.
+
+    sigma_k = sigma_min (sigma_max/sigma_min)^((k-1)/(K-1)), ascending in t (papers list them descending).
+    sigma_max should be about the largest distance between two data points. Song & Ermon 2019, arXiv:1907.05600;
+    2020, arXiv:2006.09011.
+
+    Args:
+        sigma_min: smallest noise, > 0.
+        sigma_max: largest noise, > sigma_min.
+        levels: K >= 2.
+
+    Raises:
+        ConfigError: for values outside these ranges.
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    levels: int = 232
+
+    def __post_init__(self) -> None:
+        check.number("NCSN", "sigma_min", self.sigma_min, low=0.0, open_low=True)
+        check.number("NCSN", "sigma_max", self.sigma_max, low=0.0, open_low=True)
+        check.integer("NCSN", "levels", self.levels, low=2)
+        if self.sigma_min >= self.sigma_max:
+            raise ConfigError(f"NCSN: sigma_min must be below sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}")
+
+    @property
+    def length(self) -> int:
+        return self.levels
+
+    @property
+    def sigmas(self) -> Tensor:
+        """sigma_k, k = 1..K, ascending, float64."""
+        return (-self._table()).exp()
+
+    def _table(self) -> Tensor:
+        return -torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), self.levels, dtype=torch.float64)
+
+    def _log_alpha(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def _variance(self, t: Tensor) -> Tensor:
+        return self._noise_to_signal(t)

@@ -1,0 +1,70 @@
+r"""Random numbers as pure functions of a 64-bit seed and a few counters.
+
+Torch's CPU generator is a Mersenne Twister whose `manual_seed` uses the low 32 bits only, so that seeds equal modulo
+2^32 give equal numbers. Here its whole state (624 words) is filled from the counter-based generator Philox (Salmon et
+al. 2011) keyed by (seed, counters), so all 64 bits count and streams of different counters are independent. CUDA's
+generator is itself a Philox with a 64-bit key; it gets a key hashed from the same numbers.
+"""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+
+from sde_gen.errors import ConfigError
+
+_WORDS = 624
+_FIRST_WORD = 3  # position of the state words in torch's generator state, in 8-byte units
+_MASK = 2**64 - 1
+
+
+def check_seed(seed: int) -> int:
+    """Return the seed if it is a whole number in [0, 2^64), else raise `ConfigError`."""
+    if isinstance(seed, bool) or not isinstance(seed, int | np.integer) or not 0 <= int(seed) <= _MASK:
+        raise ConfigError(f"seed must be a whole number in [0, 2^64), got {seed!r}")
+    return int(seed)
+
+
+def keyed_generator(seed: int, *keys: int, device: torch.device | str = "cpu") -> torch.Generator:
+    """A torch generator that depends on (seed, keys) alone, and on every bit of them.
+
+    Args:
+        seed: whole number in [0, 2^64).
+        keys: up to four counters in [0, 2^64).
+        device: where the generator draws.
+
+    Raises:
+        ConfigError: for a seed out of range, or more than four keys.
+    """
+    if len(keys) > 4:
+        raise ConfigError(f"keyed_generator takes at most four keys, got {len(keys)}")
+    counter = np.array([k & _MASK for k in keys] + [0] * (4 - len(keys)), dtype=np.uint64)
+    # The second key word separates these streams from other uses of Philox with the same seed; the first counter
+    # word is the one that Philox itself advances, so the keys are placed above it and the fourth joins the key.
+    key = np.array([check_seed(seed), (0x5DE6E4 + int(counter[3]) * 0x9E3779B97F4A7C15) & _MASK], dtype=np.uint64)
+    start = np.array([0, counter[0], counter[1], counter[2]], dtype=np.uint64)
+    bits = np.random.Philox(key=key, counter=start)
+    device = torch.device(device)
+    if device.type != "cpu":
+        generator = torch.Generator(device)
+        generator.manual_seed(int(bits.random_raw()) & (2**63 - 1))
+        return generator
+    generator = torch.Generator()
+    template = _template()
+    if template is None:  # an unknown layout of the state: seed with 32 well-mixed bits
+        return generator.manual_seed(int(bits.random_raw()) >> 32)
+    state = template.copy()
+    state[_FIRST_WORD : _FIRST_WORD + _WORDS] = bits.random_raw(_WORDS // 2).view(np.uint32)
+    generator.set_state(torch.from_numpy(state.view(np.uint8)))
+    return generator
+
+
+@lru_cache(maxsize=1)
+def _template() -> np.ndarray | None:
+    """State of a freshly seeded CPU generator, if its words lie where this module expects them, else None."""
+    state = torch.Generator().manual_seed(5).get_state().numpy()
+    if state.nbytes % 8 or state.nbytes < 8 * (_FIRST_WORD + _WORDS):
+        return None
+    words = state.view(np.uint64)
+    expected = np.random.RandomState(5).get_state(legacy=False)["state"]["key"]  # the same recurrence from seed 5
+    return words.copy() if np.array_equal(words[_FIRST_WORD : _FIRST_WORD + _WORDS], expected) else None

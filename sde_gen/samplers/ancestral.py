@@ -1,0 +1,84 @@
+r"""Steps that draw from the exact posterior of the forward process, with x0hat in the place of the data.
+
+.. math:: p(x_s | x_t, x_0) = N(\frac{a\sigma_s^2}{\sigma_t^2} x_t + \frac{\alpha_s b^2}{\sigma_t^2} x_0,\;
+          \frac{b^2\sigma_s^2}{\sigma_t^2} I)
+
+`Ancestral` is DDPM's sampler (Ho et al. 2020, arXiv:2006.11239). `DDIM` keeps the marginal N(alpha_s x0, sigma_s^2)
+but draws only a part eta of the posterior's noise (Song, Meng & Ermon 2021, arXiv:2010.02502); at eta = 0 it is the
+exponential Euler step of the probability-flow ODE in lambda, exact when x0hat does not change along the step.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sde_gen import _checks as check
+from sde_gen.perturbations import Perturbation
+from sde_gen.samplers.base import OneStepSampler
+
+
+@dataclass(frozen=True)
+class Ancestral(OneStepSampler):
+    """Ancestral sampling: x_s drawn from p(x_s | x_t, x0hat).
+
+    Args:
+        variance: "small", the posterior's b^2 sigma_s^2/sigma_t^2 (beta-tilde of a DDPM chain; right for data at a
+            point), or "large", b^2 (beta of a DDPM chain; right for standard normal data).
+
+    Raises:
+        ConfigError: for another variance.
+    """
+
+    variance: str = "small"
+
+    uses_chain_nodes = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.choice("Ancestral", "variance", self.variance, ("small", "large"))
+
+    @property
+    def order(self) -> float:
+        return 1.0
+
+    @property
+    def is_stochastic(self) -> bool:
+        return True
+
+    def coefficients(self, p: Perturbation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        of_x, of_data, std = p.posterior(s, t)
+        return of_x, of_data, std if self.variance == "small" else p.transition(s, t)[1]
+
+
+@dataclass(frozen=True)
+class DDIM(OneStepSampler):
+    """DDIM: x_s = alpha_s x0hat + sqrt(sigma_s^2 - std^2) eps + std z, std = eta times the posterior's.
+
+    Args:
+        eta: 0 is deterministic, 1 is `Ancestral(variance="small")`; in [0, 1].
+
+    Raises:
+        ConfigError: for eta out of range.
+    """
+
+    eta: float = 0.0
+
+    default_steps = 50
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.number("DDIM", "eta", self.eta, low=0.0, high=1.0)
+
+    @property
+    def order(self) -> float:
+        return 1.0
+
+    @property
+    def is_stochastic(self) -> bool:
+        return self.eta > 0
+
+    def coefficients(self, p: Perturbation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        sigma_t, sigma_s = p.sigma(t), p.sigma(s)
+        share = (p.transition(s, t)[1] / sigma_t).square()  # b^2/sigma_t^2, in [0, 1]
+        kept = sigma_s * (1 - self.eta**2 * share).sqrt() / sigma_t  # of eps
+        return kept, p.alpha(s) - p.alpha(t) * kept, self.eta * sigma_s * share.sqrt()

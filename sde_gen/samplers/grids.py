@@ -1,0 +1,196 @@
+r"""Time grids: which times a sampler visits.
+
+A grid gives n times from `t_high` (noise) down to `t_low`, in float64. It is a separate object so that two
+formulations can be run on the same noise levels: `UniformLambda` and `GivenLambdas` depend on lambda alone.
+"""
+
+import abc
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from sde_gen import _checks as check
+from sde_gen.errors import ConfigError
+from sde_gen.perturbations import Chain, Perturbation
+
+
+class TimeGrid(abc.ABC):
+    """n times, descending, for a perturbation."""
+
+    @abc.abstractmethod
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        """n strictly descending times from t_high to t_low (t_high alone for n = 1), float64, on the CPU."""
+
+    @property
+    def length(self) -> int | None:
+        """Number of times, for grids that fix it."""
+        return None
+
+
+def _unit(n: int) -> Tensor:
+    """n numbers from 0 to 1; 0 alone for n = 1."""
+    return torch.linspace(0.0, 1.0, n, dtype=torch.float64) if n > 1 else torch.zeros(1, dtype=torch.float64)
+
+
+def _ends(p: Perturbation, t_low: float, t_high: float) -> tuple[float, float]:
+    return float(p.half_log_snr(t_high)), float(p.half_log_snr(t_low))
+
+
+def _at(p: Perturbation, half_log_snr: Tensor, t_low: float, t_high: float) -> Tensor:
+    """Times of these lambdas, with the end points exactly as asked."""
+    t = p.time(half_log_snr)
+    t[0] = t_high
+    if len(t) > 1:
+        t[-1] = t_low
+    return t
+
+
+@dataclass(frozen=True)
+class UniformTime(TimeGrid):
+    """Equal steps in t."""
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        return t_high + _unit(n) * (t_low - t_high)
+
+
+@dataclass(frozen=True)
+class UniformLambda(TimeGrid):
+    """Equal steps in the half log-SNR lambda. Lu et al. 2022, arXiv:2206.00927."""
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        first, last = _ends(perturbation, t_low, t_high)
+        return _at(perturbation, first + _unit(n) * (last - first), t_low, t_high)
+
+
+@dataclass(frozen=True)
+class KarrasRho(TimeGrid):
+    """Equal steps in (sigma/alpha)^(1/rho). Karras et al. 2022, arXiv:2206.00364.
+
+    Args:
+        rho: exponent, >= 1; larger puts more times at low noise.
+    """
+
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        check.number("KarrasRho", "rho", self.rho, low=1.0)
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        first, last = ((-torch.tensor(e, dtype=torch.float64) / self.rho).exp()
+                       for e in _ends(perturbation, t_low, t_high))  # fmt: skip
+        return _at(perturbation, -self.rho * (first + _unit(n) * (last - first)).log(), t_low, t_high)
+
+
+@dataclass(frozen=True)
+class Quadratic(TimeGrid):
+    """Equal steps in sqrt(t). Song, Meng & Ermon 2021, arXiv:2010.02502."""
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        root = t_high**0.5 + _unit(n) * (t_low**0.5 - t_high**0.5)
+        t = root.square()
+        t[0] = t_high
+        if n > 1:
+            t[-1] = t_low
+        return t
+
+
+@dataclass(frozen=True)
+class ChainNodes(TimeGrid):
+    """The nodes of a chain: all K of them, or an even subset that keeps the first and the last.
+
+    Raises:
+        ConfigError: for a continuous perturbation, or for more times than nodes.
+    """
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        if not isinstance(perturbation, Chain):
+            raise ConfigError(f"ChainNodes: {perturbation} is not a chain; use UniformTime() or UniformLambda()")
+        length = perturbation.length
+        first, last = round(t_high * length), max(1, round(t_low * length))
+        if n > first - last + 1:
+            raise ConfigError(
+                f"ChainNodes: {n} times asked of {first - last + 1} nodes of {perturbation}; use fewer steps, "
+                "or a grid such as UniformLambda() that goes between the nodes"
+            )
+        index = (first + _unit(n) * (last - first)).round().long()
+        return perturbation.nodes[index - 1]
+
+
+@dataclass(frozen=True)
+class GivenTimes(TimeGrid):
+    """A given list of times, strictly descending, in [0, 1].
+
+    Args:
+        values: the times.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "values", _descending("GivenTimes", self.values))
+        if self.values[0] > 1 or self.values[-1] < 0:
+            raise ConfigError(f"GivenTimes: times must lie in [0, 1], got {self.values[0]!r} ... {self.values[-1]!r}")
+
+    @property
+    def length(self) -> int:
+        return len(self.values)
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        return torch.tensor(self.values, dtype=torch.float64)
+
+
+@dataclass(frozen=True)
+class GivenLambdas(TimeGrid):
+    """A given list of half log-SNRs, strictly ascending: the same noise levels under any formulation.
+
+    Args:
+        values: the half log-SNRs.
+    """
+
+    values: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        down = _descending("GivenLambdas", [-float(v) for v in self.values])
+        object.__setattr__(self, "values", tuple(-v for v in down))
+
+    @property
+    def length(self) -> int:
+        return len(self.values)
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        return perturbation.time(torch.tensor(self.values, dtype=torch.float64))
+
+
+def _descending(where: str, values: Sequence[float] | Tensor) -> tuple[float, ...]:
+    listed = tuple(float(v) for v in values)
+    ordered = all(a > b for a, b in pairwise(listed))
+    if not listed or not ordered or any(v != v for v in listed):
+        kind = "strictly descending times" if where == "GivenTimes" else "strictly ascending half log-SNRs"
+        raise ConfigError(f"{where}: expected a list of {kind}, got {len(listed)} values that are not")
+    return listed
+
+
+#: Grids by the names that `grid=` takes besides an object or a list of times.
+GRIDS: dict[str, TimeGrid] = {
+    "uniform": UniformTime(),
+    "lambda": UniformLambda(),
+    "karras": KarrasRho(),
+    "quadratic": Quadratic(),
+    "nodes": ChainNodes(),
+}
+
+
+def as_grid(grid: "TimeGrid | str | Sequence[float] | Tensor") -> TimeGrid:
+    """A grid from an object, a name in `GRIDS`, or a list of descending times."""
+    if isinstance(grid, TimeGrid):
+        return grid
+    if isinstance(grid, str):
+        return GRIDS[check.choice("grid", "name", grid, tuple(GRIDS))]
+    if isinstance(grid, Tensor | Sequence):
+        return GivenTimes(tuple(float(t) for t in grid))
+    raise ConfigError(
+        f"grid: expected a TimeGrid, one of {', '.join(map(repr, GRIDS))} or a list of times, got {grid!r}"
+    )

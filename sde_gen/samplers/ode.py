@@ -1,0 +1,215 @@
+r"""The probability-flow ODE by general-purpose solvers.
+
+All formulations are integrated in one variable and one scaling, lambda and :math:`u = x/\sqrt{\alpha^2+\sigma^2}`:
+
+.. math:: \frac{du}{d\lambda} = \hat\alpha D - \hat\alpha^2 u, \qquad \hat\alpha^2 = \mathrm{sigmoid}(2\lambda),
+
+where the state stays of the size of the data, the time scales are even, and a chain needs no times between its nodes.
+So the answer does not depend on the formulation. Song et al. 2021, arXiv:2011.13456, section 4.3.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_gen import _checks as check
+from sde_gen.errors import ConfigError, NonFiniteError, SolverError
+from sde_gen.model import ScoreModel
+from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.sampler import Job, Sampler
+
+_SCIPY = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
+_TORCHDIFFEQ = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
+_TORCHDIFFEQ_FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+
+
+@dataclass(frozen=True)
+class ProbabilityFlow(Sampler):
+    """Probability-flow ODE sampler: deterministic given its start.
+
+    Args:
+        method: "dopri5" steps each sample on its own in one batch. Other methods are torchdiffeq's adaptive ones
+            ("dopri8", "bosh3", "fehlberg2", "adaptive_heun", "torchdiffeq:dopri5") and scipy's `solve_ivp` ("RK45",
+            "RK23", "DOP853", "Radau", "BDF", "LSODA"), which share one step size over all they are given and are
+            therefore run on one sample at a time; and torchdiffeq's fixed-step ones ("euler", "midpoint", "heun2",
+            "heun3", "rk4") over `steps` equal steps in lambda.
+        rtol, atol: tolerances of adaptive methods, > 0.
+        max_nfe: most network calls for any one sample, >= 1.
+        steps: of fixed-step methods only, >= 1.
+        denoise: whether the state at the last time is denoised (one more call).
+
+    Raises:
+        ConfigError: for values outside these; and when run, `SolverError` when max_nfe runs out, `NonFiniteError` when
+            the network's answer is NaN or infinite.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_nfe: int = 10_000
+    steps: int | None = None
+    denoise: bool = True
+
+    def __post_init__(self) -> None:
+        where = "ProbabilityFlow"
+        names = [*_TORCHDIFFEQ, *_TORCHDIFFEQ_FIXED, *_SCIPY, *(f"torchdiffeq:{m}" for m in _TORCHDIFFEQ)]
+        check.choice(where, "method", self.method, names)
+        check.number(where, "rtol", self.rtol, low=0.0, open_low=True)
+        check.number(where, "atol", self.atol, low=0.0, open_low=True)
+        check.integer(where, "max_nfe", self.max_nfe)
+        if not isinstance(self.denoise, bool):
+            raise ConfigError(f"{where}: denoise must be True or False, got {self.denoise!r}")
+        if self.is_adaptive and self.steps is not None:
+            raise ConfigError(
+                f"{where}: method={self.method!r} chooses its own steps; set rtol and atol, "
+                f"or a fixed-step method: {', '.join(_TORCHDIFFEQ_FIXED)}"
+            )
+        if not self.is_adaptive:
+            check.integer(where, f"steps (of method={self.method!r})", self.steps)
+
+    @property
+    def _name(self) -> str:
+        return self.method.removeprefix("torchdiffeq:")
+
+    @property
+    def is_adaptive(self) -> bool:
+        """Whether the method chooses its own steps."""
+        return self.method not in _TORCHDIFFEQ_FIXED
+
+    @property
+    def order(self) -> float:
+        """Order of the method in the step size."""
+        return float((_SCIPY | _TORCHDIFFEQ | _TORCHDIFFEQ_FIXED)[self._name])
+
+    def times(self, model: ScoreModel) -> Tensor:
+        low, high = model.times_within()
+        return torch.tensor([high, low], dtype=torch.float64)
+
+    def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
+        p, times, x = job.model.perturbation, self.times(job.model), job.x
+        lam = p.half_log_snr(times)
+        if not bool(lam.isfinite().all()):
+            raise ConfigError(f"ProbabilityFlow: lambda is infinite at an end of {times.tolist()} under {p}")
+        job.model._warn_between_nodes(lam.mean())
+        begin, end = lam.tolist()
+        root = (p.alpha(times).square() + p.sigma(times).square()).sqrt().tolist()
+        if job.callback is not None:
+            job.callback(0, float(times[0]), x[: job.count])
+        problem = _Problem(job, self.max_nfe)
+        u = x / root[0]
+        if self.method == "dopri5":
+            solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self.atol,
+                                      max_calls=self.max_nfe, first=job.first)  # fmt: skip
+            u, calls = solution.u, solution.calls
+        elif not self.is_adaptive:
+            u = self._fixed(problem, u, begin, end)
+            calls = torch.full((len(x),), problem.calls)
+        else:
+            solve = self._scipy if self.method in _SCIPY else self._torchdiffeq
+            parts, counts = [], []
+            for i in range(len(x)):
+                problem.calls = 0
+                parts.append(solve(problem, u[i : i + 1], begin, end, i))
+                counts.append(problem.calls)
+            u, calls = torch.cat(parts), torch.tensor(counts)
+        if self.denoise:
+            u = problem.denoised(u, torch.full((len(u),), end, dtype=torch.float64, device=u.device), None)
+            calls = calls + 1
+        else:
+            u = u * root[1]
+        bad = (~u[: job.count].flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise NonFiniteError(int(calls.max()), float(times[1]), [job.first + i for i in bad])
+        if job.callback is not None:
+            job.callback(1, 0.0 if self.denoise else float(times[1]), u[: job.count])
+        return u, int(calls.max()), calls
+
+    def _fixed(self, problem: "_Problem", u: Tensor, begin: float, end: float) -> Tensor:
+        from torchdiffeq import odeint
+
+        ends = torch.tensor([begin, end], dtype=torch.float64, device=u.device)
+        grid = torch.linspace(begin, end, (self.steps or 1) + 1, dtype=torch.float64, device=u.device)
+        options = {"grid_constructor": lambda f, y, t: grid}
+        return torch.as_tensor(odeint(problem.shared(None), u, ends, method=self._name, options=options)[-1])
+
+    def _torchdiffeq(self, problem: "_Problem", u: Tensor, begin: float, end: float, row: int) -> Tensor:
+        from torchdiffeq import odeint
+
+        ends = torch.tensor([begin, end], dtype=torch.float64, device=u.device)
+        try:
+            states = odeint(problem.shared(row), u, ends, rtol=self.rtol, atol=self.atol, method=self._name)
+            return torch.as_tensor(states[-1])
+        except AssertionError as error:  # its own guards; under `python -O` the call budget stops it instead
+            raise self._failed(problem, row, str(error)) from error
+
+    def _scipy(self, problem: "_Problem", u: Tensor, begin: float, end: float, row: int) -> Tensor:
+        from scipy.integrate import solve_ivp
+
+        slope = problem.shared(row)
+
+        def flat(s: float, y: Any) -> Any:
+            state = torch.from_numpy(y).to(u).reshape(u.shape)
+            return slope(torch.tensor(s, dtype=torch.float64), state).to(torch.float64).cpu().numpy().reshape(-1)
+
+        y0 = u.to(torch.float64).cpu().numpy().reshape(-1)
+        answer = solve_ivp(flat, (begin, end), y0, method=self.method, rtol=self.rtol, atol=self.atol)
+        if not answer.success:
+            raise self._failed(problem, row, answer.message)
+        return torch.from_numpy(answer.y[:, -1]).to(u).reshape(u.shape)
+
+    def _failed(self, problem: "_Problem", row: int, why: str) -> SolverError:
+        return SolverError(
+            f"ProbabilityFlow(method={self.method!r}): sample {problem.first + row}: {why}; "
+            "loosen rtol and atol, or use another method"
+        )
+
+
+class _Problem:
+    """The right-hand side in (lambda, u), with its call count and guards."""
+
+    def __init__(self, job: Job, max_nfe: int) -> None:
+        self.model, self.condition, self.first = job.model, job.condition, job.first
+        self.batch, self.max_nfe, self.calls = len(job.x), max_nfe, 0
+
+    def denoised(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
+        alpha = torch.sigmoid(2 * half_log_snr).sqrt()
+        sigma = torch.sigmoid(-2 * half_log_snr).sqrt()
+        return self.model.predict(u, alpha, sigma, self._condition(rows)).denoised
+
+    def _condition(self, rows: Tensor | None) -> dict[str, Any]:
+        if rows is None:
+            return dict(self.condition)
+        return {k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == self.batch else v
+                for k, v in self.condition.items()}  # fmt: skip
+
+    def slope(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
+        """du/dlambda at one lambda a row."""
+        alpha2 = torch.sigmoid(2 * half_log_snr)
+        shape = (-1,) + (1,) * (u.ndim - 1)
+        scale, pull = (c.to(u.dtype).reshape(shape) for c in (alpha2.sqrt(), alpha2))
+        return scale * self.denoised(u, half_log_snr, rows) - pull * u
+
+    def shared(self, row: int | None) -> Callable[[Tensor, Tensor], Tensor]:
+        """f(s, u) for solvers with one time for all rows, refusing a spent budget and NaN."""
+
+        def f(s: Tensor, u: Tensor) -> Tensor:
+            if self.calls >= self.max_nfe:
+                where = "" if row is None else f" for sample {self.first + row}"
+                raise SolverError(
+                    f"ProbabilityFlow: needs more than max_nfe={self.max_nfe} network calls{where}, stopped at "
+                    f"lambda = {float(s):.4g}; loosen rtol and atol, or raise max_nfe"
+                )
+            rows = None if row is None else torch.tensor([row], device=u.device)
+            slope = self.slope(u, s.to(device=u.device, dtype=torch.float64).expand(len(u)), rows)
+            self.calls += 1
+            bad = ~slope.flatten(1).isfinite().all(1)
+            if bool(bad.any()):
+                rows_bad = bad.nonzero().flatten() if row is None else torch.tensor([row])
+                raise NonFiniteError(self.calls - 1, float(s), [self.first + int(i) for i in rows_bad],
+                                     "slope (with lambda in the place of t)")  # fmt: skip
+            return slope
+
+        return f

@@ -1,0 +1,243 @@
+"""How every sampler is called: shapes, seeds, chunks, devices, and what comes back."""
+
+import abc
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_gen import _checks as check
+from sde_gen.errors import ConfigError
+from sde_gen.model import ScoreModel
+from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource, block_size
+
+#: Numbers of state held at once unless `chunk` says otherwise: 64 MiB in float32.
+_CHUNK_NUMBERS = 2**24
+
+Callback = Callable[[int, float, Tensor], None]
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What a sampler returns.
+
+    Attributes:
+        x: the samples, (B, *shape).
+        nfe: network calls made for each sample (the largest count, where an adaptive solver makes them differ).
+        seconds: wall-clock time of the run.
+        nfe_per_sample: calls for each sample, (B,), where they differ; else None.
+    """
+
+    x: Tensor
+    nfe: int
+    seconds: float
+    nfe_per_sample: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Job:
+    """One chunk of a run."""
+
+    model: ScoreModel
+    x: Tensor
+    """State at the first time."""
+    condition: Mapping[str, Any]
+    noise: NoiseSource
+    callback: Callback | None
+    progress: bool
+    first: int
+    """Index of the first sample."""
+    count: int
+    """Rows that are samples; those after them are padding."""
+
+
+class Sampler(abc.ABC):
+    """Turns noise into data. Immutable; safe to share between threads."""
+
+    @property
+    @abc.abstractmethod
+    def order(self) -> float | None:
+        """Convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None."""
+
+    @property
+    def is_stochastic(self) -> bool:
+        """Whether noise is drawn after the start."""
+        return False
+
+    @abc.abstractmethod
+    def times(self, model: ScoreModel) -> Tensor:
+        """The times visited with this model (the two ends, for adaptive solvers), descending, float64."""
+
+    @abc.abstractmethod
+    def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
+        """Samples, network calls, and calls for each sample where they differ."""
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: ScoreModel,
+        shape: Sequence[int] | None = None,
+        *,
+        start: Tensor | None = None,
+        seed: int = 0,
+        noise: NoiseSource | None = None,
+        condition: Mapping[str, Any] | None = None,
+        callback: Callback | None = None,
+        progress: bool = False,
+        chunk: int | None = None,
+        first: int = 0,
+        deterministic: bool = False,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+    ) -> Samples:
+        """Draw samples.
+
+        Args:
+            model: the model to sample from.
+            shape: (B, *shape) of the samples; left out if `start` is given.
+            start: state at the first time, (B, *shape), instead of a draw from the prior.
+            seed: whole number in [0, 2^64); with `first`, sample i depends only on (model, sampler, seed, first + i).
+            noise: source of all Gaussian draws instead of the seed.
+            condition: keyword arguments of the network; tensors with B rows are cut along with the batch.
+            callback: called as `callback(step, t, x)` for the first state (step 0) and after each step; x must not be
+                changed. With several chunks it is called for each in turn.
+            progress: whether to show a progress bar on standard error.
+            chunk: most samples held at once; by default chosen from their size. Halved when a GPU's memory runs out.
+            first: index of the first sample, for jobs that share one seed.
+            deterministic: always use chunks of one fixed size (padded), so that a network's rounding does not depend on
+                the batch either.
+            dtype, device: of the samples; by default those of `start`, else float32 on the model's device.
+
+        Raises:
+            ConfigError: for arguments that do not fit together.
+            NonFiniteError: if a state becomes NaN or infinite.
+        """
+        began = time.perf_counter()
+        source, like = self._begin(shape, start, seed, noise, first, dtype, device, model)
+        if like.shape[0] == 0:
+            return Samples(like, 0, time.perf_counter() - began)
+        condition = dict(condition or {})
+        size = self._chunk_size(like, chunk, deterministic, source)
+        was_training = model.training
+        model.eval()
+        try:
+            parts: list[Tensor] = []
+            counts: list[Tensor] = []
+            calls, done = 0, 0
+            while done < len(like):
+                rows = slice(done, min(done + size, len(like)))
+                try:
+                    part, made, each = self._run_chunk(
+                        model, like, start, rows, size if deterministic else None, source, condition, callback,
+                        progress, first,
+                    )  # fmt: skip
+                except torch.cuda.OutOfMemoryError:
+                    if size <= 1 or deterministic or not isinstance(source, ShiftedNoiseSource):
+                        raise
+                    size = max(1, size // 2)
+                    torch.cuda.empty_cache()
+                    continue
+                parts.append(part)
+                if each is not None:
+                    counts.append(each)
+                calls = max(calls, made)
+                done = rows.stop
+        finally:
+            model.train(was_training)
+        x = parts[0] if len(parts) == 1 else torch.cat(parts)
+        return Samples(x, calls, time.perf_counter() - began, torch.cat(counts) if counts else None)
+
+    def _run_chunk(
+        self,
+        model: ScoreModel,
+        like: Tensor,
+        start: Tensor | None,
+        rows: slice,
+        padded: int | None,
+        source: NoiseSource,
+        condition: dict[str, Any],
+        callback: Callback | None,
+        progress: bool,
+        first: int,
+    ) -> tuple[Tensor, int, Tensor | None]:
+        count, whole = rows.stop - rows.start, len(like)
+        if isinstance(source, ShiftedNoiseSource) and (rows.start or padded):
+            source = source.starting_at(first + rows.start)
+        part = like[rows]
+        x = None if start is None else start[rows].to(dtype=like.dtype, device=like.device)
+        kept = {k: v[rows] if _has_rows(v, whole) else v for k, v in condition.items()}
+        if padded is not None and count < padded:
+            part, x = _pad(part, padded), None if x is None else _pad(x, padded)
+            kept = {k: _pad(kept[k], padded) if _has_rows(v, whole) else v for k, v in condition.items()}
+        if x is None:
+            t = self.times(model)[0]
+            x = source(part, -1, 0) * float(model.perturbation.sigma(t))
+        job = Job(model, x, kept, source, callback, progress, first + rows.start, count)
+        x, calls, each = self._solve(job)
+        return x[:count], calls, None if each is None else each[:count]
+
+    def _begin(
+        self,
+        shape: Sequence[int] | None,
+        start: Tensor | None,
+        seed: int,
+        noise: NoiseSource | None,
+        first: int,
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        model: ScoreModel,
+    ) -> tuple[NoiseSource, Tensor]:
+        """The noise source, and a tensor without storage that has the samples' shape, dtype and device."""
+        where = type(self).__name__
+        if not isinstance(model, ScoreModel):
+            raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
+        if (shape is None) == (start is None):
+            raise ConfigError(f"{where}: give either shape=(B, ...) or start=, a state to begin from")
+        check.integer(where, "first", first, low=0)
+        if start is not None:
+            if not start.is_floating_point() or start.ndim < 2:
+                raise ConfigError(f"{where}: start must be a floating tensor of shape (B, *shape), got "
+                                  f"{start.dtype} {tuple(start.shape)}")  # fmt: skip
+            size = tuple(start.shape)
+            dtype, device = dtype or start.dtype, device or start.device
+        else:
+            size = tuple(shape or ())
+            if len(size) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in size):
+                raise ConfigError(f"{where}: shape must be (B, *shape) of whole numbers, got {shape!r}")
+        dtype = dtype or torch.get_default_dtype()
+        if not dtype.is_floating_point:
+            raise ConfigError(f"{where}: dtype must be floating, got {dtype}")
+        device = model.device if device is None else device
+        like = torch.empty((), dtype=dtype, device=device).expand(size)
+        return SeededNoise(seed, first) if noise is None else noise, like
+
+    @staticmethod
+    def _chunk_size(like: Tensor, chunk: int | None, deterministic: bool, source: NoiseSource) -> int:
+        each = max(1, like[0].numel())
+        block = block_size(each)
+        if chunk is not None:
+            check.integer("sampler", "chunk", chunk)
+        if not isinstance(source, ShiftedNoiseSource):
+            if (chunk is not None and chunk < len(like)) or deterministic:
+                raise ConfigError(
+                    "sampler: this noise source cannot serve chunks or deterministic=True; give it a method "
+                    "starting_at(first), or use seed="
+                )
+            return len(like)
+        if deterministic:
+            return chunk or min(block, 64)
+        if chunk is not None:
+            return chunk
+        most = max(1, _CHUNK_NUMBERS // each)
+        return most // block * block if most > block else most
+
+
+def _has_rows(value: Any, rows: int) -> bool:
+    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def _pad(x: Tensor, size: int) -> Tensor:
+    return torch.cat([x, x[-1:].expand(size - len(x), *x.shape[1:])])

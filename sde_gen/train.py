@@ -1,0 +1,286 @@
+"""`python -m sde_gen.train`: train a network, or continue a run."""
+
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from sde_gen.config.launch import launch
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+    from sde_gen.training import RunDirectory, Trainer
+
+_QUIET_SECONDS = 5.0  # between two lines of progress, where there is no terminal
+
+#: Settings of the trainer that may differ when a run is continued; all others change what is computed.
+_FREE = frozenset(
+    {"steps", "max_seconds", "compile", "checkpoint_every", "keep_last", "log_every", "eval_every"}
+    | {"preview_every", "preview_samples", "preview_steps"}
+)
+
+
+def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, float]:
+    """Train as `config` says and return the last row of metrics; the body of the command.
+
+    Raises:
+        SDEGenError: one of its subclasses, with the exit code of the command, before any long work where possible.
+    """
+    import torch
+
+    from sde_gen.config.build import build, plain
+    from sde_gen.config.check import typed
+    from sde_gen.config.restore import pick_device, resolved_network
+    from sde_gen.config.schema import LoggerSettings, TrainConfig
+    from sde_gen.errors import ConfigError
+    from sde_gen.model import ScoreModel
+    from sde_gen.rng import check_seed
+    from sde_gen.training import Interrupted, Trainer, TrainerSettings, stop_on_signals
+
+    cfg = typed(TrainConfig, plain(config))
+    settings = typed(TrainerSettings, cfg.trainer, "trainer")
+    logger = typed(LoggerSettings, cfg.logger, "logger")
+    check_seed(cfg.seed)
+    if logger.tensorboard and not _has_tensorboard():
+        raise ConfigError("logger=tensorboard needs tensorboard; run pip install 'sde_gen[tensorboard]', or logger=csv")
+    device = pick_device(cfg.device)
+    perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
+    parameterization = build(cfg.parameterization, trust=cfg.trust, where="parameterization")
+    data = build(cfg.data, trust=cfg.trust, where="data")
+    given = {"num_classes": data.num_classes} if cfg.class_conditional else {}
+    objective = build(cfg.objective, trust=cfg.trust, where="objective", **given)
+    network_node = resolved_network(cfg.network, data, cfg.class_conditional)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(cfg.seed)
+        network = build(network_node, trust=cfg.trust, where="network")
+    model = ScoreModel(network, perturbation, parameterization)
+    objective.law_for(model)  # a law of times that does not go with the perturbation is refused here
+
+    stored = {name: getattr(cfg, name) for name in ("sde", "data", "parameterization", "objective", "trainer")}
+    stored |= {"network": network_node, "seed": cfg.seed, "class_conditional": cfg.class_conditional}
+    folder = _folder(cfg, data.name)
+    with folder.locked(), stop_on_signals() as stop:
+        report = _Report(folder, settings.steps, logger.tensorboard)
+        trainer = Trainer(
+            model,
+            data,
+            objective,
+            settings,
+            seed=cfg.seed,
+            device=device,
+            conditional=cfg.class_conditional,
+            checkpoints=folder.checkpoints,
+            config=stored,
+            stop=lambda: bool(stop),
+            listeners=[report],
+        )
+        _resume(trainer, folder, stored)
+        report.start(trainer)
+        _write_config(folder, stored)
+        try:
+            last = trainer.train()
+        finally:
+            report.close()
+        if stop and trainer.step < settings.steps:
+            raise Interrupted(
+                f"stopped by {stop.reason} at step {trainer.step} of {settings.steps}, which is saved; "
+                f"run the same command with run={folder.path.name} to continue"
+            )
+        report.finish(trainer)
+    return last
+
+
+def _folder(cfg: Any, data_name: str) -> "RunDirectory":
+    from pathlib import Path
+
+    from sde_gen.training import RunDirectory
+
+    root = Path(cfg.runs_dir).expanduser()
+    if cfg.run is not None:
+        return RunDirectory.named(root, str(cfg.run))
+    label = str(cfg.sde.get("_target_", "run")).rpartition(".")[2].lower()
+    return RunDirectory.fresh(root, f"{label}_{data_name}")
+
+
+def _resume(trainer: "Trainer", folder: "RunDirectory", config: Mapping[str, Any]) -> None:
+    """Continue from the newest sound checkpoint of the run, if it has any."""
+    from sde_gen.errors import CheckpointError, ConfigError
+    from sde_gen.training import newest_checkpoint
+    from sde_gen.training.checkpoint import remove_leftovers
+
+    remove_leftovers(folder.checkpoints)
+    found, skipped = newest_checkpoint(folder.checkpoints)
+    for sentence in skipped:
+        _say(f"passed over: {sentence}")
+    if found is None:
+        if skipped:
+            raise CheckpointError(
+                f"run {folder.path} has checkpoints, but none is sound; move them away, or give another run=NAME"
+            )
+        return
+    changed = differences(found.config, config)
+    if changed:
+        raise ConfigError(
+            f"run {folder.path} was started with other settings ({'; '.join(changed)}); "
+            "repeat those, or give another run=NAME"
+        )
+    trainer.resume(found)
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
+    """A phrase such as "sde.beta_max was 20.0, is 10.0" for each setting that matters to a resumed run and differs."""
+    result = []
+    for key in [*old, *(key for key in new if key not in old)]:
+        if where == "trainer." and key in _FREE:
+            continue
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            result += differences(a, b, f"{where}{key}.")
+        elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
+            result.append(f"{where}{key} was {a}, is {b}")
+    return result
+
+
+def _write_config(folder: "RunDirectory", config: Mapping[str, Any]) -> None:
+    from omegaconf import OmegaConf
+
+    from sde_gen.training.files import write_text
+
+    write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))), "the run's configuration")
+
+
+def _has_tensorboard() -> bool:
+    import importlib.util
+
+    return importlib.util.find_spec("tensorboard") is not None
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+class _Report:
+    """What the command shows and writes while a run trains."""
+
+    def __init__(self, folder: "RunDirectory", steps: int, tensorboard: bool) -> None:
+        self.folder, self.steps, self.tensorboard = folder, steps, tensorboard
+        self._bar: Any = None
+        self._events: Any = None
+        self._said = 0.0
+
+    def start(self, trainer: "Trainer") -> None:
+        """Say what is about to happen; open the files."""
+        from sde_gen.training import MetricsFile
+
+        parameters = sum(p.numel() for p in trainer.network.parameters())
+        name = type(trainer.network).__name__
+        _say(f"run {self.folder.path}")
+        _say(
+            f"{trainer.model.perturbation} on {trainer.data.name} ({len(trainer.data.train)} samples of shape "
+            f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
+        )
+        if trainer.step:
+            _say(f"continued from step {trainer.step}")
+        self._metrics = MetricsFile(self.folder.metrics, trainer.step)
+        if self.tensorboard:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._events = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step or None)
+        if sys.stderr.isatty():
+            from tqdm import tqdm
+
+            self._bar = tqdm(total=self.steps, initial=trainer.step, unit="step", dynamic_ncols=True)
+
+    def __call__(self, event: str, trainer: "Trainer", values: Mapping[str, Any]) -> None:
+        """What the trainer tells."""
+        if event == "log":
+            self._metrics.add(values)
+            self._show(values)
+            if self._events is not None:
+                for key, value in values.items():
+                    if key != "step":
+                        self._events.add_scalar(key, value, int(values["step"]))
+        elif event == "preview":
+            self._preview(trainer)
+
+    def _show(self, row: Mapping[str, float]) -> None:
+        if self._bar is not None:
+            self._bar.update(int(row["step"]) - self._bar.n)
+            self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "held_out_loss") if k in row}, refresh=False)
+            return
+        if "held_out_loss" not in row and time.monotonic() - self._said < _QUIET_SECONDS:
+            return
+        self._said = time.monotonic()
+        parts = [f"step {int(row['step'])}/{self.steps}"]
+        shown = [key for key in ("loss", "held_out_loss", "steps_per_second") if key in row]
+        parts += [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in shown]
+        _say("  ".join(parts))
+
+    def _preview(self, trainer: "Trainer") -> None:
+        """A picture of samples with the averaged weights."""
+        from sde_gen import pictures
+        from sde_gen.samplers import DDIM
+        from sde_gen.training.files import make_folder
+
+        s, data = trainer.settings, trainer.data
+        if s.preview_samples == 0 or (data.kind != "image" and not pictures.has_matplotlib()):
+            return
+        count = s.preview_samples if data.kind == "image" else max(1024, s.preview_samples)
+        chain = getattr(trainer.model.perturbation, "length", s.preview_steps)
+        sampler = DDIM(steps=min(s.preview_steps, chain))
+        condition = self._labels(trainer, count)
+        with trainer.ema.applied():
+            x = sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition).x
+        picture = pictures.picture_of(x, data.test)
+        make_folder(self.folder.samples, "the folder of the pictures")
+        pictures.save_image(picture, self.folder.samples / f"step_{trainer.step:08d}.png")
+
+    @staticmethod
+    def _labels(trainer: "Trainer", count: int) -> dict[str, Any]:
+        import torch
+
+        if not trainer.conditional:
+            return {}
+        return {"label": (torch.arange(count) % trainer.data.num_classes).to(trainer.device)}
+
+    def close(self) -> None:
+        """End the progress bar and the event file, whatever happened."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+        if self._events is not None:
+            self._events.close()
+
+    def finish(self, trainer: "Trainer") -> None:
+        """Last pictures, and a small table."""
+        from sde_gen import pictures
+        from sde_gen.training import read_metrics
+
+        picture = self.folder.samples / f"step_{trainer.step:08d}.png"
+        if not picture.is_file():
+            self._preview(trainer)
+        if pictures.has_matplotlib():
+            pictures.loss_curve(read_metrics(self.folder.metrics), self.folder.path / "loss.png")
+        else:
+            _say("matplotlib is not installed, so there is no loss.png; run pip install 'sde_gen[plot]'")
+        last = trainer.last
+        rows = [("steps", f"{trainer.step}"), ("seconds", f"{trainer.seconds:.1f}")]
+        rows += [(k.replace("_", " "), f"{last[k]:.5g}") for k in ("loss", "held_out_loss") if k in last]
+        if picture.is_file():
+            rows.append(("samples", str(picture)))
+        width = max(len(name) for name, _ in rows)
+        for name, value in rows:
+            _say(f"  {name:<{width}}  {value}")
+        root = self.folder.path.parent
+        place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={root}"
+        _say(f"next: python -m sde_gen.sample sampler=pc run={self.folder.path.name}{place}")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command and return its exit code."""
+    return launch("train", run, argv)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
