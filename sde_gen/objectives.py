@@ -50,11 +50,11 @@ class DenoisingScoreMatching:
 
     Args:
         weighting: "simple", "score", "likelihood", "snr", "min-snr" or "edm"; see the table above.
-        times_law: law of the training times on [t_min, t_max]: "uniform"; "stratified" (uniform, one draw in
-            each of B equal parts: less variance); "log-normal" (log(sigma/alpha) normal, as EDM); "importance"
-            (lambda uniform, for "likelihood"); "nodes" (a chain's nodes, uniformly). "auto" takes "nodes" for a chain, "importance" for the
-            likelihood weighting, "log-normal" for edm, else "stratified". On a chain, "uniform" and "stratified" draw
-            nodes and "importance" draws nodes in proportion to the weight, so that only nodes are trained.
+        times_law: law of the training times on [t_min, t_max]: "uniform"; "stratified" (uniform, one draw in each of B
+            equal parts: less variance); "log-normal" (log(sigma/alpha) normal, as EDM); "importance" (lambda uniform,
+            for "likelihood"); "nodes" (a chain's nodes, uniformly). "auto" takes "nodes" for a chain, "importance" for
+            the likelihood weighting, "log-normal" for edm, else "stratified". On a chain, "uniform" and "stratified"
+            draw nodes and "importance" draws nodes in proportion to the weight, so that only nodes are trained.
         gamma: of "min-snr", > 0.
         sigma_data: of "edm", > 0.
         log_mean: mean of log(sigma/alpha) of "log-normal".

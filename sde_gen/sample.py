@@ -1,6 +1,7 @@
 """`python -m sde_gen.sample`: draw samples from a trained run, with a picture and a report."""
 
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,10 +28,11 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, with the exit code of the command, before any long work where possible.
     """
-    from sde_gen.config.build import build, plain
     from sde_gen.config.check import typed
+    from sde_gen.config.objects import build, plain
     from sde_gen.config.restore import load_model, pick_device, stored_transform
     from sde_gen.config.schema import SampleConfig
+    from sde_gen.errors import BetweenNodesWarning
     from sde_gen.rng import check_seed
 
     cfg = typed(SampleConfig, plain(config))
@@ -48,16 +50,20 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     frames = _Frames(model, cfg.num_samples) if cfg.animation else None
 
     _say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
-    samples = sampler(
-        model,
-        (cfg.num_samples, *shape),
-        seed=cfg.seed,
-        condition=condition,
-        callback=frames,
-        progress=sys.stderr.isatty(),
-        chunk=cfg.chunk if frames is None else cfg.num_samples,
-        device=device,
-    )
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("once", BetweenNodesWarning)
+        samples = sampler(
+            model,
+            (cfg.num_samples, *shape),
+            seed=cfg.seed,
+            condition=condition,
+            callback=frames,
+            progress=sys.stderr.isatty(),
+            chunk=cfg.chunk if frames is None else cfg.num_samples,
+            device=device,
+        )
+    for note in notes:
+        _say(f"note: {note.message}")
     x = samples.x.float().cpu()
     data = _data(checkpoint, cfg)
     report: dict[str, Any] = {
@@ -165,7 +171,7 @@ class _Frames:
 
 def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
     """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
-    from sde_gen.config.build import build
+    from sde_gen.config.objects import build
     from sde_gen.errors import SDEGenError
 
     if not (cfg.metrics or cfg.forward):

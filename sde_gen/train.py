@@ -29,8 +29,8 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, float]:
     """
     import torch
 
-    from sde_gen.config.build import build, plain
     from sde_gen.config.check import typed
+    from sde_gen.config.objects import build, plain
     from sde_gen.config.restore import pick_device, resolved_network
     from sde_gen.config.schema import LoggerSettings, TrainConfig
     from sde_gen.errors import ConfigError

@@ -36,7 +36,7 @@ _BISECTIONS = 64
 
 def _float64(value: Tensor | float, name: str) -> tuple[Tensor, torch.dtype, torch.device]:
     """`value` in float64, with the dtype and device the answer is due in."""
-    given = torch.as_tensor(value)
+    given = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)  # float32 by default
     if given.is_complex() or given.dtype == torch.bool:
         raise ConfigError(f"{name} must be a real number or tensor, got dtype {given.dtype}")
     dtype = given.dtype if isinstance(value, Tensor) and given.is_floating_point() else torch.float64
@@ -195,7 +195,7 @@ class Perturbation(abc.ABC):
         Raises:
             ConfigError: if the shapes do not fit.
         """
-        u = torch.as_tensor(t)
+        u = torch.as_tensor(t, dtype=torch.float64 if isinstance(t, float) else None)
         if u.ndim > 1 or (u.ndim == 1 and (x0.ndim == 0 or u.shape[0] != x0.shape[0])):
             batch = tuple(x0.shape[:1])
             raise ConfigError(f"perturb: t must have shape () or {batch} for x0 of shape {tuple(x0.shape)}, "

@@ -49,7 +49,8 @@ class Evaluation:
             self._levels, self._coefficients = levels, coefficients
             return
         model._warn_between_nodes(half_log_snr(self.alpha, self.sigma))
-        self._input = coefficients.input.tolist()
+        # alpha^2 + sigma^2 = 1 up to rounding needs no scaling, and is spared it.
+        self._input = [1.0 if abs(c - 1) < 1e-12 else c for c in coefficients.input.tolist()]
         noise = coefficients.noise.to(torch.float32).to(like.device)
         self._noise = noise[:, None].expand(len(times), len(like)).unbind(0)
         dtype = model.network_dtype

@@ -1,0 +1,118 @@
+"""Running a command under Hydra: arguments checked first, one sentence and an exit code for what went wrong."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from sde_gen._conf import config_dir
+from sde_gen.config.compose import explained, reject_additions
+from sde_gen.errors import SDEGenError
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+_ABORTED = 130
+_PER_JOB = {"train": ("run", "_"), "sample": ("out", "/")}
+
+
+def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str] | None = None) -> int:
+    """Run the command `name` and return its exit code.
+
+    Codes: 0 done, 2 usage or configuration, 65 bad data or checkpoint, 66 missing input, 70 numerical failure,
+    73 output cannot be created or is in use, 74 input/output, 75 stopped by a signal and saved, 130 aborted.
+    With HYDRA_FULL_ERROR=1 in the environment every error shows its traceback.
+
+    Args:
+        name: of the primary configuration, "train" or "sample".
+        task: called with the composed configuration, once per job.
+        argv: arguments; those of the process by default.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
+
+    def job(config: "DictConfig") -> object:
+        try:
+            return task(config)
+        except Exception as error:
+            told = _as_ours(error, name)
+            if debug or told is None:
+                raise
+            _tell(told)  # at once: in a sweep Hydra raises only the first error, and only at the end
+            told._told = True  # type: ignore[attr-defined]
+            if told.exit_code == 75 or not _in_sweep():
+                # Not an Exception, which Hydra would comment on; and a signal ends the sweep, not one job of it.
+                raise SystemExit(told.exit_code) from error
+            raise told from error
+
+    try:
+        overrides = [argument for argument in arguments if not argument.startswith("-")]
+        reject_additions(overrides)
+        with _process(_one_folder_per_job(name, arguments)):
+            import hydra
+
+            hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+    except KeyboardInterrupt:
+        sys.stderr.write("aborted\n")
+        return _ABORTED
+    except Exception as error:
+        told = _as_ours(error, name)
+        if debug or told is None:
+            raise  # not foreseen: the traceback is wanted
+        if not getattr(told, "_told", False):
+            _tell(told)
+        return told.exit_code
+    return 0
+
+
+def _as_ours(error: Exception, name: str) -> SDEGenError | None:
+    """`error` as one of ours, with its sentence and exit code; None for one that nobody foresaw."""
+    if type(error).__name__ == "OutOfMemoryError":
+        return SDEGenError("the device ran out of memory; use a smaller trainer.batch_size, or chunk in sampling")
+    told = explained(error, name)
+    return told if isinstance(told, SDEGenError) else None
+
+
+def _in_sweep() -> bool:
+    from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def _tell(error: BaseException) -> None:
+    sys.stdout.flush()
+    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.flush()
+
+
+def _one_folder_per_job(name: str, arguments: list[str]) -> list[str]:
+    """In a sweep, give each job its own run=NAME_<job> (or out=PATH/<job>), unless the sweep is over that very name."""
+    if not any(a in ("-m", "--multirun") or a.upper() == "HYDRA.MODE=MULTIRUN" for a in arguments):
+        return arguments
+    key, joint = _PER_JOB[name]
+    result = []
+    for argument in arguments:
+        found, _, value = argument.partition("=")
+        swept = any(mark in value for mark in ",(") or value in ("", "null")
+        result.append(f"{argument}{joint}${{hydra:job.num}}" if found == key and not swept else argument)
+    return result
+
+
+@contextmanager
+def _process(arguments: list[str]) -> Iterator[None]:
+    """Arguments as Hydra reads them, and its errors handed to us instead of printed."""
+    argv, full = sys.argv, os.environ.get("HYDRA_FULL_ERROR")
+    sys.argv = [argv[0] if argv else "sde_gen", *arguments]
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        yield
+    finally:
+        sys.argv = argv
+        if full is None:
+            os.environ.pop("HYDRA_FULL_ERROR", None)
+        else:
+            os.environ["HYDRA_FULL_ERROR"] = full

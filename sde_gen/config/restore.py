@@ -1,0 +1,157 @@
+"""Objects whose settings depend on others, and models that come back from a checkpoint."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from sde_gen.config.objects import build
+from sde_gen.data import Affine, Dataset
+from sde_gen.errors import CheckpointError, ConfigError, MissingInputError, SDEGenError
+from sde_gen.model import ScoreModel
+from sde_gen.training.checkpoint import MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
+from sde_gen.training.state import load_weights
+
+_SMALLEST = 8  # pixels along a side at which the automatic U-Net needs two levels
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: a name that torch does not know, or a device that is not there.
+    """
+    if name == "auto":
+        mps = torch.backends.mps.is_available()
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
+    kind, _, index = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or not (index == "" or (index.isdigit() and kind == "cuda")):
+        raise ConfigError(f"device={name} is not a device; use auto, cpu, cuda, cuda:N or mps")
+    if kind == "cuda" and (not torch.cuda.is_available() or int(index or 0) >= torch.cuda.device_count()):
+        there = torch.cuda.device_count() if torch.cuda.is_available() else 0
+        raise ConfigError(f"device={name} is not there: torch sees {there} CUDA devices; use device=auto or device=cpu")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        raise ConfigError("device=mps is not there; use device=auto or device=cpu")
+    return torch.device(name)
+
+
+def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) -> dict[str, Any]:
+    """The network's configuration with what follows from the data filled in, so that it needs the data no more.
+
+    Raises:
+        ConfigError: labels asked for that the data does not have.
+    """
+    node = dict(node)
+    if node.get("_target_") == "auto":
+        if len(node) > 1:
+            extra = ", ".join(f"network.{key}" for key in node if key != "_target_")
+            raise ConfigError(f"{extra} cannot be set with network=auto; choose network=unet or network=mlp as well")
+        node = _automatic(data)
+    if conditional and data.num_classes == 0:
+        raise ConfigError(f"class_conditional=true, but the data set {data.name} has no labels")
+    target = node.get("_target_")
+    if target == "sde_gen.networks.UNet":
+        node.setdefault("channels", data.shape[0] if data.kind == "image" else 1)
+    elif target == "sde_gen.networks.MLP":
+        node.setdefault("features", data.shape[0])
+    if conditional:
+        node.setdefault("num_classes", data.num_classes)
+    _fits(str(target), data)
+    return node
+
+
+def _automatic(data: Dataset) -> dict[str, Any]:
+    if data.kind == "vector":
+        return {"_target_": "sde_gen.networks.MLP"}
+    side = min(data.shape[1:])
+    levels = 1
+    while side >= _SMALLEST * 2 ** (levels - 1) and levels < 5:
+        levels += 1
+    multipliers = [1, 2, 2, 2, 4][:levels]
+    return {"_target_": "sde_gen.networks.UNet", "multipliers": multipliers, "attention": [levels - 1]}
+
+
+def _fits(target: str, data: Dataset) -> None:
+    if (target.endswith(".UNet") and data.kind != "image") or (target.endswith(".MLP") and data.kind != "vector"):
+        wanted = "mlp" if data.kind == "vector" else "unet"
+        raise ConfigError(
+            f"{target.rpartition('.')[2]} cannot take the {data.kind}s of {data.name}, of shape {data.shape}; "
+            f"use network={wanted} or network=auto"
+        )
+
+
+def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Checkpoint, list[str]]:
+    """The checkpoint at `path`, or the newest sound one if `path` is a run or its `checkpoints` folder.
+
+    Returns:
+        The checkpoint, and one sentence for each newer one that was damaged.
+
+    Raises:
+        MissingInputError: nothing there.  CheckpointError: only damaged ones.
+    """
+    folder = Path(path).expanduser()
+    if (folder / MANIFEST).is_file():
+        return read_checkpoint(folder), []
+    if not folder.is_dir():
+        raise MissingInputError(f"no checkpoint at {folder}: there is no such folder; give run=NAME or checkpoint=PATH")
+    inside = folder / "checkpoints"
+    found, skipped = newest_checkpoint(inside if inside.is_dir() else folder)
+    if found is not None:
+        return found, skipped
+    if skipped:
+        raise CheckpointError(f"no checkpoint in {folder} is sound: {skipped[0]}")
+    raise MissingInputError(f"no checkpoint in {folder}; train it first, or give another run=NAME or checkpoint=PATH")
+
+
+def load_model(
+    checkpoint: Checkpoint | str | os.PathLike[str],
+    *,
+    weights: Literal["ema", "model"] = "ema",
+    device: torch.device | str = "cpu",
+    trust: Sequence[str] = (),
+) -> ScoreModel:
+    """The model of a checkpoint (or of the newest one of a run), ready to sample from.
+
+    Args:
+        checkpoint: as read, or the folder of a checkpoint or run.
+        weights: "ema" for the averaged weights, "model" for the last ones.
+        device: where to put it.
+        trust: modules of your own whose classes the checkpoint may name.
+
+    Raises:
+        CheckpointError: damaged, or it names a class that is not allowed.  MissingInputError: nothing there.
+    """
+    if not isinstance(checkpoint, Checkpoint):
+        checkpoint, _ = find_checkpoint(checkpoint)
+    parts = {}
+    for name in ("network", "sde", "parameterization"):
+        node = checkpoint.config.get(name)
+        if not isinstance(node, Mapping):
+            raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no {name}")
+        try:
+            parts[name] = build(node, trust=trust, where=name, stored=True)
+        except CheckpointError:
+            raise
+        except SDEGenError as error:
+            raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} is of no use: {error}") from error
+    network = parts["network"]
+    load_weights(network, checkpoint.tensors(weights), checkpoint.path)
+    model = ScoreModel(network, parts["sde"], parts["parameterization"]).to(device)
+    return model.eval()
+
+
+def stored_transform(checkpoint: Checkpoint) -> tuple[Affine, tuple[int, ...], int]:
+    """Transform, shape of one sample and number of classes of the data a checkpoint was trained on.
+
+    Raises:
+        CheckpointError: they are not there.
+    """
+    data = checkpoint.state.get("data")
+    try:
+        if not isinstance(data, dict):
+            raise TypeError("it is not there")
+        return Affine.from_dict(data["transform"]), tuple(int(n) for n in data["shape"]), int(data["num_classes"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data: {error}") from error

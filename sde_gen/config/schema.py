@@ -1,0 +1,62 @@
+"""The settings of each command, as typed values."""
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from sde_gen.errors import ConfigError
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoggerSettings:
+    """Where metrics go besides metrics.csv."""
+
+    tensorboard: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of `python -m sde_gen.train`; conf/train.yaml says what each is."""
+
+    sde: dict[str, Any]
+    data: dict[str, Any]
+    network: dict[str, Any]
+    parameterization: dict[str, Any]
+    objective: dict[str, Any]
+    trainer: dict[str, Any] = field(default_factory=dict)
+    logger: dict[str, Any] = field(default_factory=dict)
+    run: str | int | float | None = None
+    runs_dir: str = "runs"
+    seed: int = 0
+    device: str = "auto"
+    class_conditional: bool = False
+    trust: list[str] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Settings of `python -m sde_gen.sample`; conf/sample.yaml says what each is."""
+
+    sampler: dict[str, Any]
+    sde: dict[str, Any] | None = None
+    run: str | int | float | None = None
+    checkpoint: str | None = None
+    runs_dir: str = "runs"
+    num_samples: int = 64
+    out: str | int | float | None = None
+    seed: int = 0
+    device: str = "auto"
+    weights: Literal["ema", "model"] = "ema"
+    label: int | Literal["cycle"] | None = None
+    chunk: int | None = None
+    metrics: bool = True
+    animation: bool = False
+    forward: bool = False
+    trust: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
+        if self.chunk is not None and self.chunk < 1:
+            raise ConfigError(f"chunk={self.chunk} must be at least 1, or null")
+        if self.run is not None and self.checkpoint is not None:
+            raise ConfigError("give run=NAME or checkpoint=PATH, not both")

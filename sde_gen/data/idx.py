@@ -1,0 +1,135 @@
+"""IDX files, the format of MNIST and Fashion-MNIST: a short header, then unsigned bytes; plain or gzipped."""
+
+import gzip
+import math
+import struct
+import zlib
+from io import BufferedIOBase
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sde_gen.data.base import Dataset
+from sde_gen.data.order import check_whole
+from sde_gen.data.transform import Affine
+from sde_gen.errors import DataError, MissingInputError
+
+DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"  # where the Debian package dataset-fashion-mnist puts the files
+_LARGEST = 2**32  # bytes; a header that promises more is a broken one
+_PIECE = 2**24
+
+
+def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -> Dataset:
+    """Fashion-MNIST, or any data in the same four IDX files, such as MNIST: images (1, 28, 28), labels 0..9.
+
+    The files are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
+    `t10k-labels-idx1-ubyte`, each plain or with `.gz`; the t10k files are the held-out samples (60,000 and 10,000).
+
+    Args:
+        root: folder of the files; None: the folder of the Debian package `dataset-fashion-mnist`.
+        limit: use only the first samples, at most so many of each part; None: all.
+
+    Raises:
+        MissingInputError: a folder or file that is not there.
+        DataError: a file that is not an IDX file, is cut short, or does not fit the others.
+    """
+    if limit is not None:
+        limit = check_whole("fashion_mnist: limit", limit, 1)
+    folder = _folder(root)
+    parts = {}
+    for part in ("train", "t10k"):
+        images_file, labels_file = (
+            _find(folder, f"{part}-images-idx3-ubyte"),
+            _find(folder, f"{part}-labels-idx1-ubyte"),
+        )
+        images, labels = read_idx(images_file), read_idx(labels_file)
+        if images.ndim != 3 or labels.ndim != 1:
+            raise DataError(
+                f"{images_file} and {labels_file}: images must have 3 dimensions and labels 1, "
+                f"got {images.ndim} and {labels.ndim}"
+            )
+        if len(images) != len(labels):
+            raise DataError(f"{images_file} holds {len(images)} images, but {labels_file} {len(labels)} labels")
+        parts[part] = images[:limit], labels[:limit]
+    transform = Affine.to_unit(0, 255, 256)
+    scaled = {part: transform.forward(torch.from_numpy(images)[:, None]) for part, (images, _) in parts.items()}
+    labels = {part: torch.from_numpy(values).to(torch.int64) for part, (_, values) in parts.items()}
+    classes = 1 + int(max(values.max() for values in labels.values()))
+    return Dataset(
+        "fashion_mnist" if root is None else folder.name,
+        "image",
+        scaled["train"],
+        scaled["t10k"],
+        transform,
+        labels["train"],
+        labels["t10k"],
+        max(classes, 10),
+    )
+
+
+def read_idx(path: str | Path) -> NDArray[np.uint8]:
+    """The array of unsigned bytes in an IDX file, gzipped or not.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: another format or type, a header that promises an absurd size, too few or too many bytes.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise MissingInputError(f"{path}: no such file")
+    with path.open("rb") as probe:
+        zipped = probe.read(2) == b"\x1f\x8b"
+    try:
+        with gzip.open(path, "rb") if zipped else path.open("rb") as file:
+            return _read(path, file)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise DataError(f"{path}: the gzip data is damaged or cut short ({error}); fetch the file again") from None
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error})") from None
+
+
+def _read(path: Path, file: BufferedIOBase) -> NDArray[np.uint8]:
+    head = file.read(4)
+    if len(head) < 4 or head[:2] != b"\x00\x00" or head[2] != 0x08 or not 1 <= head[3] <= 4:
+        raise DataError(
+            f"{path}: not an IDX file of unsigned bytes with 1 to 4 dimensions (it starts with {head.hex()})"
+        )
+    sizes = file.read(4 * head[3])
+    if len(sizes) < 4 * head[3]:
+        raise DataError(f"{path}: cut short inside its header; fetch the file again")
+    shape = struct.unpack(f">{head[3]}I", sizes)
+    count = math.prod(shape)
+    if not 0 < count <= _LARGEST:
+        raise DataError(
+            f"{path}: the header gives the shape {shape}, which is empty or too large; fetch the file again"
+        )
+    data = bytearray()  # read piece by piece: a header that lies must not make us reserve what it promises
+    while len(data) <= count and (piece := file.read(min(_PIECE, count + 1 - len(data)))):
+        data += piece
+    if len(data) != count:
+        found = "more" if len(data) > count else f"only {len(data)}"
+        raise DataError(f"{path}: the header promises {count} bytes of shape {shape}, but there are {found}")
+    return np.frombuffer(data, dtype=np.uint8).reshape(shape)
+
+
+def _folder(root: str | Path | None) -> Path:
+    folder = Path(DEBIAN_FOLDER if root is None else root).expanduser()
+    if folder.is_dir():
+        return folder
+    if root is None:
+        raise MissingInputError(
+            f"Fashion-MNIST is not in {folder}: run `apt-get install dataset-fashion-mnist` (Debian), "
+            "or set root (data.root) to the folder that holds its IDX files"
+        )
+    raise MissingInputError(f"{folder}: no such folder; root (data.root) must be the folder that holds the IDX files")
+
+
+def _find(folder: Path, name: str) -> Path:
+    for candidate in (folder / name, folder / f"{name}.gz"):
+        if candidate.is_file():
+            return candidate
+    raise MissingInputError(
+        f"{folder}: holds neither {name} nor {name}.gz; root (data.root) must hold the four IDX files"
+    )

@@ -1,0 +1,182 @@
+"""Images from a folder of PNG and JPEG files."""
+
+import struct
+import warnings
+import zlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sde_gen.data.base import Dataset, from_raw
+from sde_gen.data.order import check_whole
+from sde_gen.data.transform import Affine
+from sde_gen.errors import ConfigError, DataError, MissingInputError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+T = TypeVar("T")
+
+FORMATS = ("PNG", "JPEG")
+SUFFIXES = (".png", ".jpg", ".jpeg")
+MAX_PIXELS = 2**26  # 8192 x 8192; a file that claims more is refused before it is decoded
+
+
+def image_folder(
+    path: str | Path,
+    *,
+    image_size: int | None = None,
+    channels: int | None = None,
+    held_out: int | float = 0.1,
+    seed: int = 0,
+) -> Dataset:
+    """The PNG and JPEG files of a folder, or of its sub-folders, which then are the classes; all held in memory.
+
+    Files are taken in the order of their names. The rotation a camera stored is applied; transparent pixels are laid on
+    white.
+
+    Args:
+        path: folder with images, or with one sub-folder of images for each class.
+        image_size: scale the shorter side to this and cut out the central square; None: keep the size, which then must
+            be the same for all.
+        channels: 1 (grey) or 3 (colour); None: 1 where all images are grey, else 3.
+        held_out: fraction in (0, 1), or number of samples, to hold out.
+        seed: picks the held-out samples.
+
+    Raises:
+        MissingInputError: no such folder.
+        DataError: no images in it, a file that cannot be decoded, mixed sizes; the file is named.
+        ConfigError: another argument outside its range.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        raise MissingInputError(f"{folder}: no such folder; path (data.path) must be a folder of PNG or JPEG images")
+    files, labels, classes = _list(folder)
+    sources = [Source(str(file), _opener(file)) for file in files]
+    raw = load_images(sources, image_size=image_size, channels=channels)
+    return from_raw(folder.name, "image", raw, labels, Affine.to_unit(0, 255, 256), held_out, seed, classes)
+
+
+@dataclass(frozen=True)
+class Source:
+    """An encoded image: a name for messages, and a function that opens it."""
+
+    name: str
+    open: Callable[[], IO[bytes]]
+
+
+def _opener(file: Path) -> Callable[[], IO[bytes]]:
+    return lambda: file.open("rb")
+
+
+def _list(folder: Path) -> tuple[list[Path], Tensor | None, int]:
+    """The image files of a folder, their labels, and the number of classes."""
+    files = _images(folder)
+    folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    members = [_images(f) for f in folders]
+    if files and any(members):
+        raise DataError(
+            f"{folder}: has images both directly ({files[0].name}) and in sub-folders "
+            f"({folders[[bool(m) for m in members].index(True)].name}/); keep one of the two"
+        )
+    if files:
+        return files, None, 0
+    if not any(members):
+        raise DataError(f"{folder}: no images found; it must hold {', '.join(SUFFIXES)} files, or sub-folders of them")
+    for name, inside in zip(folders, members, strict=True):
+        if not inside:
+            raise DataError(f"{name}: no images in this class folder; fill it or remove it")
+    labels = [label for label, inside in enumerate(members) for _ in inside]
+    return [file for inside in members for file in inside], torch.tensor(labels), len(folders)
+
+
+def _images(folder: Path) -> list[Path]:
+    return sorted(
+        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
+    )
+
+
+def load_images(sources: Sequence[Source], *, image_size: int | None, channels: int | None) -> Tensor:
+    """Decode images into one (N, C, H, W) uint8 tensor; sizes and colours are checked before the first is decoded."""
+    if image_size is not None:
+        image_size = check_whole("image_size", image_size, 1, 2**14)
+    if channels not in (None, 1, 3):
+        raise ConfigError(f"channels must be 1 (grey), 3 (colour) or empty, got {channels!r}")
+    first: tuple[str, tuple[int, int]] | None = None
+    colour = False
+    for source in sources:
+        size, is_colour = _guarded(source, _header)
+        colour = colour or is_colour
+        if first is None:
+            first = source.name, size
+        elif image_size is None and size != first[1]:
+            raise DataError(
+                f"images of mixed sizes: {first[0]} is {_by(first[1])} and {source.name} is {_by(size)}; "
+                "set image_size (data.image_size) to scale and crop them all"
+            )
+    if first is None:
+        raise DataError("no images to load")
+    width, height = first[1] if image_size is None else (image_size, image_size)
+    channels = channels or (3 if colour else 1)
+    out = np.empty((len(sources), channels, height, width), np.uint8)
+    for index, source in enumerate(sources):
+        out[index] = _guarded(source, lambda image: _pixels(image, image_size, channels))
+    return torch.from_numpy(out)
+
+
+def _guarded(source: Source, read: Callable[["Image"], T]) -> T:
+    """`read(image)`, where whatever Pillow raises for a bad file becomes a DataError that names it."""
+    from PIL import Image
+
+    try:
+        with warnings.catch_warnings(), source.open() as file:
+            warnings.simplefilter("ignore")  # Pillow warns where the checks here refuse
+            with Image.open(file, formats=FORMATS) as image:
+                if image.width * image.height > MAX_PIXELS:
+                    raise DataError(f"{source.name}: {_by(image.size)} pixels are more than the limit of {MAX_PIXELS}")
+                return read(image)
+    except DataError:
+        raise
+    except Image.UnidentifiedImageError:
+        raise DataError(f"{source.name}: not a PNG or JPEG image, or broken; replace or remove it") from None
+    except Image.DecompressionBombError:
+        raise DataError(f"{source.name}: more pixels than the limit of {MAX_PIXELS}") from None
+    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
+        raise DataError(f"{source.name}: the image cannot be decoded ({error}); replace or remove it") from None
+
+
+def _header(image: "Image") -> tuple[tuple[int, int], bool]:
+    """Size as shown, and whether the image has colour; from the header alone."""
+    if image.mode.startswith(("I", "F")):
+        raise ValueError("it has more than 8 bits a channel, convert it to 8")
+    width, height = image.size
+    # the stored rotation; asked of JPEG only, since for PNG Pillow would decode the whole image to find it
+    if image.format == "JPEG" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+        width, height = height, width
+    return (width, height), image.mode not in ("1", "L", "LA", "La")
+
+
+def _pixels(image: "Image", image_size: int | None, channels: int) -> NDArray[np.uint8]:
+    """(C, H, W) uint8: rotated as stored, on white, scaled and cropped where asked."""
+    from PIL import Image, ImageOps
+
+    if image.format == "JPEG":
+        image = ImageOps.exif_transpose(image)
+    if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("L" if channels == 1 else "RGB")
+    if image_size is not None:
+        image = ImageOps.fit(image, (image_size, image_size), method=Image.Resampling.LANCZOS)
+    pixels = np.asarray(image, dtype=np.uint8)
+    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+
+
+def _by(size: tuple[int, int]) -> str:
+    return f"{size[0]} x {size[1]}"

@@ -1,0 +1,141 @@
+"""The map between raw data and the scale the model sees; a value of plain numbers, stored with the model."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from numbers import Real
+
+import torch
+from torch import Tensor
+
+from sde_gen.errors import DataError
+
+Numbers = float | tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Affine:
+    """x = (raw - shift) / scale, one number for all features or one for each.
+
+    Args:
+        shift: subtracted from the raw value; a number, or D numbers for vectors of D features.
+        scale: what one unit of x is in raw units, > 0; a number, or D numbers.
+        low: smallest raw value there can be (0 for images), None where there is no bound.
+        high: largest raw value there can be (16 for digits, 255 for 8-bit images), None where there is no bound.
+        levels: number of discrete raw values, evenly spaced from `low` to `high` (17 for digits, 256 for 8-bit images);
+            None for continuous data. Likelihoods need it for dequantisation and bits per dimension.
+
+    Raises:
+        DataError: numbers that are not finite, scale <= 0, low >= high, levels < 2 or without bounds.
+    """
+
+    shift: Numbers = 0.0
+    scale: Numbers = 1.0
+    low: float | None = None
+    high: float | None = None
+    levels: int | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shift", _numbers("shift", self.shift))
+        object.__setattr__(self, "scale", _numbers("scale", self.scale))
+        if min(_tuple(self.scale)) <= 0:
+            raise DataError(f"data transform: scale must be > 0 everywhere, got {self.scale}")
+        sizes = {len(v) for v in (self.shift, self.scale) if isinstance(v, tuple)}
+        if len(sizes) > 1:
+            raise DataError(f"data transform: shift and scale must have one length, got lengths {sorted(sizes)}")
+        for name in ("low", "high"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, _number(name, value))
+        if (self.low is None) != (self.high is None):
+            raise DataError(f"data transform: low and high go together, got low={self.low}, high={self.high}")
+        if self.low is not None and self.high is not None and self.low >= self.high:
+            raise DataError(f"data transform: low must be below high, got low={self.low}, high={self.high}")
+        if self.levels is not None:
+            if isinstance(self.levels, bool) or not isinstance(self.levels, int) or self.levels < 2:
+                raise DataError(f"data transform: levels must be a whole number >= 2 or None, got {self.levels!r}")
+            if self.low is None:
+                raise DataError(f"data transform: levels={self.levels} needs low and high")
+
+    @classmethod
+    def to_unit(cls, low: float, high: float, levels: int | None = None) -> "Affine":
+        """The transform that takes [low, high] to [-1, 1]."""
+        low, high = _number("low", low), _number("high", high)
+        if low >= high:
+            raise DataError(f"data transform: low must be below high, got low={low}, high={high}")
+        return cls((low + high) / 2, (high - low) / 2, low, high, levels)
+
+    @property
+    def step(self) -> float | None:
+        """Distance of two neighbouring raw levels; None for continuous data."""
+        if self.levels is None or self.low is None or self.high is None:
+            return None
+        return (self.high - self.low) / (self.levels - 1)
+
+    def forward(self, raw: Tensor) -> Tensor:
+        """Raw values to the model's scale, (raw - shift) / scale; integers become float32, floats keep their dtype."""
+        raw = raw if raw.is_floating_point() else raw.to(torch.float32)
+        return (raw - self._like(self.shift, raw)) / self._like(self.scale, raw)
+
+    def inverse(self, x: Tensor) -> Tensor:
+        """The model's scale to raw values, x * scale + shift: the exact inverse, neither clipped nor rounded."""
+        return x * self._like(self.scale, x) + self._like(self.shift, x)
+
+    def quantise(self, x: Tensor) -> Tensor:
+        """The raw value that a person would store: `inverse`, clipped to [low, high], rounded to the nearest level."""
+        raw = self.inverse(x)
+        if self.low is not None and self.high is not None:
+            raw = raw.clamp(self.low, self.high)
+            if self.step is not None:
+                raw = ((raw - self.low) / self.step).round() * self.step + self.low
+        return raw
+
+    def log_scale(self, shape: Sequence[int]) -> float:
+        """log |d raw / d x| of one sample of `shape`, in nats: log p(raw) = log p(x) - log_scale(shape)."""
+        count = math.prod(shape)
+        if isinstance(self.scale, tuple):
+            if tuple(shape) != (len(self.scale),):
+                raise DataError(
+                    f"data transform: has {len(self.scale)} features, but a sample has shape {tuple(shape)}"
+                )
+            return sum(math.log(value) for value in self.scale)
+        return count * math.log(self.scale)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values; `from_dict` gives back an equal transform."""
+        plain = {name: getattr(self, name) for name in ("shift", "scale", "low", "high", "levels")}
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in plain.items()}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "Affine":
+        """The transform stored by `to_dict`; raises DataError for unknown or missing entries and bad values."""
+        known = {"shift", "scale", "low", "high", "levels"}
+        if not isinstance(values, Mapping) or set(values) != known:
+            found = sorted(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            raise DataError(f"data transform: expected exactly the entries {sorted(known)}, got {found}")
+        return cls(**values)  # type: ignore[arg-type]  # each value is checked in __post_init__
+
+    def _like(self, value: Numbers, x: Tensor) -> Tensor | float:
+        if not isinstance(value, tuple):
+            return value
+        if x.dim() < 1 or x.shape[-1] != len(value):
+            raise DataError(f"data transform: has {len(value)} features, but the data has shape {tuple(x.shape)}")
+        return torch.tensor(value, dtype=x.dtype, device=x.device)
+
+
+def _number(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(float(value)):
+        raise DataError(f"data transform: {name} must be a finite number, got {value!r}")
+    return float(value)
+
+
+def _numbers(name: str, value: object) -> Numbers:
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        if not value:
+            raise DataError(f"data transform: {name} must hold at least one number, got an empty list")
+        return tuple(_number(f"{name}[{i}]", v) for i, v in enumerate(value))
+    return _number(name, value)
+
+
+def _tuple(value: Numbers) -> tuple[float, ...]:
+    return value if isinstance(value, tuple) else (value,)

@@ -1,0 +1,6 @@
+"""Networks F(x, c_noise, label): plain torch modules that know nothing of diffusion."""
+
+from sde_gen.networks.mlp import MLP
+from sde_gen.networks.unet import UNet
+
+__all__ = ["MLP", "UNet"]

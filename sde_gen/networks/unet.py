@@ -1,0 +1,183 @@
+"""A U-Net for images of any size and channel count."""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sde_gen.errors import ConfigError
+from sde_gen.networks import _checks
+from sde_gen.networks.embedding import ConditionEmbedding
+
+
+def _norm(channels: int) -> nn.GroupNorm:
+    """GroupNorm with up to 32 groups, of at least 4 channels each where that divides."""
+    return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
+
+
+def _zeroed(module: nn.Conv2d) -> nn.Conv2d:
+    """The convolution with weights and bias set to zero, so that its branch starts as nothing."""
+    nn.init.zeros_(module.weight)
+    if module.bias is not None:
+        nn.init.zeros_(module.bias)
+    return module
+
+
+class _ResidualBlock(nn.Module):
+    """(skip(x) + conv(SiLU(scale * norm(conv(SiLU(norm(x)))) + shift))) / sqrt(2), scale and shift from the embedding.
+
+    The factor keeps the variance of the sum at that of its terms, as in DDPM++ (Song et al. 2021).
+    """
+
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float) -> None:
+        super().__init__()
+        self.norm_in = _norm(channels_in)
+        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.modulation = nn.Linear(embedding, 2 * channels_out)
+        self.norm_out = _norm(channels_out)
+        self.dropout = nn.Dropout(dropout)
+        self.conv_out = _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
+        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        h = self.conv_in(F.silu(self.norm_in(x)))
+        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
+        return (self.skip(x) + self.conv_out(self.dropout(h))) * math.sqrt(0.5)
+
+
+class _Attention(nn.Module):
+    """Self-attention over all pixels, with a residual connection; heads of up to 64 channels."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.heads = next(n for n in range(math.ceil(channels / 64), channels + 1) if channels % n == 0)
+        self.norm = _norm(channels)
+        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
+        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        batch, channels, height, width = x.shape
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        query, key, value = qkv.transpose(3, 4).unbind(1)
+        h = F.scaled_dot_product_attention(query, key, value)
+        h = h.transpose(2, 3).reshape(batch, channels, height, width)
+        return (x + self.out(h)) * math.sqrt(0.5)
+
+
+class _Stage(nn.Module):
+    """A residual block, followed by attention where asked."""
+
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, attention: bool) -> None:
+        super().__init__()
+        self.block = _ResidualBlock(channels_in, channels_out, embedding, dropout)
+        self.attention = _Attention(channels_out) if attention else nn.Identity()
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.block(x, embedding))
+
+
+class UNet(nn.Module):
+    """A U-Net for images of any size and channel count, in the line of DDPM++ (Song 2021) and ADM (Dhariwal 2021).
+
+    Residual blocks of GroupNorm, SiLU and 3x3 convolutions, modulated by the embedded noise level (and label) through a
+    scale and a shift; one skip connection from every block on the way down to one on the way up; a stride-2 convolution
+    between levels, and nearest-neighbour upsampling *to the size of the skip* on the way back, so that odd sizes need
+    no padding. The output convolution starts at zero: a new network returns zeros. The default has about 0.8 million
+    parameters and is meant for 8x8 digits.
+
+    Args:
+        channels: channels of the images, in and out.
+        width: channels at the first level (full resolution).
+        multipliers: channels of each level as multiples of `width`; each level halves the resolution, rounding up.
+        blocks: residual blocks a level, on the way down and on the way up.
+        attention: levels (0 is full resolution, -1 the last) that get self-attention.
+        dropout: probability of dropping a feature inside the residual blocks, in [0, 1).
+        num_classes: number of class labels; 0: no labels.
+
+    Raises:
+        ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
+
+    Shapes:
+        x (B, channels, H, W), any H, W >= 1 and any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf
+        allowed; label () or (B,) int64 in 0..num_classes, where `num_classes`, or no label at all, means "no label".
+        Returns the shape and dtype of x.
+    """
+
+    def __init__(
+        self,
+        channels: int = 1,
+        *,
+        width: int = 32,
+        multipliers: Sequence[int] = (1, 2, 2),
+        blocks: int = 1,
+        attention: Sequence[int] = (-1,),
+        dropout: float = 0.0,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        self.channels = _checks.whole("UNet", "channels", channels, 1)
+        width = _checks.whole("UNet", "width", width, 4)
+        widths = [width * m for m in _checks.wholes("UNet", "multipliers", multipliers, 1)]
+        self.blocks = _checks.whole("UNet", "blocks", blocks, 1)
+        dropout = _checks.probability("UNet", "dropout", dropout)
+        self.num_classes = _checks.whole("UNet", "num_classes", num_classes, 0)
+        if not widths:
+            raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
+        attends = _levels(attention, len(widths))
+
+        size = 4 * width
+        self.embedding = ConditionEmbedding(size, self.num_classes, "UNet")
+        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+
+        self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
+        for level, wide in enumerate(widths):
+            if level:
+                self.shrink.append(nn.Conv2d(widths[level - 1], wide, 3, stride=2, padding=1))
+            for _ in range(self.blocks):
+                self.down.append(_Stage(wide, wide, size, dropout, level in attends))
+
+        self.middle = _Stage(widths[-1], widths[-1], size, dropout, len(widths) - 1 in attends)
+
+        self.up, self.grow = nn.ModuleList(), nn.ModuleList()
+        for level, wide in reversed(list(enumerate(widths))):
+            for _ in range(self.blocks):
+                self.up.append(_Stage(2 * wide, wide, size, dropout, level in attends))
+            if level:
+                self.grow.append(nn.Conv2d(wide, widths[level - 1], 3, padding=1))
+
+        self.head_norm = _norm(widths[0])
+        self.head = _zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        if x.dim() != 4 or x.shape[1] != self.channels:
+            raise ConfigError(
+                f"UNet: x must have shape (batch, {self.channels}, height, width), got {tuple(x.shape)}; "
+                "build the network with the channel count of the data"
+            )
+        embedding = self.embedding(c_noise, label, x.shape[0])
+        h = self.stem(x.to(self.stem.weight.dtype))
+        skips: list[Tensor] = []
+        for index, stage in enumerate(self.down):
+            if index and index % self.blocks == 0:
+                h = self.shrink[index // self.blocks - 1](h)
+            h = stage(h, embedding)
+            skips.append(h)
+        h = self.middle(h, embedding)
+        for index, stage in enumerate(self.up):
+            if index and index % self.blocks == 0:
+                h = self.grow[index // self.blocks - 1](h)
+                h = F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest")
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+        return self.head(F.silu(self.head_norm(h))).to(x.dtype)
+
+
+def _levels(attention: Sequence[int], count: int) -> set[int]:
+    """The levels that attend, negative ones counted from the end; raises ConfigError for a level that is not there."""
+    levels = _checks.wholes("UNet", "attention", attention, -count)
+    for level in levels:
+        if level >= count:
+            raise ConfigError(f"UNet: attention names level {level}, but multipliers give levels 0..{count - 1}")
+    return {level % count for level in levels}

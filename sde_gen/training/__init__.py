@@ -1,0 +1,25 @@
+"""Training: the loop, averaged weights, checkpoints and the folder of a run."""
+
+from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
+from sde_gen.training.ema import EMA
+from sde_gen.training.run_dir import MetricsFile, RunDirectory, newest_run, read_metrics
+from sde_gen.training.settings import TrainerSettings
+from sde_gen.training.signals import Interrupted, StopFlag, stop_on_signals
+from sde_gen.training.trainer import Trainer
+
+__all__ = [
+    "EMA",
+    "Checkpoint",
+    "Interrupted",
+    "MetricsFile",
+    "RunDirectory",
+    "StopFlag",
+    "Trainer",
+    "TrainerSettings",
+    "newest_checkpoint",
+    "newest_run",
+    "read_checkpoint",
+    "read_metrics",
+    "save_checkpoint",
+    "stop_on_signals",
+]

@@ -1,0 +1,76 @@
+"""Exponential moving average of a network's weights."""
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from sde_gen.errors import CheckpointError, ConfigError
+
+
+class EMA:
+    """Shadow weights s <- d_n s + (1 - d_n) w after every optimiser step, in two fused operations.
+
+    With warm-up the decay of update n is d_n = min(decay, (1 + n) / (10 + n)), so that a short run is not dominated
+    by its random initial weights. A list of plain tensors is kept, not a copy of the module, so that it also works
+    for modules that cannot be deep-copied, such as sharded ones.
+
+    Args:
+        module: the network that is trained. Buffers are not averaged: those of the module are used as they are.
+        decay: in [0, 1); 0 follows the weights exactly.
+        warmup: whether the decay grows from 0.1 as above.
+
+    Raises:
+        ConfigError: `decay` outside [0, 1).
+    """
+
+    def __init__(self, module: nn.Module, decay: float = 0.999, warmup: bool = True) -> None:
+        if not 0.0 <= decay < 1.0:
+            raise ConfigError(f"trainer.ema={decay} must be at least 0 and below 1, for example 0.999")
+        self.decay = float(decay)
+        self.warmup = bool(warmup)
+        self.updates = 0
+        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+        self._names = [name for name, _ in named]
+        self._params: list[Tensor] = [p for _, p in named]
+        self._shadow: list[Tensor] = [p.detach().clone() for p in self._params]
+        self._module = module
+
+    def next_decay(self) -> float:
+        """The decay d_n that the next update uses."""
+        n = self.updates
+        return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
+
+    @torch.no_grad()
+    def update(self) -> None:
+        """Move the shadow towards the current weights."""
+        torch._foreach_lerp_(self._shadow, self._params, 1.0 - self.next_decay())
+        self.updates += 1
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Run the block with the averaged weights in the network, and put the trained ones back after it."""
+        with torch.no_grad():
+            trained = [p.detach().clone() for p in self._params]
+            torch._foreach_copy_(self._params, self._shadow)
+        try:
+            yield
+        finally:
+            with torch.no_grad():
+                torch._foreach_copy_(self._params, trained)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """A complete state dict of the network with the averaged weights in it."""
+        state = {name: tensor.detach() for name, tensor in self._module.state_dict().items()}
+        state.update(zip(self._names, self._shadow, strict=True))
+        return state
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
+        """Restore what `state_dict` gave, and the number of updates so far."""
+        for name, shadow in zip(self._names, self._shadow, strict=True):
+            if name not in state or state[name].shape != shadow.shape:
+                raise CheckpointError(f"the averaged weights lack {name} of shape {tuple(shadow.shape)}")
+            shadow.copy_(state[name])
+        self.updates = int(updates)
