@@ -83,6 +83,7 @@ _HOME = {
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
+__all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two lists equal
     from sde_gen.config import load_config as load_config

@@ -1,5 +1,6 @@
 """Objects whose settings depend on others, and models that come back from a checkpoint."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,7 +15,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.training.checkpoint import MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
 from sde_gen.training.state import load_weights
 
-_SMALLEST = 8  # pixels along a side at which the automatic U-Net needs two levels
+_SMALL = 16  # pixels along a side up to which the default U-Net is meant
 
 
 def pick_device(name: str) -> torch.device:
@@ -65,12 +66,12 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
 def _automatic(data: Dataset) -> dict[str, Any]:
     if data.kind == "vector":
         return {"_target_": "sde_gen.networks.MLP"}
-    side = min(data.shape[1:])
-    levels = 1
-    while side >= _SMALLEST * 2 ** (levels - 1) and levels < 5:
-        levels += 1
-    multipliers = [1, 2, 2, 2, 4][:levels]
-    return {"_target_": "sde_gen.networks.UNet", "multipliers": multipliers, "attention": [levels - 1]}
+    node: dict[str, Any] = {"_target_": "sde_gen.networks.UNet"}
+    side = max(data.shape[1:])
+    if side > _SMALL:  # one more level for each doubling of the size, and twice the blocks
+        more = math.ceil(math.log2(side / _SMALL))
+        node |= {"multipliers": [1, 2, 2] + [2] * more, "blocks": 2}
+    return node
 
 
 def _fits(target: str, data: Dataset) -> None:

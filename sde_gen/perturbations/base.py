@@ -238,7 +238,8 @@ class Perturbation(abc.ABC):
             s_dtype if isinstance(s, Tensor) else t_dtype, t_dtype if isinstance(t, Tensor) else s_dtype
         )
         device = t_device if t_device.type != "cpu" else s_device
-        s64, t64 = torch.broadcast_tensors(s64.to(device if device.type != "mps" else "cpu"), t64)
+        home = "cpu" if device.type == "mps" else device
+        s64, t64 = torch.broadcast_tensors(s64.to(home), t64.to(home))
         self._check(s64)
         self._check(t64)
         if t64.device.type == "cpu" and bool((s64 > t64).any()):
