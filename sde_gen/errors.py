@@ -83,6 +83,7 @@ class NonFiniteError(SDEGenError, ArithmeticError):
         self.step = int(step)
         self.t = float(t)
         self.indices = tuple(int(i) for i in indices)
+        self._where = where
         shown = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
         which = f" for samples [{shown}]" if self.indices else ""
         super().__init__(
@@ -91,7 +92,7 @@ class NonFiniteError(SDEGenError, ArithmeticError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (NonFiniteError, (self.step, self.t, self.indices))
+        return (NonFiniteError, (self.step, self.t, self.indices, self._where))
 
 
 class BetweenNodesWarning(UserWarning):

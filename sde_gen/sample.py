@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_gen.config.launch import launch
+from sde_gen.config.launch import launch, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -49,7 +49,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     target = _Target.of(cfg, checkpoint)
     frames = _Frames(model, cfg.num_samples) if cfg.animation else None
 
-    _say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
+    say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("once", BetweenNodesWarning)
         samples = sampler(
@@ -63,7 +63,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
             device=device,
         )
     for note in notes:
-        _say(f"note: {note.message}")
+        say(f"note: {note.message}")
     x = samples.x.float().cpu()
     data = _data(checkpoint, cfg)
     report: dict[str, Any] = {
@@ -98,10 +98,10 @@ def _checkpoint(cfg: "SampleConfig") -> "Checkpoint":
         place = run_path(root, str(cfg.run))
     else:
         place = newest_run(root).path
-        _say(f"newest run: {place}")
+        say(f"newest run: {place}")
     found, skipped = find_checkpoint(place)
     for sentence in skipped:
-        _say(f"passed over: {sentence}")
+        say(f"passed over: {sentence}")
     return found
 
 
@@ -179,11 +179,11 @@ def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
     try:
         data = build(checkpoint.config.get("data"), trust=cfg.trust, where="data", stored=True)
     except SDEGenError as error:
-        _say(f"no comparison with data: {error}")
+        say(f"no comparison with data: {error}")
         return None
     stored = checkpoint.state.get("data", {})
     if data is not None and data.fingerprint != stored.get("fingerprint"):
-        _say(f"no comparison with data: {data.name} is not what it was when the network was trained")
+        say(f"no comparison with data: {data.name} is not what it was when the network was trained")
         return None
     return data
 
@@ -243,7 +243,7 @@ def _draw(
     from sde_gen import pictures
 
     if x.ndim != 4 and not pictures.has_matplotlib():
-        _say("matplotlib is not installed, so there are no plots of points; run pip install 'sde_gen[plot]'")
+        say("matplotlib is not installed, so there are no plots of points; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
     picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real)
@@ -277,11 +277,7 @@ def _table(report: Mapping[str, Any], target: _Target) -> None:
     rows.append(("written to", str(target.folder)))
     width = max(len(name) for name, _ in rows)
     for name, value in rows:
-        _say(f"  {name:<{width}}  {value}")
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
+        say(f"  {name:<{width}}  {value}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

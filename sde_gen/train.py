@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from sde_gen.config.launch import launch
+from sde_gen.config.launch import launch, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -112,7 +112,7 @@ def _resume(trainer: "Trainer", folder: "RunDirectory", config: Mapping[str, Any
     remove_leftovers(folder.checkpoints)
     found, skipped = newest_checkpoint(folder.checkpoints)
     for sentence in skipped:
-        _say(f"passed over: {sentence}")
+        say(f"passed over: {sentence}")
     if found is None:
         if skipped:
             raise CheckpointError(
@@ -156,10 +156,6 @@ def _has_tensorboard() -> bool:
     return importlib.util.find_spec("tensorboard") is not None
 
 
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
 class _Report:
     """What the command shows and writes while a run trains."""
 
@@ -175,13 +171,13 @@ class _Report:
 
         parameters = sum(p.numel() for p in trainer.network.parameters())
         name = type(trainer.network).__name__
-        _say(f"run {self.folder.path}")
-        _say(
+        say(f"run {self.folder.path}")
+        say(
             f"{trainer.model.perturbation} on {trainer.data.name} ({len(trainer.data.train)} samples of shape "
             f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
         )
         if trainer.step:
-            _say(f"continued from step {trainer.step}")
+            say(f"continued from step {trainer.step}")
         self._metrics = MetricsFile(self.folder.metrics, trainer.step)
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
@@ -215,7 +211,7 @@ class _Report:
         parts = [f"step {int(row['step'])}/{self.steps}"]
         shown = [key for key in ("loss", "held_out_loss", "steps_per_second") if key in row]
         parts += [f"{key.replace('_', ' ')} {row[key]:.4g}" for key in shown]
-        _say("  ".join(parts))
+        say("  ".join(parts))
 
     def _preview(self, trainer: "Trainer") -> None:
         """A picture of samples with the averaged weights."""
@@ -263,7 +259,7 @@ class _Report:
         if pictures.has_matplotlib():
             pictures.loss_curve(read_metrics(self.folder.metrics), self.folder.path / "loss.png")
         else:
-            _say("matplotlib is not installed, so there is no loss.png; run pip install 'sde_gen[plot]'")
+            say("matplotlib is not installed, so there is no loss.png; run pip install 'sde_gen[plot]'")
         last = trainer.last
         rows = [("steps", f"{trainer.step}"), ("seconds", f"{trainer.seconds:.1f}")]
         rows += [(k.replace("_", " "), f"{last[k]:.5g}") for k in ("loss", "held_out_loss") if k in last]
@@ -271,10 +267,10 @@ class _Report:
             rows.append(("samples", str(picture)))
         width = max(len(name) for name, _ in rows)
         for name, value in rows:
-            _say(f"  {name:<{width}}  {value}")
+            say(f"  {name:<{width}}  {value}")
         root = self.folder.path.parent
         place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={root}"
-        _say(f"next: python -m sde_gen.sample sampler=pc run={self.folder.path.name}{place}")
+        say(f"next: python -m sde_gen.sample sampler=pc run={self.folder.path.name}{place}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -55,6 +55,9 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
             hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
+    except BrokenPipeError:
+        _silence()
+        return 0
     except KeyboardInterrupt:
         sys.stderr.write("aborted\n")
         return _ABORTED
@@ -81,6 +84,19 @@ def _in_sweep() -> bool:
     from hydra.types import RunMode
 
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
+
+
+def say(line: str) -> None:
+    """Write a line to standard output; a reader that has gone away (`| head`) does not end a run."""
+    try:
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _silence()
+
+
+def _silence() -> None:
+    sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - lives as long as the process
 
 
 def _tell(error: BaseException) -> None:

@@ -98,6 +98,7 @@ class Perturbation(abc.ABC):
 
     def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """f(t) and g(t)^2."""
+        t = t.contiguous()  # forward-mode differentiation refuses expanded tensors
         one = torch.ones_like(t)
         f = torch.func.jvp(self._log_alpha, (t,), (one,))[1]
         variance, slope = torch.func.jvp(self._variance, (t,), (one,))[:2]

@@ -21,7 +21,7 @@ class TrainerSettings:
         ema: decay of the averaged weights, in [0, 1).
         precision: "float32", or "bf16" (the network runs under autocast; weights stay float32).
         compile: run the network through torch.compile.
-        channels_last: memory layout of images, faster on most GPUs.
+        channels_last: memory layout of images, faster on CPUs and on most GPUs.
         max_seconds: time budget of training, resumed parts counted; saved and ended when it is spent. None: no limit.
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
         keep_last: checkpoints kept; 0 keeps all.
@@ -41,7 +41,7 @@ class TrainerSettings:
     ema: float = 0.999
     precision: Literal["float32", "bf16"] = "float32"
     compile: bool = False
-    channels_last: bool = False
+    channels_last: bool = True
     max_seconds: float | None = None
     checkpoint_every: int = 1000
     keep_last: int = 3

@@ -47,11 +47,19 @@ def unpack_optimizer(
     for full, tensor in tensors.items():
         key, _, name = full.partition(".")
         saved.setdefault(name, {})[key] = tensor
+    fused = bool(optimizer.param_groups[0].get("fused"))
     for name, p in network.named_parameters():
         if p.requires_grad:
             if name not in saved:
                 raise CheckpointError(f"the optimiser state in {source} has nothing for {name}; use another checkpoint")
-            optimizer.state[p] = {key: tensor.to(p.device) for key, tensor in saved[name].items()}
+            optimizer.state[p] = {key: _laid_out_like(p, tensor, fused) for key, tensor in saved[name].items()}
+
+
+def _laid_out_like(p: Tensor, tensor: Tensor, fused: bool) -> Tensor:
+    """`tensor` on the device of `p`, with its strides: fused optimisers walk through memory without looking at them."""
+    if tensor.shape != p.shape:  # the number of steps, which stays on the host unless the optimiser is fused
+        return tensor.to(p.device) if fused else tensor
+    return torch.empty_like(p, dtype=tensor.dtype, requires_grad=False).copy_(tensor)
 
 
 @contextmanager

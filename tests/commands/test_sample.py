@@ -1,0 +1,120 @@
+"""`python -m sde_gen.sample`: what it finds, draws and reports."""
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sde_gen as sg
+from sde_gen.config import load_model
+from sde_gen.config.restore import find_checkpoint, stored_transform
+from tests.commands.helpers import TINY, Command
+
+QUICK = ("sampler=ddim", "sampler.steps=3", "num_samples=60")
+
+
+def test_what_it_writes(trained: Command) -> None:
+    result = trained("sample", *QUICK, "animation=true", "forward=true", "seed=4")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    assert "newest run: runs/tiny" in result.out
+    (folder,) = Path("runs/tiny/sampled").iterdir()
+    names = ["report.json", "samples.npz", "samples.png", "samples_animation.gif", "samples_forward.png"]
+    assert sorted(os.listdir(folder)) == names
+    with np.load(folder / "samples.npz", allow_pickle=False) as arrays:
+        x, model_x = arrays["x"], arrays["model_x"]
+    assert x.shape == model_x.shape == (60, 2)
+    checkpoint, _ = find_checkpoint("runs/tiny")
+    transform, shape, _ = stored_transform(checkpoint)
+    assert shape == (2,)
+    np.testing.assert_allclose(x, transform.inverse(torch.from_numpy(model_x)).numpy())
+    expected = sg.DDIM(steps=3)(load_model(checkpoint), (60, 2), seed=4).x
+    np.testing.assert_allclose(model_x, expected.numpy(), rtol=1e-5, atol=1e-6)
+    report = json.loads((folder / "report.json").read_text())
+    assert report["nfe"] == 3
+    assert report["seed"] == 4
+    assert report["step"] == 4
+    assert report["compared"] == [60, 64]
+    for name in ("energy_distance", "sliced_wasserstein", "svm_accuracy"):
+        assert report[name] > 0
+        assert report[f"{name}_real"] > 0
+    assert report["energy_distance_real"] < report["energy_distance"], "four steps teach little"
+    with Image.open(folder / "samples_animation.gif") as animation:
+        assert animation.n_frames == 4
+    for line in ("network calls", "energy distance", "(two sets of real data:", "seconds", "held-out loss"):
+        assert line in result.out
+
+
+def test_the_newest_run_a_named_one_and_a_path(trained: Command) -> None:
+    assert trained("train", *TINY, "run=later", "trainer.steps=2").code == 0
+    quick = (*QUICK[:2], "num_samples=2", "metrics=false")
+    assert "newest run: runs/later" in trained("sample", *quick).out
+    assert "runs/tiny/checkpoints/step_00000004" in trained("sample", *quick, "run=tiny").out
+    for path in ("runs/tiny", "runs/tiny/checkpoints", "runs/tiny/checkpoints/step_00000004"):
+        result = trained("sample", *quick, f"checkpoint={path}", "out=o")
+        assert result.code == 0, result.err
+        assert "checkpoint runs/tiny/checkpoints/step_00000004" in result.out
+    assert len(os.listdir("runs/tiny/sampled")) == 1
+
+
+@pytest.mark.parametrize(("out", "names"), [("o", ["report.json", "samples.npz", "samples.png"])])
+def test_out_is_a_folder(trained: Command, out: str, names: list[str]) -> None:
+    for _ in range(2):
+        assert trained("sample", *QUICK, "num_samples=3", f"out={out}").code == 0
+    assert sorted(os.listdir(out)) == names
+
+
+def test_out_may_name_the_array(trained: Command) -> None:
+    assert trained("sample", *QUICK, "num_samples=3", "out=deep/er/mine.npz").code == 0
+    assert sorted(os.listdir("deep/er")) == ["mine.json", "mine.npz", "mine.png"]
+
+
+def test_a_sweep_makes_one_folder_for_each_job(trained: Command) -> None:
+    result = trained("sample", "-m", "sampler=ddim,heun", *QUICK[1:2], "num_samples=2", "out=o", "metrics=false")
+    assert result.code == 0, result.err
+    assert sorted(os.listdir("o")) == ["0", "1"]
+    assert trained("sample", "-m", "sampler=ddim", "seed=1,2", *QUICK[1:2], "num_samples=2").code == 0
+    assert len(os.listdir("runs/tiny/sampled")) == 2
+
+
+@pytest.mark.parametrize("weights", ["ema", "model"])
+def test_another_formulation_and_other_weights(trained: Command, weights: str) -> None:
+    result = trained("sample", *QUICK, "sde=ve", f"weights={weights}", "out=o", "metrics=false")
+    assert result.code == 0, result.err
+    report = json.loads(Path("o/report.json").read_text())
+    assert report["perturbation"].startswith("VE(")
+    expected = sg.DDIM(steps=3)(load_model("runs/tiny", weights=weights).under(sg.VE()), (60, 2), seed=0).x
+    with np.load("o/samples.npz") as arrays:
+        np.testing.assert_allclose(arrays["model_x"], expected.numpy(), rtol=1e-4, atol=1e-5)
+
+
+def test_images_have_a_grid_an_animation_and_a_strip(command: Command) -> None:
+    network = ("network=unet", "network.width=8", "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")
+    assert command("train", "data=digits", *network, *TINY[6:], "trainer.steps=1", "run=a").code == 0
+    result = command("sample", *QUICK[:2], "num_samples=4", "animation=true", "forward=true", "out=o")
+    assert result.code == 0, result.err
+    with np.load("o/samples.npz") as arrays:
+        assert arrays["x"].shape == (4, 1, 8, 8)
+        np.testing.assert_allclose(arrays["x"], (arrays["model_x"] + 1) * 8, rtol=1e-5, atol=1e-4)
+    with Image.open("o/samples.png") as picture:
+        assert picture.size == ((2 * 9 + 1) * 6, (2 * 9 + 1) * 6)
+    report = json.loads(Path("o/report.json").read_text())
+    assert "svm_accuracy" not in report, "too few samples for a classifier"
+
+
+def test_samples_need_the_data_no_more(command: Command) -> None:
+    np.save("x.npy", np.random.default_rng(0).normal(size=(50, 2)))
+    arguments = [a for a in TINY if not a.startswith("data")]
+    assert command("train", "data=array_file", "data.path=x.npy", *arguments, "run=a").code == 0
+    Path("x.npy").unlink()
+    result = command("sample", *QUICK, "out=o")
+    assert result.code == 0, result.err
+    assert "no comparison with data" in result.out
+    np.save("x.npy", np.random.default_rng(1).normal(size=(50, 2)))
+    result = command("sample", *QUICK, "out=o")
+    assert "not what it was" in result.out
+    assert "energy_distance" not in json.loads(Path("o/report.json").read_text())

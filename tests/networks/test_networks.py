@@ -1,0 +1,279 @@
+"""What every network promises: shapes, dtypes, conditions, zero output at the start, gradients, compilation."""
+
+import copy
+import math
+import shutil
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sde_gen.errors import ConfigError
+from sde_gen.networks import MLP, UNet
+
+
+def small_unet(**options: object) -> UNet:
+    settings: dict = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
+    return UNet(**(settings | options))
+
+
+def small_mlp(**options: object) -> MLP:
+    settings: dict = {"hidden": 16, "layers": 2}
+    return MLP(**(settings | options))
+
+
+MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
+    "unet": (small_unet, (1, 8, 8)),
+    "mlp": (small_mlp, (2,)),
+}
+EVERY = pytest.mark.parametrize("kind", sorted(MAKERS))
+
+
+def awake(network: nn.Module, seed: int = 0) -> nn.Module:
+    """The network with random weights everywhere, the zero-initialised layers too."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.copy_(0.2 * torch.randn(parameter.shape, generator=generator))
+    return network
+
+
+def batch(shape: tuple[int, ...], size: int = 3, seed: int = 1) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(size, *shape, generator=generator), torch.linspace(-8, 12, size)
+
+
+@EVERY
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_a_new_network_returns_zeros(kind: str, num_classes: int) -> None:
+    make, shape = MAKERS[kind]
+    x, c_noise = batch(shape)
+    out = make(num_classes=num_classes)(x, c_noise)
+    assert out.shape == x.shape
+    assert out.dtype == x.dtype
+    assert torch.equal(out, torch.zeros_like(x))
+
+
+@EVERY
+@pytest.mark.parametrize("num_classes", [0, 3])
+def test_gradients_reach_every_parameter(kind: str, num_classes: int) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make(num_classes=num_classes))
+    x, c_noise = batch(shape, 4)
+    condition = {"label": torch.tensor([0, 1, 2, 3])} if num_classes else {}
+    network(x, c_noise, **condition).square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert torch.isfinite(parameter.grad).all(), name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@EVERY
+def test_one_noise_level_for_all_equals_one_for_each(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make())
+    x, _ = batch(shape)
+    torch.testing.assert_close(network(x, torch.tensor(1.5)), network(x, torch.full((3,), 1.5)))
+
+
+@EVERY
+def test_output_depends_on_noise_level_and_label(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make(num_classes=2))
+    x, c_noise = batch(shape)
+    outputs = [network(x, c_noise + shift, label=torch.tensor(label)) for shift in (0.0, 0.1) for label in (0, 1, 2)]
+    for i, first in enumerate(outputs):
+        for second in outputs[:i]:
+            assert (first - second).abs().max() > 1e-4
+
+
+@EVERY
+def test_no_label_is_the_label_num_classes(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make(num_classes=5))
+    x, c_noise = batch(shape)
+    missing = network(x, c_noise)
+    torch.testing.assert_close(missing, network(x, c_noise, label=torch.full((3,), 5)))
+    torch.testing.assert_close(missing, network(x, c_noise, label=torch.tensor(5, dtype=torch.int32)))
+
+
+@EVERY
+def test_sample_does_not_depend_on_its_batch(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make())
+    x, c_noise = batch(shape, 7)
+    whole = network(x, c_noise)
+    torch.testing.assert_close(whole[2:3], network(x[2:3], c_noise[2:3]), rtol=1e-4, atol=1e-5)
+
+
+@EVERY
+@pytest.mark.parametrize("value", [math.inf, -math.inf, 1e30, -1e30, 0.0])
+def test_extreme_noise_levels_give_finite_output(kind: str, value: float) -> None:
+    make, shape = MAKERS[kind]
+    x, _ = batch(shape)
+    assert torch.isfinite(awake(make())(x, torch.tensor(value))).all()
+
+
+@EVERY
+def test_nan_in_the_noise_level_is_not_hidden(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    x, _ = batch(shape)
+    out = awake(make())(x, torch.tensor([1.0, math.nan, 2.0]))
+    assert torch.isfinite(out[[0, 2]]).all()
+    assert torch.isnan(out[1]).all()
+
+
+@EVERY
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_output_has_the_dtype_of_the_input(kind: str, dtype: torch.dtype) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make())
+    x, c_noise = batch(shape)
+    out = network(x.to(dtype), c_noise.to(torch.float64))
+    assert out.dtype == dtype
+    torch.testing.assert_close(out.float(), network(x.to(dtype).float(), c_noise), rtol=1e-2, atol=1e-2)
+
+
+@EVERY
+def test_runs_in_bfloat16(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make(num_classes=2))
+    x, c_noise = batch(shape)
+    exact = network(x, c_noise)
+    spread = exact.std()
+    low = copy.deepcopy(network).bfloat16()
+    for given in (x, x.bfloat16()):
+        out = low(given, c_noise)
+        assert out.dtype == given.dtype
+        assert (out.float() - exact).std() < 0.1 * spread
+    with torch.autocast("cpu", torch.bfloat16):
+        out = network(x, c_noise)
+    assert out.dtype == torch.float32
+    assert (out - exact).std() < 0.1 * spread
+    out.square().sum().backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
+
+
+@EVERY
+def test_runs_in_float64(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make())
+    x, c_noise = batch(shape)
+    exact = copy.deepcopy(network).double()(x.double(), c_noise)
+    assert exact.dtype == torch.float64
+    torch.testing.assert_close(network(x, c_noise).double(), exact, rtol=1e-3, atol=1e-4)
+
+
+@EVERY
+def test_dropout_acts_in_training_only(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make(dropout=0.5))
+    x, c_noise = batch(shape)
+    assert not torch.equal(network(x, c_noise), network(x, c_noise))
+    network.eval()
+    assert torch.equal(network(x, c_noise), network(x, c_noise))
+
+
+@EVERY
+def test_state_dict_round_trip_and_no_shared_or_hidden_state(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network, other = awake(make(num_classes=2)), make(num_classes=2)
+    other.load_state_dict(network.state_dict())
+    x, c_noise = batch(shape)
+    assert torch.equal(network(x, c_noise), other(x, c_noise))
+    pointers = [p.data_ptr() for p in network.parameters()]
+    assert len(set(pointers)) == len(pointers)
+    assert all(p.is_contiguous() for p in network.state_dict().values())
+
+
+@EVERY
+def test_construction_follows_the_global_seed(kind: str) -> None:
+    make, _ = MAKERS[kind]
+    states = []
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            states.append(torch.cat([p.detach().flatten() for p in make().parameters()]))
+    assert torch.equal(states[0], states[1])
+    assert not torch.equal(states[0], states[2])
+
+
+@EVERY
+@pytest.mark.parametrize("num_classes", [0, 2])
+def test_traces_without_graph_breaks(kind: str, num_classes: int) -> None:
+    """The whole network becomes one graph (the compiler's back end is not needed to see that)."""
+    make, shape = MAKERS[kind]
+    network = awake(make(num_classes=num_classes)).eval()
+    x, c_noise = batch(shape)
+    torch._dynamo.reset()
+    traced = torch.compile(network, fullgraph=True, backend="eager")
+    torch.testing.assert_close(traced(x, c_noise), network(x, c_noise))
+    if num_classes:
+        label = torch.tensor([0, 1, 2])
+        torch.testing.assert_close(traced(x, c_noise, label=label), network(x, c_noise, label=label))
+    torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own imports warn
+@EVERY
+def test_compiles_with_the_default_back_end(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = awake(make()).eval()
+    x, c_noise = batch(shape)
+    torch._dynamo.reset()
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("needs a C++ compiler")
+    out = torch.compile(network, fullgraph=True)(x, c_noise)
+    torch.testing.assert_close(out, network(x, c_noise), rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@EVERY
+def test_refuses_shapes_that_do_not_fit(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    network = make(num_classes=3)
+    x, c_noise = batch(shape)
+    wrong = [
+        (torch.randn(3, shape[0] + 1, *shape[1:]), c_noise, None, "x must have shape"),
+        (x[0], c_noise, None, "x must have shape"),
+        (x, c_noise[:2], None, "c_noise must have shape"),
+        (x, c_noise[:1], None, "c_noise must have shape"),
+        (x, c_noise[:, None], None, "c_noise must have shape"),
+        (x, c_noise, torch.zeros(2, dtype=torch.int64), "label must have shape"),
+        (x, c_noise, torch.zeros(3, 1, dtype=torch.int64), "label must have shape"),
+        (x, c_noise, torch.zeros(3), "whole numbers"),
+        (x, c_noise, torch.zeros(3, dtype=torch.bool), "whole numbers"),
+    ]
+    for given, levels, label, message in wrong:
+        with pytest.raises(ConfigError, match=message):
+            network(given, levels, label=label)
+    with pytest.raises(ConfigError, match="num_classes=0"):
+        make()(x, c_noise, label=torch.zeros(3, dtype=torch.int64))
+    with pytest.raises(IndexError):
+        network(x, c_noise, label=torch.full((3,), 4))
+
+
+@EVERY
+def test_unknown_arguments_are_errors(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    x, c_noise = batch(shape)
+    with pytest.raises(TypeError):
+        make(widht=3)
+    with pytest.raises(TypeError):
+        make()(x, c_noise, lable=torch.zeros(3, dtype=torch.int64))
+
+
+@EVERY
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 2, math.nan, "a", True])
+def test_refuses_a_bad_dropout(kind: str, dropout: object) -> None:
+    with pytest.raises(ConfigError, match=r"dropout must be a number in \[0, 1\)"):
+        MAKERS[kind][0](dropout=dropout)
+
+
+@EVERY
+@pytest.mark.parametrize("num_classes", [-1, 1.5, "3", None, True])
+def test_refuses_a_bad_class_count(kind: str, num_classes: object) -> None:
+    with pytest.raises(ConfigError, match="num_classes must be a whole number >= 0"):
+        MAKERS[kind][0](num_classes=num_classes)

@@ -1,0 +1,91 @@
+"""Pictures: what is where, and nothing hidden."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import sde_gen as sg
+from sde_gen import pictures
+from sde_gen.errors import ConfigError, DataError, MissingInputError
+
+
+def test_a_grid_puts_each_image_in_its_place() -> None:
+    images = torch.full((5, 1, 3, 2), -1.0)
+    images[4] = 1.0
+    images[1, 0, 0, 1] = 0.0
+    picture = np.asarray(pictures.image_grid(images, columns=2, zoom=1))
+    assert picture.shape == (3 * 4 + 1, 2 * 3 + 1)
+    assert (picture == 255).sum() == 6
+    assert (picture[9:12, 1:3] == 255).all()
+    assert picture[1, 5] == 128
+    assert (picture > 0).sum() == 7
+
+
+def test_colour_many_channels_and_values_outside() -> None:
+    assert pictures.image_grid(torch.zeros(4, 3, 8, 8)).mode == "RGB"
+    assert pictures.image_grid(torch.zeros(1, 5, 8, 8)).mode == "L"
+    picture = np.asarray(pictures.image_grid(torch.tensor([[[[9.0]]], [[[-9.0]]]]), columns=2, zoom=1, gap=0))
+    assert picture.tolist() == [[255, 0]]
+    assert pictures.image_grid(torch.zeros(64, 1, 8, 8)).size == ((8 * 9 + 1) * 6, (8 * 9 + 1) * 6)
+
+
+def test_a_picture_hides_no_nan() -> None:
+    with pytest.raises(DataError, match="NaN"):
+        pictures.image_grid(torch.tensor([[[[float("nan")]]]]))
+    for bad in (torch.zeros(0, 1, 8, 8), torch.zeros(4, 8, 8)):
+        with pytest.raises(DataError, match="must be"):
+            pictures.image_grid(bad)
+    with pytest.raises(ConfigError, match="columns=0"):
+        pictures.image_grid(torch.zeros(1, 1, 2, 2), columns=0)
+
+
+@pytest.mark.parametrize("features", [1, 2, 5])
+def test_points_are_drawn_beside_data(features: int) -> None:
+    points = torch.randn(200, features)
+    picture = pictures.picture_of(points, points)
+    assert picture.size == (800, 400)
+    assert len(np.unique(np.asarray(picture))) > 10
+    assert pictures.picture_of(points).size == (400, 400)
+
+
+def test_density_curve_and_strip(tmp_path: Path) -> None:
+    points = torch.randn(500, 2)
+    assert pictures.density({"samples": points, "data": points}).size == (800, 400)
+    rows = [{"step": 1.0, "loss": 1.0}, {"step": 2.0, "loss": 0.5, "held_out_loss": 0.6}]
+    path = pictures.loss_curve(rows, tmp_path / "loss.png")
+    with Image.open(path) as picture:
+        assert picture.size == (600, 400)
+    assert pictures.loss_curve([], tmp_path / "empty.png").is_file()
+    images = torch.rand(9, 1, 8, 8) * 2 - 1
+    for perturbation in (sg.VP(), sg.VE(), sg.DDPM(steps=50), sg.FlowMatching()):
+        strip = pictures.forward_strip(perturbation, images, columns=4)
+        assert strip.size == ((4 * 9 + 1) * 6, (6 * 9 + 1) * 6)
+        assert pictures.forward_strip(perturbation, points, columns=3).size == (1200, 400)
+    with pytest.raises(ConfigError, match="columns=1"):
+        pictures.forward_strip(sg.VP(), images, columns=1)
+
+
+def test_an_animation_has_its_frames(tmp_path: Path) -> None:
+    frames = [pictures.image_grid(torch.full((1, 1, 4, 4), v)) for v in (-1.0, 0.0, 1.0)]
+    path = pictures.save_animation(frames, tmp_path / "a.gif")
+    with Image.open(path) as animation:
+        assert animation.n_frames == 3
+        assert animation.info["loop"] == 0
+    with pytest.raises(ConfigError, match="one frame"):
+        pictures.save_animation([], path)
+
+
+def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(pictures, "has_matplotlib", lambda: False)
+    with pytest.raises(MissingInputError, match=r"sde_gen\[plot\]"):
+        pictures.scatter({"x": torch.zeros(3, 2)})
+    pictures.save_image(pictures.image_grid(torch.zeros(1, 1, 2, 2)), tmp_path / "x.png")
+
+
+def test_pyplot_is_never_loaded() -> None:
+    pictures.scatter({"x": torch.randn(9, 2)})
+    assert "matplotlib.pyplot" not in sys.modules

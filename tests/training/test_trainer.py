@@ -1,0 +1,298 @@
+"""The training loop: exact resumption, faults, precision, what it measures."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import sde_gen as sg
+from sde_gen.data import Affine, Dataset, mixture
+from sde_gen.errors import CheckpointError, ConfigError, NonFiniteError
+from sde_gen.training import Trainer, TrainerSettings, newest_checkpoint
+
+QUICK = TrainerSettings(
+    steps=20, batch_size=16, warmup=5, schedule="constant", log_every=4, eval_every=0, checkpoint_every=10, ema=0.9
+)
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _data() -> Dataset:
+    return mixture(n=100, n_test=40)
+
+
+def _trainer(settings: TrainerSettings = QUICK, dropout: float = 0.0, **arguments: Any) -> Trainer:
+    torch.manual_seed(0)
+    data = arguments.pop("data", None) or _data()
+    classes = data.num_classes if arguments.get("conditional") else 0
+    network = arguments.pop("network", None) or sg.MLP(2, hidden=16, layers=1, dropout=dropout, num_classes=classes)
+    objective = arguments.pop("objective", sg.DenoisingScoreMatching())
+    model = sg.ScoreModel(network, arguments.pop("perturbation", sg.VP()))
+    return Trainer(model, data, objective, settings, **arguments)
+
+
+def _assert_equal(a: dict[str, Tensor], b: dict[str, Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        assert torch.equal(a[name], b[name]), name
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+@pytest.mark.parametrize("conditional", [False, True])
+def test_ten_steps_and_ten_more_are_twenty_bit_for_bit(tmp_path: Path, dropout: float, conditional: bool) -> None:
+    extra: dict[str, Any] = {"conditional": conditional}
+    if conditional:
+        extra["objective"] = sg.DenoisingScoreMatching(label_dropout=0.5, num_classes=_data().num_classes)
+    whole = _trainer(dropout=dropout, checkpoints=tmp_path / "whole", seed=3, **extra)
+    whole.train()
+
+    first = _trainer(dataclasses.replace(QUICK, steps=10), dropout, checkpoints=tmp_path / "parts", seed=3, **extra)
+    first.train()
+    torch.manual_seed(99)  # global state must not matter
+    second = _trainer(dropout=dropout, checkpoints=tmp_path / "parts", seed=3, **extra)
+    found, _ = newest_checkpoint(tmp_path / "parts")
+    assert found is not None
+    second.resume(found)
+    assert second.step == 10
+    second.train()
+
+    _assert_equal(whole.network.state_dict(), second.network.state_dict())
+    _assert_equal(whole.ema.state_dict(), second.ema.state_dict())
+    for name in ("model", "ema", "optimizer"):
+        ends = [newest_checkpoint(tmp_path / part)[0] for part in ("whole", "parts")]
+        assert all(end is not None and end.step == 20 for end in ends)
+        _assert_equal(ends[0].tensors(name), ends[1].tensors(name))  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_images_are_resumed_bit_for_bit_in_either_layout(tmp_path: Path, channels_last: bool) -> None:
+    images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    data = Dataset("noise", "image", images[:30], images[30:], Affine())
+    settings = dataclasses.replace(QUICK, steps=6, batch_size=4, channels_last=channels_last)
+
+    def trainer(steps: int) -> Trainer:
+        torch.manual_seed(0)
+        network = sg.UNet(3, width=8, multipliers=[1, 2], blocks=1, attention=[-1])
+        return _trainer(dataclasses.replace(settings, steps=steps), data=data, network=network, checkpoints=tmp_path)
+
+    trainer(3).train()
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    parts = trainer(6)
+    parts.resume(found)
+    parts.train()
+    for path in list(tmp_path.iterdir()):
+        path.rename(path.with_name(f".{path.name}"))
+    whole = trainer(6)
+    whole.train()
+    _assert_equal(whole.network.state_dict(), parts.network.state_dict())
+    _assert_equal(whole.ema.state_dict(), parts.ema.state_dict())
+
+
+def test_the_seed_decides_everything_and_nothing_else_does() -> None:
+    states = []
+    for seed, junk in ((1, 0), (1, 7), (2, 0), (1 + 2**32, 0)):
+        trainer = _trainer(seed=seed)
+        torch.manual_seed(junk)
+        trainer.train()
+        states.append(trainer.network.state_dict())
+    _assert_equal(states[0], states[1])
+    assert not torch.equal(states[0]["head.weight"], states[2]["head.weight"])
+    assert not torch.equal(states[0]["head.weight"], states[3]["head.weight"]), "the upper 32 bits count"
+
+
+def test_it_leaves_torchs_global_generator_alone() -> None:
+    trainer = _trainer(dropout=0.5)
+    before = torch.get_rng_state()
+    trainer.train()
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_it_learns() -> None:
+    settings = TrainerSettings(steps=300, batch_size=128, learning_rate=3e-3, warmup=20, log_every=50, eval_every=0)
+    trainer = _trainer(settings, network=sg.MLP(2, hidden=32, layers=2))
+    rows: list[dict[str, float]] = []
+    trainer.listeners = (lambda event, _, values: rows.append(dict(values)) if event == "log" else None,)
+    before = trainer.evaluate()
+    last = trainer.train()
+    assert before == pytest.approx(1.0, abs=0.2), "a new network predicts no noise"
+    assert last["held_out_loss"] < 0.6 * before
+    assert [row["step"] for row in rows] == [50, 100, 150, 200, 250, 300]
+    assert set(rows[-1]) == {
+        "step",
+        "seconds",
+        "learning_rate",
+        "loss",
+        "grad_norm",
+        "steps_per_second",
+        "held_out_loss",
+    }
+    assert trainer.evaluate() == last["held_out_loss"], "evaluated at the same times and noise always"
+
+
+def test_checkpoints_events_and_last_step(tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, eval_every=8, preview_every=6, keep_last=0, checkpoint_every=7)
+    events: list[tuple[str, int]] = []
+    trainer = _trainer(settings, checkpoints=tmp_path, listeners=[lambda event, t, _: events.append((event, t.step))])
+    trainer.train()
+    assert [s for e, s in events if e == "checkpoint"] == [7, 14, 20]
+    assert [s for e, s in events if e == "preview"] == [6, 12, 18]
+    assert [s for e, s in events if e == "log"] == [4, 7, 8, 12, 14, 16, 20]
+    assert trainer.train()["step"] == 20, "a run that is at its end does nothing"
+    assert [s for e, s in events if e == "checkpoint"] == [7, 14, 20]
+
+
+def test_it_stops_when_asked_and_saves(tmp_path: Path) -> None:
+    asked = iter([False] * 6 + [True] * 100)
+    trainer = _trainer(checkpoints=tmp_path, stop=lambda: next(asked))
+    trainer.train()
+    assert trainer.step == 6
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 6
+
+
+def test_the_time_budget_ends_training_and_counts_resumed_parts(tmp_path: Path) -> None:
+    settings = dataclasses.replace(QUICK, steps=10**6, max_seconds=0.3, schedule="cosine", checkpoint_every=0)
+    trainer = _trainer(settings, checkpoints=tmp_path)
+    trainer.train()
+    assert 0 < trainer.step < 10**6
+    assert trainer.seconds >= 0.3
+    again = _trainer(settings, checkpoints=tmp_path)
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    again.resume(found)
+    again.train()
+    assert again.step == found.step
+
+
+def test_learning_rate() -> None:
+    s = TrainerSettings(steps=100, learning_rate=1.0, warmup=10, schedule="constant", max_seconds=50.0)
+    assert [s.rate(k) for k in (0, 4, 9, 10, 99)] == pytest.approx([0.1, 0.5, 1.0, 1.0, 1.0])
+    cosine = dataclasses.replace(s, schedule="cosine", warmup=0)
+    assert cosine.rate(50) == pytest.approx(0.5)
+    assert cosine.rate(0, seconds=25.0) == pytest.approx(0.5), "the budget is half spent"
+    assert cosine.rate(200, seconds=10.0) == pytest.approx(0.0, abs=1e-12)
+
+
+class _Poisoned(nn.Module):
+    def __init__(self, step: int, gradient: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(2))
+        self.calls, self.step, self.gradient = 0, step, gradient
+
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        y = x * self.weight
+        if self.calls == self.step + 1:
+            if self.gradient:
+                return y * torch.sqrt(self.weight - self.weight)  # 0, with an infinite slope
+            y = y.clone()
+            y[3] = float("nan")
+        return y
+
+
+@pytest.mark.parametrize("gradient", [False, True])
+def test_a_fault_is_named_with_its_step_and_never_saved(tmp_path: Path, gradient: bool) -> None:
+    trainer = _trainer(network=_Poisoned(13, gradient), checkpoints=tmp_path)
+    with pytest.raises(NonFiniteError, match="gradient" if gradient else "training loss") as caught:
+        trainer.train()
+    assert caught.value.step == 13
+    assert caught.value.exit_code == 70
+    assert 0 <= caught.value.t <= 1
+    assert len(caught.value.indices) == (0 if gradient else 1)
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 10
+    assert all(tensor.isfinite().all() for tensor in found.tensors("model").values())
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_clipping(clip: float | None) -> None:
+    trainer = _trainer(dataclasses.replace(QUICK, clip=clip, steps=4))
+    norms: list[float] = []
+    step = trainer.optimizer.step
+
+    def spy() -> None:
+        grads = [p.grad for p in trainer.network.parameters() if p.grad is not None]
+        norms.append(float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))))
+        step()
+
+    trainer.optimizer.step = spy  # type: ignore[method-assign, assignment]
+    trainer.train()
+    assert (max(norms) <= 1.01e-3) == (clip is not None)
+    assert trainer.last["grad_norm"] > 1e-2, "the norm before clipping is reported"
+
+
+def test_bf16_and_channels_last_train() -> None:
+    images = torch.rand(40, 1, 8, 8) * 2 - 1
+    data = Dataset("noise", "image", images[:30], images[30:], Affine())
+    settings = dataclasses.replace(QUICK, steps=2, precision="bf16", channels_last=True, batch_size=4, log_every=1)
+    network = sg.UNet(1, width=8, multipliers=[1], blocks=1, attention=[])
+    seen = []
+    network.register_forward_hook(lambda *_: seen.append(torch.is_autocast_enabled("cpu")))
+    trainer = _trainer(settings, data=data, network=network)
+    assert torch.isfinite(torch.tensor(trainer.train()["loss"]))
+    assert all(seen)
+    assert all(p.dtype == torch.float32 for p in network.parameters())
+    assert network.stem.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("perturbation", [sg.DDPM(steps=50), sg.NCSN(levels=10), sg.FlowMatching(), sg.EDM()], ids=str)
+def test_every_kind_of_process_trains(perturbation: sg.Perturbation) -> None:
+    assert _trainer(dataclasses.replace(QUICK, steps=3), perturbation=perturbation).train()["step"] == 3
+
+
+def test_a_checkpoint_that_does_not_belong_is_refused(tmp_path: Path) -> None:
+    _trainer(dataclasses.replace(QUICK, steps=2), checkpoints=tmp_path).train()
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    with pytest.raises(CheckpointError, match="other data"):
+        _trainer(data=mixture(n=100, n_test=40, seed=1)).resume(found)
+    with pytest.raises(CheckpointError, match="seed=0, not 1"):
+        _trainer(seed=1).resume(found)
+    with pytest.raises(CheckpointError, match="do not fit"):
+        _trainer(network=sg.MLP(2, hidden=32)).resume(found)
+
+
+def test_what_cannot_be_trained_is_refused() -> None:
+    data = _data()
+    with pytest.raises(ConfigError, match="no parameters"):
+        Trainer(sg.ScoreModel(lambda x, c: x, sg.VP()), data, sg.DenoisingScoreMatching())
+    unlabelled = Dataset("d", "vector", data.train, data.test, Affine())
+    with pytest.raises(ConfigError, match="no labels"):
+        _trainer(data=unlabelled, network=sg.MLP(2, hidden=16), conditional=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("steps", 0),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("learning_rate", float("nan")),
+        ("learning_rate", float("inf")),
+        ("warmup", -1),
+        ("clip", -1.0),
+        ("clip", float("nan")),
+        ("max_seconds", 0.0),
+        ("ema", 1.0),
+        ("schedule", "linear"),
+        ("precision", "fp8"),
+        ("checkpoint_every", -1),
+        ("log_every", 0),
+    ],
+)
+def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
+    with pytest.raises(ConfigError, match=rf"trainer\.{name}="):
+        TrainerSettings(**{name: value})
