@@ -163,7 +163,7 @@ def markdown(order_rows: list[dict], error_rows: list[dict]) -> str:
         floor = next(r["floor"] for r in mine if "floor" in r)
         for kind, key, title in (
             ("rmse", "rmse", "deterministic: RMSE (median) to the exact solution, per dimension"),
-            ("sliced_w2", "sliced_w2", f"stochastic: sliced W2 to exact samples ({floor:.3f} between two exact sets)"),
+            ("sliced_w2", "sliced_w2", f"stochastic: sliced W2 to exact samples ({floor:.3f} for two exact sets)"),
         ):
             lines += ["", f"## {problem}, {title}", "",
                       "| sampler | perturbation | " + " | ".join(f"{n} calls" for n in BUDGETS) + " |",

@@ -1,12 +1,12 @@
-"""Five systems on one network, one configuration and one budget: samples of digits, or of a 2-D mixture, against real data.
+"""Five systems on one network, one configuration and one budget, against real data: digits, or a 2-D mixture.
 
     python benchmarks/quality.py                      # digits, 3 minutes of training each
     python benchmarks/quality.py --data mixture       # 2-D mixture, 1 minute each
     python benchmarks/quality.py --systems vp ve --seconds 60
 
 Each system is trained by `python -m sde_gen.train` and sampled by its own sampler. For digits: energy distance
-(V-statistic) of 360 generated to the 360 held-out digits, mean of three draws, over that of 360 training digits; and the
-accuracy of a cross-validated RBF-SVM that tells generated from held-out, with that for real against real beside it.
+(V-statistic) of 360 generated to the 360 held-out digits, mean of three draws, over that of 360 training digits; and
+the accuracy of a cross-validated RBF-SVM that tells generated from held-out, with that for real against real beside it.
 Writes a table (Markdown and JSON) and one picture for each system. What is trained is not trained again.
 """
 

@@ -17,7 +17,7 @@ posterior             :math:`p(x_s | x_t, x_0)` by Bayes: mean
 ====================  =====================================================================
 
 Both forms of :math:`b^2` are equal; the second has no cancellation when s is close to t. Derivatives are taken by
-forward-mode differentiation of the stated curves in float64, so they cannot disagree with them. The unified view is
+automatic differentiation of the stated curves in float64, so they cannot disagree with them. The unified view is
 that of Song et al. 2021 (arXiv:2011.13456) and Kingma et al. 2021 (arXiv:2107.00630).
 """
 
@@ -49,6 +49,12 @@ def _float64(value: Tensor | float, name: str) -> tuple[Tensor, torch.dtype, tor
 def _left(x: Tensor, ndim: int) -> Tensor:
     """Append dimensions to x of shape () or (B,) so that it multiplies a tensor of `ndim` dimensions."""
     return x if x.ndim == 0 else x.reshape(x.shape + (1,) * (ndim - x.ndim))
+
+
+def _slope(curve: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
+    """Derivative of an element-wise curve at t."""
+    pullback = torch.func.vjp(curve, t)[1]
+    return pullback(torch.ones_like(t))[0]
 
 
 class Perturbation(abc.ABC):
@@ -98,11 +104,8 @@ class Perturbation(abc.ABC):
 
     def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """f(t) and g(t)^2."""
-        t = t.contiguous()  # forward-mode differentiation refuses expanded tensors
-        one = torch.ones_like(t)
-        f = torch.func.jvp(self._log_alpha, (t,), (one,))[1]
-        variance, slope = torch.func.jvp(self._variance, (t,), (one,))[:2]
-        g2 = slope - 2 * f * variance
+        f = _slope(self._log_alpha, t)
+        g2 = _slope(self._variance, t) - 2 * f * self._variance(t)
         return f, g2.clamp_min(0.0)
 
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
