@@ -62,8 +62,8 @@ $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 	@touch $@ $(VENV)/.test $(VENV)/.demo
 
 demo: $(VENV)/.demo
-	$(PY) -m sde_gen.train sde=vp run=$(DEMO_RUN)
-	$(PY) -m sde_gen.sample sampler=pc run=$(DEMO_RUN)
+	$(PY) -m sde_gen.train sde=vp data=digits run=$(DEMO_RUN) trainer.steps=100000 trainer.max_seconds=150
+	$(PY) -m sde_gen.sample sampler=pc run=$(DEMO_RUN) num_samples=360 sampler.steps=150
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS) $(TESTS)

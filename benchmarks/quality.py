@@ -26,11 +26,11 @@ from sde_gen.data import digits, mixture
 # sigma_max follows the rule of NCSNv2: about the largest distance between two data points.
 LARGEST = {"digits": 12.0, "mixture": 6.0}
 SYSTEMS = {
-    "vp": (["sde=vp"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.16), steps=250)),
+    "vp": (["sde=vp"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.05), steps=150)),
     "subvp": (["sde=subvp"], sg.ProbabilityFlow()),
-    "ve": (["sde=ve", "sde.sigma_max={largest}"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.16), steps=250)),
-    "ddpm": (["sde=ddpm"], sg.Ancestral()),
-    "ncsn": (["sde=ncsn", "sde.sigma_max={largest}", "sde.levels=100"], sg.AnnealedLangevin()),
+    "ve": (["sde=ve", "sde.sigma_max={largest}"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.05), steps=150)),
+    "ddpm": (["sde=ddpm"], sg.Ancestral(steps=500)),
+    "ncsn": (["sde=ncsn", "sde.sigma_max={largest}", "sde.levels=100"], sg.AnnealedLangevin(steps_per_level=5)),
 }
 
 

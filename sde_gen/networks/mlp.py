@@ -32,8 +32,9 @@ class MLP(nn.Module):
     """A residual MLP for vectors; every block is modulated by the embedded noise level (and label).
 
     The first layer is given x, and sin(2^k x) and cos(2^k x) for k < `frequencies`, without which a network is slow to
-    learn narrow modes (Tancik et al. 2020, arXiv:2006.10739). The output layer starts at zero: a new network returns
-    zeros. The default has about 0.7 million parameters and learns 2-D mixtures and the checkerboard.
+    learn narrow modes (Tancik et al. 2020, arXiv:2006.10739). Normalised layers saturate in the tails, where the noise
+    to be predicted grows like x; for them a gain of the noise level times x is added to the output. Output layers start
+    at zero: a new network returns zeros. The default has about 0.7 million parameters.
 
     Args:
         features: length D of the vectors, in and out.
@@ -75,8 +76,10 @@ class MLP(nn.Module):
         self.blocks = nn.ModuleList(_ResidualBlock(hidden, hidden, dropout) for _ in range(layers))
         self.head_norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, self.features)
-        nn.init.zeros_(self.head.weight)
-        nn.init.zeros_(self.head.bias)
+        self.gain = nn.Linear(hidden, self.features)
+        for layer in (self.head, self.gain):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.features:
@@ -90,4 +93,4 @@ class MLP(nn.Module):
         h = self.stem(inputs.to(self.stem.weight.dtype))
         for block in self.blocks:
             h = block(h, embedding)
-        return self.head(F.silu(self.head_norm(h))).to(x.dtype)
+        return (self.head(F.silu(self.head_norm(h))) + self.gain(embedding) * x.to(h.dtype)).to(x.dtype)
