@@ -151,9 +151,9 @@ def errors(problem: str, quick: bool) -> Iterator[dict[str, object]]:
 def markdown(order_rows: list[dict], error_rows: list[dict]) -> str:
     """The tables."""
     names = [type(p).__name__ for p in PERTURBATIONS]
-    lines = ["# Convergence", "", "`python benchmarks/convergence.py` prints and writes this page.", "",
-             "## Orders: claimed, and fitted with its standard error", "",
-             "| sampler | kind | claimed | " + " | ".join(names) + " |", "|---|---|---|" + "---|" * len(names)]  # fmt: skip
+    lines = ["# Convergence", "", "`python benchmarks/convergence.py` prints and writes this page.", ""]
+    lines += ["## Orders: claimed, and fitted with its standard error", ""]
+    lines += ["| sampler | kind | claimed | " + " | ".join(names) + " |", "|---|---|---|" + "---|" * len(names)]
     for name in dict.fromkeys(r["sampler"] for r in order_rows):
         rows = [r for r in order_rows if r["sampler"] == name]
         cells = " | ".join(f"{r['fitted']:.2f} ± {r['standard_error']:.2f}" for r in rows)

@@ -4,16 +4,16 @@
     python benchmarks/mutation.py --only sde_gen/model.py --sample 10
 
 Copies the package and its tests to a temporary folder, records once which test runs which line, and then plants one
-small fault at a time (an operator, a constant, a condition, a dropped call or return) and runs the tests that reach it:
-first one of each test function, then all others. A mutant is killed if a test fails or time runs out. Faults are drawn
-with a fixed seed. Tests run in forks of one process that has torch imported; POSIX only.
+small fault at a time (an operator, a constant, a condition, a dropped call or return) and runs the tests that reach
+it: first one of each test function, then all others. A mutant is killed if a test fails or time runs out. Faults are
+drawn with a fixed seed. Tests run in forks of one process that has torch imported; POSIX only.
 
-Survivors that change nothing (equivalent mutants) are explained in a JSON file, `--reasons`, {"path: name: a -> b": why}.
+Survivors that change nothing (equivalent mutants) are explained in a JSON file, `--reasons`,
+{"path: name: a -> b": why}.
 """
 
 import argparse
 import ast
-import copy
 import json
 import os
 import random
@@ -26,11 +26,11 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from faults import Mutator
+
 ROOT = Path(__file__).resolve().parent.parent
 PROPERTIES = "tests/properties"
-SAMPLERS = ["tests/samplers", f"{PROPERTIES}/test_closure.py", f"{PROPERTIES}/test_order.py",
-            f"{PROPERTIES}/test_invariance.py", f"{PROPERTIES}/test_results.py", f"{PROPERTIES}/test_faults.py",
-            "tests/peers/test_score_sde.py"]  # fmt: skip
+SAMPLERS = [f"{PROPERTIES}/test_{name}.py" for name in ("closure", "order", "invariance", "results", "faults")]
 #: Which tests can notice a fault in which files.
 TARGETS: dict[str, list[str]] = {
     "sde_gen/perturbations/*.py": ["tests/perturbations", f"{PROPERTIES}/test_derivations.py"],
@@ -38,146 +38,15 @@ TARGETS: dict[str, list[str]] = {
     "sde_gen/parameterizations.py": ["tests/test_parameterizations.py", "tests/test_model.py"],
     "sde_gen/objectives.py": ["tests/test_objectives.py", f"{PROPERTIES}/test_training_target.py"],
     "sde_gen/oracles.py": ["tests/test_oracles.py"],
-    "sde_gen/samplers/*.py": SAMPLERS,
+    "sde_gen/samplers/*.py": ["tests/samplers", *SAMPLERS, "tests/peers/test_score_sde.py"],
 }
-OPTIONS = ["-x", "-q", "-p", "no:randomly", "-p", "no:cacheprovider", "-p", "no:xdist", "--import-mode=importlib", "-o",
-           "addopts=", "-m", "not slow and not gpu", "--no-header", "--tb=no"]  # fmt: skip
-
-BINARY = {ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.Pow: ast.Mult,
-          ast.FloorDiv: ast.Mult, ast.Mod: ast.Mult, ast.BitAnd: ast.BitOr, ast.BitOr: ast.BitAnd,
-          ast.LShift: ast.RShift, ast.RShift: ast.LShift, ast.MatMult: ast.Mult}  # fmt: skip
-COMPARE = {ast.Lt: [ast.LtE, ast.Gt], ast.LtE: [ast.Lt, ast.GtE], ast.Gt: [ast.GtE, ast.Lt], ast.GtE: [ast.Gt, ast.LtE],
-           ast.Eq: [ast.NotEq], ast.NotEq: [ast.Eq], ast.Is: [ast.IsNot], ast.IsNot: [ast.Is], ast.In: [ast.NotIn],
-           ast.NotIn: [ast.In]}  # fmt: skip
-#: Methods without arguments whose removal changes no value.
-HARMLESS = {"detach", "clone", "contiguous", "cpu", "items", "keys", "values"}
-
-
-class Mutator(ast.NodeTransformer):
-    """Offers every small fault of a module in turn; plants number `target`, or only counts them."""
-
-    def __init__(self, target: int = -1) -> None:
-        self.target, self.count = target, 0
-        self.found: list[tuple[int, int, str, str]] = []  # first line, last line, name, change
-        self._names: list[str] = []
-        self._statement: ast.stmt | None = None
-
-    def _offer(self, node: ast.AST, *faults: ast.AST) -> ast.AST:
-        planted = node
-        for fault in faults:
-            fault = ast.fix_missing_locations(ast.copy_location(fault, node))
-            change = f"{_short(node)} -> {_short(fault)}"
-            at = self._statement or node
-            self.found.append((node.lineno, at.end_lineno or at.lineno, ".".join(self._names), change))  # type: ignore[attr-defined]
-            if self.count == self.target:
-                planted = fault
-            self.count += 1
-        return planted
-
-    def visit(self, node: ast.AST) -> ast.AST:
-        if isinstance(node, ast.stmt) and not hasattr(node, "body"):
-            self._statement = node
-        elif isinstance(node, ast.stmt):
-            self._statement = None
-        return super().visit(node)
-
-    def _scope(self, node: ast.ClassDef | ast.FunctionDef) -> ast.AST:
-        self._names.append(node.name)
-        if isinstance(node, ast.FunctionDef):
-            node.args.defaults = [self.visit(d) for d in node.args.defaults]  # type: ignore[misc]
-            node.args.kw_defaults = [d and self.visit(d) for d in node.args.kw_defaults]  # type: ignore[misc]
-        node.body = [self.visit(child) for child in node.body]  # type: ignore[misc]
-        self._names.pop()
-        return node
-
-    visit_ClassDef = visit_FunctionDef = _scope  # decorators and annotations are left alone
-
-    def visit_AnnAssign(self, node: ast.AnnAssign) -> ast.AST:
-        node.value = node.value and self.visit(node.value)
-        return node
-
-    def visit_Raise(self, node: ast.Raise) -> ast.AST:
-        return node  # the words of a message are not behaviour
-
-    def visit_JoinedStr(self, node: ast.JoinedStr) -> ast.AST:
-        return node
-
-    def visit_Import(self, node: ast.AST) -> ast.AST:
-        return node
-
-    visit_ImportFrom = visit_Import
-
-    def visit_Expr(self, node: ast.Expr) -> ast.AST:
-        if isinstance(node.value, ast.Constant):  # a docstring
-            return node
-        planted = self._offer(node, ast.Pass())
-        return self.generic_visit(node) if planted is node else planted
-
-    def visit_If(self, node: ast.If) -> ast.AST:
-        if isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING":
-            return node
-        self._statement = None
-        node.test = self._offer(node.test, ast.UnaryOp(ast.Not(), copy.deepcopy(node.test)))  # type: ignore[assignment]
-        return self.generic_visit(node)
-
-    def visit_Return(self, node: ast.Return) -> ast.AST:
-        if node.value is None or (isinstance(node.value, ast.Constant) and node.value.value is None):
-            return node
-        planted = self._offer(node, ast.Return(ast.Constant(None)))
-        return self.generic_visit(node) if planted is node else planted
-
-    def visit_IfExp(self, node: ast.IfExp) -> ast.AST:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        return self._offer(node, ast.IfExp(node.test, node.orelse, node.body))
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        other = BINARY.get(type(node.op))
-        return self._offer(node, ast.BinOp(node.left, other(), node.right)) if other else node
-
-    def visit_AugAssign(self, node: ast.AugAssign) -> ast.AST:
-        node.value = self.visit(node.value)
-        other = BINARY.get(type(node.op))
-        return self._offer(node, ast.AugAssign(node.target, other(), node.value)) if other else node
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        return self._offer(node, node.operand)
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        return self._offer(node, ast.BoolOp(ast.Or() if isinstance(node.op, ast.And) else ast.And(), node.values))
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        faults = [
-            ast.Compare(node.left, [other(), *node.ops[1:]], node.comparators) for other in COMPARE[type(node.ops[0])]
-        ]
-        return self._offer(node, *faults)
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        node = self.generic_visit(node)  # type: ignore[assignment]
-        f = node.func
-        if isinstance(f, ast.Attribute) and not node.args and not node.keywords and f.attr not in HARMLESS:
-            return self._offer(node, f.value)
-        return node
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        v = node.value
-        if isinstance(v, bool):
-            return self._offer(node, ast.Constant(not v))
-        if isinstance(v, int | float):
-            return self._offer(node, ast.Constant(v + 1), *([ast.Constant(0 * v)] if v else []))
-        return node
-
-
-def _short(node: ast.AST) -> str:
-    text = " ".join(ast.unparse(node).split())
-    return text if len(text) <= 70 else text[:67] + "..."
+OPTIONS = "-x -q -p no:randomly -p no:cacheprovider -p no:xdist --import-mode=importlib --no-header --tb=no -o addopts="
 
 
 @dataclass
 class Mutant:
+    """A fault: the `number`-th of its file, in the statement that ends at line `last`."""
+
     path: str
     line: int
     last: int
@@ -194,6 +63,7 @@ class Mutant:
 
 
 def mutants_of(path: str, sample: int, seed: int) -> list[Mutant]:
+    """The faults of a file, or `sample` of them."""
     finder = Mutator()
     finder.visit(ast.parse((ROOT / path).read_text()))
     every = [Mutant(path, *site, number) for number, site in enumerate(finder.found)]
@@ -216,13 +86,9 @@ def run_tests(folder: Path, arguments: list[str], limit: float) -> int | None:
 
         status = 3
         try:
-            status = int(pytest.main([*OPTIONS, *arguments]))
+            status = int(pytest.main([*OPTIONS.split(), "-m", "not slow and not gpu", *arguments]))
         finally:
-            import traceback
-
-            traceback.print_exc()
             sys.stdout.flush()
-            sys.stderr.flush()
             os._exit(status)
     end = time.monotonic() + limit
     while time.monotonic() < end:
@@ -273,6 +139,7 @@ def batches(mutant: Mutant, lines: dict[str, dict[int, set[str]]], names: set[st
 
 
 def judge(mutant: Mutant, folder: Path, lines: dict, names: set[str], limit: float, seed: int) -> None:
+    """Plant the fault, run the tests that reach it, take it out."""
     target = folder / mutant.path
     source = target.read_text()
     target.write_text(ast.unparse(ast.fix_missing_locations(Mutator(mutant.number).visit(ast.parse(source)))))
@@ -291,16 +158,23 @@ def judge(mutant: Mutant, folder: Path, lines: dict, names: set[str], limit: flo
     mutant.seconds = round(time.monotonic() - began, 2)
 
 
+HEAD = """# Mutation testing
+
+`python benchmarks/mutation.py --sample {sample}`: small faults, {asked}, each run against the
+fast tests that reach it. A mutant that no test notices survives.
+
+| file | mutants | killed | survived | of these equivalent | score |
+|---|---|---|---|---|---|"""
+
+
 def report(mutants: list[Mutant], reasons: dict[str, str], sample: int, seed: int) -> str:
+    """The tables, in Markdown."""
     asked = f"at most {sample} of each file, drawn with seed {seed}" if sample else "all"
-    lines = ["# Mutation testing", "", f"`python benchmarks/mutation.py --sample {sample}`: small faults, {asked}, each run",
-             "against the fast tests that reach it. A mutant that no test notices survives.", "",
-             "| file | mutants | killed | survived | of these equivalent | score |", "|---|---|---|---|---|---|"]  # fmt: skip
+    lines = [HEAD.format(sample=sample, asked=asked)]
     for path in [*dict.fromkeys(m.path for m in mutants), ""]:
         own = [m for m in mutants if path in ("", m.path)]
-        alive = [m for m in own if m.outcome == "survived"]
-        same = sum(m.key in reasons for m in alive)
-        killed = len(own) - len(alive)
+        alive = [m.key for m in own if m.outcome == "survived"]
+        killed, same = len(own) - len(alive), sum(key in reasons for key in alive)
         score = f"{100 * killed / len(own):.0f} %"
         lines.append(f"| {path or '**all**'} | {len(own)} | {killed} | {len(alive)} | {same} | {score} |")
     lines += ["", "## Survivors", "", "| where | in | change | reason |", "|---|---|---|---|"]
@@ -312,6 +186,7 @@ def report(mutants: list[Mutant], reasons: dict[str, str], sample: int, seed: in
 
 
 def main() -> None:
+    """Run as a command."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--sample", type=int, default=30, help="mutants per file; 0 for all")
     parser.add_argument("--seed", type=int, default=0)
@@ -323,15 +198,13 @@ def main() -> None:
     os.environ.update(CI="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
     sys.dont_write_bytecode = True
     # What every fork would import again, the package itself excepted.
-    import hypothesis
     import mpmath
     import scipy.integrate
     import scipy.stats
     import torch
 
-    del hypothesis, mpmath, scipy
+    del mpmath, scipy
     torch.set_num_threads(1)
-    torch.func.jvp(torch.sin, (torch.ones(1),), (torch.ones(1),))
     reasons = json.loads(args.reasons.read_text()) if args.reasons.exists() else {}
     done: list[Mutant] = []
     with tempfile.TemporaryDirectory() as name:
@@ -348,10 +221,8 @@ def main() -> None:
             for mutant in [m for path in paths for m in mutants_of(path, args.sample, args.seed)]:
                 judge(mutant, folder, lines, names, args.limit, args.seed)
                 done.append(mutant)
-                print(
-                    f"{mutant.outcome:9} {mutant.seconds:5.1f} s  {mutant.path}:{mutant.line}  {mutant.change}",
-                    flush=True,
-                )
+                head = f"{mutant.outcome:9} {mutant.seconds:5.1f} s"
+                print(f"{head}  {mutant.path}:{mutant.line}  {mutant.change}", flush=True)
     text = report(done, reasons, args.sample, args.seed)
     print("\n" + text)
     if args.out:

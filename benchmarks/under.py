@@ -3,8 +3,8 @@
     python benchmarks/under.py --run runs/demo [--steps 50]
 
 Takes a run trained under any formulation (VP, say), draws one start, and samples it with DDIM through
-`model.under(...)` on one list of half log-SNRs. Prints the largest difference of any pixel to the samples of the trained
-formulation, and writes a picture with one row for each.
+`model.under(...)` on one list of half log-SNRs. Prints the largest difference of any pixel to the samples of the
+trained formulation, and writes a picture with one row for each.
 """
 
 import argparse

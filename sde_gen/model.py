@@ -77,6 +77,11 @@ class Prediction:
         )
 
 
+def wrong_shape(raw: Tensor, x: Tensor) -> ConfigError:
+    """What to say of a network whose output is not shaped like its input."""
+    return ConfigError(f"the network must return the shape of its input, {tuple(x.shape)}, got {tuple(raw.shape)}")
+
+
 class ScoreModel(nn.Module):
     """Network + perturbation + parameterization.
 
@@ -120,6 +125,8 @@ class ScoreModel(nn.Module):
     # -- asked by users ----------------------------------------------------------------------------------------------
 
     def forward(self, x: Tensor, t: Tensor | float, **condition: Any) -> Prediction:
+        if not x.is_floating_point() or x.ndim < 1:
+            raise ConfigError(f"model(x, t): x must be a floating tensor (B, *shape), got {x.dtype} {tuple(x.shape)}")
         u, _, _ = _float64(t, "t")
         if u.ndim > 1 or (u.ndim == 1 and u.shape[0] != x.shape[0]):
             raise ConfigError(f"model(x, t): t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
@@ -188,6 +195,8 @@ class ScoreModel(nn.Module):
             raw = network(scaled, noise, **condition)  # pyright: ignore[reportOptionalCall]
         else:
             raw = network(scaled.to(dtype), noise, **condition)  # pyright: ignore[reportOptionalCall]
+        if raw.shape != scaled.shape:
+            raise wrong_shape(raw, scaled)
         return raw if raw.dtype == scaled.dtype else raw.to(scaled.dtype)
 
     @property

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sde_gen import _checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.parameterizations import Coefficients, DataPrediction
@@ -100,7 +101,8 @@ class GaussianMixture:
         return self.means.shape[1]
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n independent samples, (n, D), float64."""
+        """n >= 1 independent samples, (n, D), float64."""
+        check.integer("GaussianMixture.sample", "n", n)
         generator = keyed_generator(seed, 0, 0, 0)
         component = torch.multinomial(self.weights, n, replacement=True, generator=generator)
         z = torch.randn(n, self.dim, dtype=torch.float64, generator=generator)
@@ -157,7 +159,7 @@ class EmpiricalData:
     """
 
     def __init__(self, data: Any) -> None:
-        points = torch.as_tensor(data).detach().to(torch.float64)
+        points = torch.as_tensor(data, dtype=torch.float64).detach()
         if points.ndim < 2 or not points.numel() or not bool(points.isfinite().all()):
             raise ConfigError(
                 f"EmpiricalData: data must be finite, of shape (N, *shape) with N >= 1, got {tuple(points.shape)}"
@@ -166,7 +168,8 @@ class EmpiricalData:
         self._placed: dict[torch.device, Tensor] = {}
 
     def sample(self, n: int, seed: int = 0) -> Tensor:
-        """n points drawn with replacement, (n, *shape), float64."""
+        """n >= 1 points drawn with replacement, (n, *shape), float64."""
+        check.integer("EmpiricalData.sample", "n", n)
         index = torch.randint(len(self.data), (n,), generator=keyed_generator(seed, 0, 0, 0))
         return self.data.cpu()[index]
 

@@ -6,11 +6,36 @@ import pytest
 
 import sde_gen as sg
 
-CONTRACT = """
-VP SubVP VE Cosine EDM FlowMatching DDPM NCSN EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin
-PredictorCorrector ProbabilityFlow DPMSolverPP2M Langevin GaussianMixture EmpiricalData ScoreModel Prediction
-NoisePrediction DataPrediction VPrediction ScorePrediction EDMPreconditioning DenoisingScoreMatching
-""".split()
+CONTRACT = [
+    "VP",
+    "SubVP",
+    "VE",
+    "Cosine",
+    "EDM",
+    "FlowMatching",
+    "DDPM",
+    "NCSN",
+    "EulerMaruyama",
+    "ReverseDiffusion",
+    "Ancestral",
+    "DDIM",
+    "Heun",
+    "AnnealedLangevin",
+    "PredictorCorrector",
+    "ProbabilityFlow",
+    "DPMSolverPP2M",
+    "Langevin",
+    "GaussianMixture",
+    "EmpiricalData",
+    "ScoreModel",
+    "Prediction",
+    "NoisePrediction",
+    "DataPrediction",
+    "VPrediction",
+    "ScorePrediction",
+    "EDMPreconditioning",
+    "DenoisingScoreMatching",
+]
 
 
 @pytest.mark.parametrize("name", CONTRACT)

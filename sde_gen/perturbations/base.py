@@ -36,7 +36,10 @@ _BISECTIONS = 64
 
 def _float64(value: Tensor | float, name: str) -> tuple[Tensor, torch.dtype, torch.device]:
     """`value` in float64, with the dtype and device the answer is due in."""
-    given = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)  # float32 by default
+    try:
+        given = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)  # float32 by default
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} must be a real number or tensor, got {value!r}") from error
     if given.is_complex() or given.dtype == torch.bool:
         raise ConfigError(f"{name} must be a real number or tensor, got dtype {given.dtype}")
     dtype = given.dtype if isinstance(value, Tensor) and given.is_floating_point() else torch.float64
@@ -53,8 +56,16 @@ def _left(x: Tensor, ndim: int) -> Tensor:
 
 def _slope(curve: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """Derivative of an element-wise curve at t."""
-    pullback = torch.func.vjp(curve, t)[1]
-    return pullback(torch.ones_like(t))[0]
+    differentiable = torch.is_grad_enabled() and t.requires_grad
+    with torch.inference_mode(False), torch.enable_grad():
+        try:
+            u = t if differentiable else t.detach().clone().requires_grad_()
+        except RuntimeError:  # inside a transform such as vmap, which loads many modules: not the usual way
+            return torch.func.vjp(curve, t)[1](torch.ones_like(t))[0]
+        value = curve(u)
+        if not value.requires_grad:  # a constant curve
+            return torch.zeros_like(t)
+        return torch.autograd.grad(value.sum(), u, create_graph=differentiable)[0]
 
 
 class Perturbation(abc.ABC):
@@ -206,10 +217,10 @@ class Perturbation(abc.ABC):
                               f"got {tuple(u.shape)}")  # fmt: skip
         if noise.shape != x0.shape:
             raise ConfigError(f"perturb: noise must be shaped like x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
-        u = u.to(x0.device)
-        if not u.is_floating_point() or u.dtype.itemsize < 4:
-            u = u.to(torch.float64)
-        alpha, sigma = (_left(c.to(x0.dtype), x0.ndim) for c in (self.alpha(u), self.sigma(u)))
+        u, _, _ = _float64(t, "t")
+        self._check(u)
+        curves = (self._log_alpha(u).exp(), self._variance(u).sqrt())
+        alpha, sigma = (_left(c.to(x0.dtype).to(x0.device), x0.ndim) for c in curves)
         return alpha * x0 + sigma * noise
 
     @property

@@ -148,8 +148,7 @@ class DDPM(Chain):
         return -0.5 * torch.log1p(self._noise_to_signal(t))
 
     def _variance(self, t: Tensor) -> Tensor:
-        ratio = self._noise_to_signal(t)
-        return ratio / (1 + ratio)
+        return -torch.expm1(-torch.log1p(self._noise_to_signal(t)))  # r/(1+r), also where r overflows
 
 
 @dataclass(frozen=True)

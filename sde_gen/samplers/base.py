@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, wrong_shape
 from sde_gen.parameterizations import half_log_snr
 from sde_gen.perturbations import Perturbation
 from sde_gen.perturbations.discrete import Chain
@@ -68,6 +68,8 @@ class Evaluation:
         if self._cast is not None:
             scaled = scaled.to(self._cast)
         raw = network(scaled, self._noise[k], **self._condition)
+        if raw.shape != x.shape:
+            raise wrong_shape(raw, x)
         return raw if raw.dtype == x.dtype else raw.to(x.dtype)
 
     def denoised(self, k: int, x: Tensor) -> Tensor:

@@ -41,7 +41,8 @@ def _ends(p: Perturbation, t_low: float, t_high: float) -> tuple[float, float]:
 
 def _at(p: Perturbation, half_log_snr: Tensor, t_low: float, t_high: float) -> Tensor:
     """Times of these lambdas, with the end points exactly as asked."""
-    t = p.time(half_log_snr)
+    first, last = _ends(p, t_low, t_high)
+    t = p.time(half_log_snr.clamp(first, last))  # rounding must not carry a lambda out of the process's range
     t[0] = t_high
     if len(t) > 1:
         t[-1] = t_low
@@ -53,7 +54,10 @@ class UniformTime(TimeGrid):
     """Equal steps in t."""
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
-        return t_high + _unit(n) * (t_low - t_high)
+        t = t_high + _unit(n) * (t_low - t_high)
+        if n > 1:
+            t[-1] = t_low  # the sum rounds
+        return t
 
 
 @dataclass(frozen=True)

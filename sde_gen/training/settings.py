@@ -32,7 +32,7 @@ class TrainerSettings:
         preview_steps: sampler steps of a picture.
     """
 
-    steps: int = 6000
+    steps: int = 3000
     batch_size: int = 128
     learning_rate: float = 1e-3
     warmup: int = 200
