@@ -1,6 +1,9 @@
 # make demo        install into .venv, train VP on digits, sample with predictor-corrector, end in a picture
 # make test        the tests (without the slow ones), two at a time
 # make test-slow   the slow tests: real training
+# make test-peers  the comparison with other libraries, which it installs
+# make coverage    the tests once more, with a table of lines and branches that they do not reach
+# make mutation    how many small faults planted in the core the tests find (long); writes docs/verification/mutation.md
 # make lint        style, layers, types
 # make wheel-test  build sdist -> wheel, install it in a fresh environment, run both commands in an empty folder
 # make clean       remove builds and caches;  make clean-all: .venv too
@@ -28,7 +31,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $$($(PY) -m pip --version >/dev/null 2>&1 
 # torch has its own line: everything else is installed under the constraints without it.
 INSTALL = $(PIP) install --quiet -c $(VENV)/constraints.txt
 
-.PHONY: help demo test test-slow lint style layers types format wheel-test clean clean-all
+.PHONY: help demo test test-slow test-peers coverage mutation lint style layers types format wheel-test clean clean-all
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -70,6 +73,22 @@ test: $(VENV)/.test
 
 test-slow: $(VENV)/.test
 	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) $(TESTS)
+
+# azula's metadata asks for torchvision, which its own code here does not need and which may not fit the torch installed.
+$(VENV)/.peers: $(VENV)/.test
+	@echo "== installing the peers"
+	@$(INSTALL) -e '.[peers]'
+	@$(INSTALL) --no-deps azula
+	@touch $@
+
+test-peers: $(VENV)/.peers
+	$(PY) -m pytest $(PYTEST_ARGS) tests/peers
+
+coverage: $(VENV)/.test
+	$(PY) -m pytest -n $(WORKERS) --cov=sde_gen --cov-branch --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
+
+mutation: $(VENV)/.test
+	$(PY) benchmarks/mutation.py --sample 12 --out docs/verification/mutation.md
 
 lint: style layers types
 

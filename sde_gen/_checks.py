@@ -17,7 +17,9 @@ def number(
     open_high: bool = False,
 ) -> float:
     """Return `value` as a float in [low, high] (open ends where asked), or raise `ConfigError`."""
-    allowed = f"{'(' if open_low else '['}{low:g}, {high:g}{')' if open_high else ']'}"
+    left = "(" if open_low or math.isinf(low) else "["
+    right = ")" if open_high or math.isinf(high) else "]"
+    allowed = f"{left}{low:g}, {high:g}{right}"
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise ConfigError(f"{where}: {name} must be a number in {allowed}, got {value!r}")
     x = float(value)
