@@ -30,7 +30,7 @@ SYSTEMS = {
     "subvp": (["sde=subvp"], sg.ProbabilityFlow()),
     "ve": (["sde=ve", "sde.sigma_max={largest}"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.05), steps=150)),
     "ddpm": (["sde=ddpm"], sg.Ancestral(steps=500)),
-    "ncsn": (["sde=ncsn", "sde.sigma_max={largest}", "sde.levels=100"], sg.AnnealedLangevin(steps_per_level=5)),
+    "ncsn": (["sde=ncsn", "sde.sigma_max={largest}", "sde.levels=100"], sg.AnnealedLangevin(snr=0.25, steps_per_level=3)),
 }
 
 

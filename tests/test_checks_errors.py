@@ -34,12 +34,12 @@ def test_numbers_that_pass(value, limits):
 @pytest.mark.parametrize(
     ("value", "limits", "allowed"),
     [
-        (-1e-9, {"low": 0.0}, "[0, inf]"),
-        (0.0, {"low": 0.0, "open_low": True}, "(0, inf]"),
+        (-1e-9, {"low": 0.0}, "[0, inf)"),
+        (0.0, {"low": 0.0, "open_low": True}, "(0, inf)"),
         (1.0, {"low": 0.0, "high": 1.0, "open_high": True}, "[0, 1)"),
         (1.1, {"low": 0.0, "high": 1.0}, "[0, 1]"),
-        (math.nan, {}, "[-inf, inf]"),
-        (INF, {}, "[-inf, inf]"),
+        (math.nan, {}, "(-inf, inf)"),
+        (INF, {}, "(-inf, inf)"),
         (-INF, {"high": 2.5, "open_low": True}, "(-inf, 2.5]"),
     ],
 )
@@ -53,7 +53,7 @@ def test_numbers_out_of_range(value, limits, allowed):
 def test_what_is_not_a_number(value):
     with pytest.raises(ConfigError) as info:
         check.number("Here", "x", value, low=0.0)
-    assert str(info.value) == f"Here: x must be a number in [0, inf], got {value!r}"
+    assert str(info.value) == f"Here: x must be a number in [0, inf), got {value!r}"
 
 
 def test_integers():

@@ -181,7 +181,7 @@ def test_gradients_are_those_of_the_mean_squared_error():
 REFUSED = [
     ({"weighting": "simpel"}, "weighting must be one of .*did you mean 'simple'"),
     ({"times_law": "gaussian"}, "times_law must be one of 'auto'"),
-    ({"gamma": 0.0}, r"gamma must be a finite number in \(0, inf\], got 0.0"),
+    ({"gamma": 0.0}, r"gamma must be a finite number in \(0, inf\), got 0.0"),
     ({"sigma_data": -1.0}, "sigma_data must be"),
     ({"log_mean": float("nan")}, "log_mean must be"),
     ({"log_std": 0.0}, "log_std must be"),

@@ -183,7 +183,7 @@ def test_lambda_at_the_ends():
 
 @pytest.mark.parametrize("value", [0.0, -1.0, float("nan"), float("inf"), True, "0.5"])
 def test_refused(value):
-    with pytest.raises(sg.ConfigError, match=r"EDMPreconditioning: sigma_data must be .*\(0, inf\], got"):
+    with pytest.raises(sg.ConfigError, match=r"EDMPreconditioning: sigma_data must be .*\(0, inf\), got"):
         sg.EDMPreconditioning(value)
 
 

@@ -1,0 +1,175 @@
+"""Every perturbation, sampler, grid and corrector of the package, and the cases that the properties are tested on.
+
+The classes are found by walking the package. A class without a case makes `test_discovery.py` fail and says what to add
+here, so that no sampler can be added without being verified.
+"""
+
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+import sde_gen
+import sde_gen as sg
+
+#: Commands and their configuration: nothing to sample with, and slow to import.
+_NOT_WALKED = {"train", "sample", "evaluate", "compare", "config", "pictures", "training", "data", "metrics"}
+
+
+def concrete_subclasses(base: type) -> set[type]:
+    """Every class of the package that derives from `base` and can be built."""
+    for module in pkgutil.walk_packages(sde_gen.__path__, "sde_gen.", onerror=lambda name: None):
+        if module.name.split(".")[1] not in _NOT_WALKED:
+            importlib.import_module(module.name)
+    found: set[type] = set()
+    todo = [base]
+    while todo:
+        for child in todo.pop().__subclasses__():
+            if child not in found:
+                found.add(child)
+                todo.append(child)
+    return {c for c in found if not inspect.isabstract(c) and c.__module__.split(".")[0] == "sde_gen"}
+
+
+#: Each class once or more; `tests/properties/curves.py` states the same curves in numpy.
+PERTURBATIONS: dict[str, sg.Perturbation] = {
+    "VP": sg.VP(),
+    "SubVP": sg.SubVP(),
+    "VE": sg.VE(),
+    "EDM": sg.EDM(),
+    "Cosine": sg.Cosine(),
+    "FlowMatching": sg.FlowMatching(),
+    "DDPM-linear": sg.DDPM(steps=200),
+    "DDPM-cosine": sg.DDPM(steps=200, schedule="cosine"),
+    "DDPM-quadratic": sg.DDPM(steps=200, schedule="quadratic"),
+    "DDPM-sigmoid": sg.DDPM(steps=200, schedule="sigmoid"),
+    "NCSN": sg.NCSN(levels=150),
+}
+CONTINUOUS = [name for name, p in PERTURBATIONS.items() if not p.is_chain]
+CHAINS = [name for name, p in PERTURBATIONS.items() if p.is_chain]
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fixed-step sampler and what is claimed of it.
+
+    `make(steps=, grid=, denoise=)` builds it; `rule` names the recursion of `recursions.py` and `args` are its
+    arguments; `calls` is the number of network calls of one step; `invariant` says that its answer, given the same
+    noise, depends on the noise levels visited alone and not on the formulation.
+    """
+
+    make: Callable[..., sg.GridSampler]
+    rule: str
+    args: tuple[Any, ...] = ()
+    calls: int = 1
+    invariant: bool = True
+    order: float | None = 1.0
+    stochastic: bool = False
+    default: str = "uniform"
+    """Grid taken on a continuous process when none is given."""
+    predictor: "Case | None" = None
+    corrector_steps: int = 0
+    snr: float = 0.1
+
+
+PREDICTORS: dict[str, Case] = {
+    "EulerMaruyama(eta=0)": Case(lambda **k: sg.EulerMaruyama(eta=0.0, **k), "euler", (0.0,), invariant=False),
+    "EulerMaruyama(eta=0.5)": Case(
+        lambda **k: sg.EulerMaruyama(eta=0.5, **k), "euler", (0.5,), invariant=False, stochastic=True
+    ),
+    "EulerMaruyama": Case(lambda **k: sg.EulerMaruyama(**k), "euler", (1.0,), invariant=False, stochastic=True),
+    "ReverseDiffusion": Case(lambda **k: sg.ReverseDiffusion(**k), "reverse", invariant=False, stochastic=True),
+    "Ancestral(small)": Case(lambda **k: sg.Ancestral(**k), "ancestral", ("small",), stochastic=True),
+    "Ancestral(large)": Case(
+        lambda **k: sg.Ancestral(variance="large", **k), "ancestral", ("large",), invariant=False, stochastic=True
+    ),
+    "DDIM": Case(lambda **k: sg.DDIM(**k), "ddim", (0.0,)),
+    "DDIM(eta=0.4)": Case(lambda **k: sg.DDIM(eta=0.4, **k), "ddim", (0.4,), stochastic=True),
+    "DDIM(eta=1)": Case(lambda **k: sg.DDIM(eta=1.0, **k), "ddim", (1.0,), stochastic=True),
+    "Heun": Case(lambda **k: sg.Heun(**k), "heun", calls=2, order=2.0, default="karras"),
+    "DPMSolverPP2M": Case(lambda **k: sg.DPMSolverPP2M(**k), "2m", (True,), order=2.0, default="lambda"),
+    "DPMSolverPP2M(paper)": Case(
+        lambda **k: sg.DPMSolverPP2M(exact=False, **k), "2m", (False,), order=2.0, default="lambda"
+    ),
+}
+
+
+def _annealed(name: str, per_level: int, snr: float) -> Case:
+    return Case(
+        lambda **k: sg.AnnealedLangevin(steps_per_level=per_level, snr=snr, **k),
+        "annealed", (per_level, snr), calls=per_level, order=None, stochastic=True,
+    )  # fmt: skip
+
+
+def _corrected(predictor: str | None, steps: int) -> Case:
+    inner = None if predictor is None else PREDICTORS[predictor]
+    snr = 0.1
+    corrector = sg.Langevin(snr=snr, steps=steps, step="fixed") if steps else None
+    return Case(
+        lambda **k: sg.PredictorCorrector(
+            predictor=None if inner is None else inner.make(), corrector=corrector, **k
+        ),
+        "corrected",
+        calls=steps + (0 if inner is None else inner.calls),
+        invariant=steps == 0 and inner is not None and inner.invariant,
+        order=inner.order if inner is not None and not steps else None,
+        stochastic=bool(steps) or (inner is not None and inner.stochastic),
+        default="uniform" if inner is None else inner.default,
+        predictor=inner, corrector_steps=steps, snr=snr,
+    )  # fmt: skip
+
+
+SAMPLERS: dict[str, Case] = {
+    **PREDICTORS,
+    "AnnealedLangevin(1)": _annealed("1", 1, 0.176),
+    "AnnealedLangevin(3)": _annealed("3", 3, 0.4),
+    **{
+        f"PC({name}, {steps})": _corrected(name, steps)
+        for name in [*PREDICTORS, None]
+        for steps in (0, 1, 2)
+        if name or steps
+    },
+}
+
+#: Samplers without a fixed number of steps, which have their own properties.
+OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
+    "ProbabilityFlow": sg.ProbabilityFlow,
+}
+
+GRIDS: dict[str, Any] = {
+    "uniform": sg.UniformTime(),
+    "lambda": sg.UniformLambda(),
+    "karras": sg.KarrasRho(),
+    "quadratic": sg.Quadratic(),
+    "nodes": sg.ChainNodes(),
+}
+#: Grids that are a list of numbers.
+LISTED_GRIDS: dict[str, type] = {"times": sg.GivenTimes, "lambdas": sg.GivenLambdas}
+
+CORRECTORS: dict[str, sg.Corrector] = {
+    "Langevin(fixed)": sg.Langevin(step="fixed"),
+    "Langevin(adaptive)": sg.Langevin(),
+    "Langevin(adaptive, no cap)": sg.Langevin(cap=None),
+    "Langevin(batch)": sg.Langevin(norm="batch"),
+}
+
+
+def gaussian(dim: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and covariance of a Gaussian with fixed random mean and eigenvectors, standard deviations 0.3 ... 1.2."""
+    rng = np.random.default_rng(20240611)
+    vectors, _ = np.linalg.qr(rng.standard_normal((dim, dim)))
+    return rng.standard_normal(dim), vectors @ np.diag(np.linspace(0.3, 1.2, dim) ** 2) @ vectors.T
+
+
+def oracle(mean: np.ndarray, cov: np.ndarray, p: sg.Perturbation) -> sg.Oracle:
+    """The exact model of one Gaussian."""
+    return sg.GaussianMixture([1.0], mean[None], cov[None]).model(p)
+
+
+def float64(x: Any) -> torch.Tensor:
+    return torch.as_tensor(np.array(x), dtype=torch.float64)
