@@ -78,7 +78,7 @@ test-slow: $(VENV)/.test
 $(VENV)/.peers: $(VENV)/.test
 	@echo "== installing the peers"
 	@$(INSTALL) -e '.[peers]'
-	@$(INSTALL) --no-deps azula
+	@$(INSTALL) --no-deps azula==0.11.1
 	@touch $@
 
 test-peers: $(VENV)/.peers

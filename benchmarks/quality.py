@@ -25,12 +25,17 @@ from sde_gen.data import digits, mixture
 
 # sigma_max follows the rule of NCSNv2: about the largest distance between two data points.
 LARGEST = {"digits": 12.0, "mixture": 6.0}
+#: Configuration of all systems.
+SHARED = {"digits": [], "mixture": ["trainer.batch_size=256", "trainer.learning_rate=2e-3"]}
 SYSTEMS = {
     "vp": (["sde=vp"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.05), steps=150)),
     "subvp": (["sde=subvp"], sg.ProbabilityFlow()),
     "ve": (["sde=ve", "sde.sigma_max={largest}"], sg.PredictorCorrector(corrector=sg.Langevin(snr=0.05), steps=150)),
     "ddpm": (["sde=ddpm"], sg.Ancestral(steps=500)),
-    "ncsn": (["sde=ncsn", "sde.sigma_max={largest}", "sde.levels=100"], sg.AnnealedLangevin(snr=0.25, steps_per_level=3)),
+    "ncsn": (
+        ["sde=ncsn", "sde.sigma_max={largest}", "sde.levels=100"],
+        sg.AnnealedLangevin(snr=0.25, steps_per_level=3),
+    ),
 }
 
 
@@ -40,7 +45,8 @@ def train(name: str, data: str, seconds: float, runs: Path, extra: list[str]) ->
     if not (run / "loss.png").is_file():
         overrides = [o.format(largest=LARGEST[data]) for o in SYSTEMS[name][0]]
         command = [sys.executable, "-m", "sde_gen.train", f"data={data}", f"run={run.name}", f"runs_dir={runs}",
-                   f"trainer.max_seconds={seconds}", "trainer.steps=100000", *overrides, *extra]  # fmt: skip
+                   f"trainer.max_seconds={seconds}", "trainer.steps=100000",
+                   *SHARED[data], *overrides, *extra]  # fmt: skip
         print(" ".join(command[1:]), flush=True)
         subprocess.run(command, check=True)
     return run
@@ -58,7 +64,8 @@ def measure(name: str, run: Path, dataset: object, draws: int) -> dict[str, obje
         accuracies.append(metrics.classifier_accuracy(result.x, held_out))
         seconds, nfe = seconds + result.seconds / draws, result.nfe
     shown = first[:64] if first.ndim == 4 else first
-    pictures.save_image(pictures.picture_of(shown, held_out), run / f"{name}.png")
+    drawn = pictures.picture_of(shown) if shown.ndim == 4 else pictures.density({name: shown, "held-out": held_out})
+    pictures.save_image(drawn, run / f"{name}.png")
     order = torch.randperm(len(dataset.train), generator=torch.Generator().manual_seed(0))
     reals = [dataset.train[part[: len(held_out)]] for part in order.split(len(held_out)) if len(part) == len(held_out)]
     real = sum(metrics.energy_distance(r, held_out) for r in reals) / len(reals)

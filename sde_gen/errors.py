@@ -75,6 +75,7 @@ class NonFiniteError(SDEGenError, ArithmeticError):
         step: 0-based step of the sampler (or optimiser) at which it was first seen.
         t: time of that step, in [0, 1].
         indices: indices of the samples concerned; empty when they cannot be told apart.
+        where: what it was that was not finite.
     """
 
     exit_code = 70
@@ -83,7 +84,7 @@ class NonFiniteError(SDEGenError, ArithmeticError):
         self.step = int(step)
         self.t = float(t)
         self.indices = tuple(int(i) for i in indices)
-        self._where = where
+        self.where = where
         shown = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
         which = f" for samples [{shown}]" if self.indices else ""
         super().__init__(
@@ -92,7 +93,7 @@ class NonFiniteError(SDEGenError, ArithmeticError):
         )
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (NonFiniteError, (self.step, self.t, self.indices, self._where))
+        return (NonFiniteError, (self.step, self.t, self.indices, self.where))
 
 
 class BetweenNodesWarning(UserWarning):

@@ -1,23 +1,21 @@
-"""What every test relies on: one thread per worker, fixed seeds, no GPU test without a GPU."""
+"""What every test relies on: one thread per process, fixed seeds, no GPU test without a GPU."""
 
 import os
 import random
 import warnings
 import zlib
 
-# Two workers with a thread pool each are slower than two workers with one thread. Also read by the commands that tests
-# start as processes of their own, and so set before torch is imported.
-if "PYTEST_XDIST_WORKER" in os.environ:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    os.environ["MKL_NUM_THREADS"] = "1"
+# The tensors here are small: a thread pool costs more than it gives, much more with several workers. Also read by the
+# commands that tests start as processes of their own, and so set before torch is imported.
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["MKL_NUM_THREADS"] = "1"
 
 import hypothesis
 import numpy as np
 import pytest
 import torch
 
-if "PYTEST_XDIST_WORKER" in os.environ:
-    torch.set_num_threads(1)
+torch.set_num_threads(1)
 
 # On a loaded machine a deadline measures the neighbours. CI looks at the same examples every time.
 hypothesis.settings.register_profile("dev", deadline=None, max_examples=50)

@@ -17,6 +17,9 @@ from sde_gen.perturbations.base import _left
 #: du/ds at (u, s) for the rows of the batch: (u (n, *shape), s (n,) float64, rows (n,)) -> like u.
 Slope = Callable[[Tensor, Tensor, Tensor], Tensor]
 
+#: What a `NonFiniteError` calls the right-hand side; its t is s then.
+SLOPE = "slope of the probability-flow ODE"
+
 _C = (1 / 5, 3 / 10, 4 / 5, 8 / 9, 1.0, 1.0)
 _A = (
     (1 / 5,),
@@ -59,7 +62,7 @@ def dormand_prince(
 
     Raises:
         SolverError: if a sample runs out of calls, or its step becomes too small to change s.
-        NonFiniteError: if the slope is NaN or infinite.
+        NonFiniteError: if the slope is NaN or infinite; its t is s.
     """
     count = len(u)
     device = u.device
@@ -75,8 +78,9 @@ def dormand_prince(
         bad = ~k.flatten(1).isfinite().all(1)
         if bool(bad.any()):
             position = int(bad.nonzero()[0])
-            raise NonFiniteError(int(calls[rows[position]]) - 1, float(at[position]),
-                                 (first + rows[bad]).tolist(), "slope (with lambda in the place of t)")  # fmt: skip
+            raise NonFiniteError(
+                int(calls[rows[position]]) - 1, float(at[position]), (first + rows[bad]).tolist(), SLOPE
+            )
         return k
 
     k1 = call(u, s)

@@ -18,7 +18,7 @@ from torch import Tensor
 from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
-from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.adaptive import SLOPE, dormand_prince
 from sde_gen.samplers.sampler import Job, Sampler
 
 _SCIPY = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
@@ -89,6 +89,18 @@ class ProbabilityFlow(Sampler):
         return torch.tensor([high, low], dtype=torch.float64)
 
     def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
+        try:
+            return self._integrate(job)
+        except NonFiniteError as error:
+            if error.where != SLOPE:
+                raise
+            # The solvers know lambda; the error names a time of this formulation.
+            p = job.model.perturbation
+            low, high = self.times(job.model).flip(0).tolist()
+            t = float(p.time(min(max(error.t, float(p.half_log_snr(high))), float(p.half_log_snr(low)))))
+            raise NonFiniteError(error.step, t, error.indices, SLOPE) from error
+
+    def _integrate(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
         p, times, x = job.model.perturbation, self.times(job.model), job.x
         lam = p.half_log_snr(times)
         if not bool(lam.isfinite().all()):
@@ -208,8 +220,7 @@ class _Problem:
             bad = ~slope.flatten(1).isfinite().all(1)
             if bool(bad.any()):
                 rows_bad = bad.nonzero().flatten() if row is None else torch.tensor([row])
-                raise NonFiniteError(self.calls - 1, float(s), [self.first + int(i) for i in rows_bad],
-                                     "slope (with lambda in the place of t)")  # fmt: skip
+                raise NonFiniteError(self.calls - 1, float(s), [self.first + int(i) for i in rows_bad], SLOPE)
             return slope
 
         return f

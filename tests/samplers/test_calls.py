@@ -246,3 +246,11 @@ def test_the_chunk_size_chosen_for_large_samples() -> None:
     model = sg.ScoreModel(Watch(), sg.VP())
     sg.DDIM(steps=1)(model, (5, 2**23))  # 2^24 numbers at once are two samples
     assert sizes == [2, 2, 1]
+
+
+def test_deterministic_pads_to_one_size() -> None:
+    net = Net()
+    sg.DDIM(steps=1)(sg.ScoreModel(net, sg.VP()), (70, 2), deterministic=True)
+    sg.DDIM(steps=1)(sg.ScoreModel(net, sg.VP()), (3, 2), deterministic=True)
+    sg.DDIM(steps=1)(sg.ScoreModel(net, sg.VP()), (3, 2), deterministic=True, chunk=5)
+    assert [len(x) for x, *_ in net.seen] == [64, 64, 64, 5]
