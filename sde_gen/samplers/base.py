@@ -24,7 +24,7 @@ from sde_gen.parameterizations import half_log_snr
 from sde_gen.perturbations import Perturbation
 from sde_gen.perturbations.discrete import Chain
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformTime, as_grid
-from sde_gen.samplers.noise import NoiseSource
+from sde_gen.samplers.noise import NoiseSource, SeededNoise
 from sde_gen.samplers.sampler import Job, Sampler
 
 #: A rule's step: (k, x, memory) -> (x at the next time, memory); memory is None at the first step.
@@ -39,6 +39,11 @@ class Evaluation:
         self.alpha, self.sigma = p.alpha(times), p.sigma(times)
         coefficients = model.coefficients(self.alpha, self.sigma)
         self.skip, self.out = coefficients.skip, coefficients.out
+        # skip x + out raw = (skip + out) lerp(x, raw, out/(skip + out)), unless the sum vanishes
+        total, size = self.skip + self.out, self.skip.abs() + self.out.abs()
+        apart = total.abs() > 1e-6 * size
+        self.scale = torch.where(apart, total, 1.0)
+        self._weight = [w if ok else None for w, ok in zip((self.out / total).tolist(), apart.tolist(), strict=True)]
         self.calls = 0
         self._skip, self._out = self.skip.tolist(), self.out.tolist()
         self._condition = dict(condition)
@@ -72,9 +77,16 @@ class Evaluation:
             raise wrong_shape(raw, x)
         return raw if raw.dtype == x.dtype else raw.to(x.dtype)
 
-    def denoised(self, k: int, x: Tensor) -> Tensor:
+    def denoised(self, k: int, x: Tensor, out: Tensor | None = None) -> Tensor:
         """x0hat at time k."""
-        return combine(x, self._skip[k], self.raw(k, x), self._out[k])
+        return combine(x, self._skip[k], self.raw(k, x), self._out[k], out)
+
+    def scaled_estimate(self, k: int, x: Tensor, out: Tensor | None) -> Tensor:
+        """x0hat / `self.scale[k]` at time k: one operation, for rules that keep it and scale it anyway."""
+        raw = self.raw(k, x)
+        if self._weight[k] is None:
+            return combine(x, self._skip[k], raw, self._out[k], out)
+        return torch.lerp(x, raw, self._weight[k], out=out)
 
 
 @dataclass(frozen=True)
@@ -85,9 +97,29 @@ class Level:
     sigma: Tensor
 
 
-def combine(x: Tensor, a: float, y: Tensor, b: float) -> Tensor:
+def combine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:
     """a x + b y in two element-wise operations, without touching x or y (a network may return its input)."""
-    return (x * a).add_(y, alpha=b)
+    return torch.mul(x, a, out=out).add_(y, alpha=b)
+
+
+class Scratch:
+    """Two buffers used in turn for a state: fresh memory at each step costs more than the arithmetic on it.
+
+    Switched off where somebody may keep the states, as a callback does.
+    """
+
+    def __init__(self, enabled: bool) -> None:
+        self._enabled = enabled
+        self._pair: tuple[Tensor, Tensor] | None = None
+
+    def other(self, x: Tensor) -> Tensor | None:
+        """A buffer like x that is not x; None when switched off, for fresh memory."""
+        if not self._enabled:
+            return None
+        if self._pair is None:
+            self._pair = (torch.empty_like(x), torch.empty_like(x))
+        first, second = self._pair
+        return second if x is first else first
 
 
 @dataclass
@@ -99,6 +131,23 @@ class Run:
     """Times visited, descending, float64, on the CPU."""
     evaluation: Evaluation
     noise: NoiseSource
+    reuse: bool = False
+    """Whether states may be overwritten two steps later."""
+
+    _drawn: Tensor | None = None
+
+    def draw(self, like: Tensor, step: int, draw: int) -> Tensor:
+        """Noise for one use: the next draw may overwrite it."""
+        source = self.noise
+        if not isinstance(source, SeededNoise):
+            return source(like, step, draw)
+        if self._drawn is None:
+            self._drawn = torch.empty_like(like, memory_format=torch.contiguous_format)
+        return source(like, step, draw, self._drawn)
+
+    def scratch(self) -> Scratch:
+        """Buffers for one kind of state of this run."""
+        return Scratch(self.reuse)
 
 
 @dataclass(frozen=True)
@@ -180,7 +229,8 @@ class GridSampler(Sampler):
     def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
         model, x, callback = job.model, job.x, job.callback
         times = self.times(model)
-        run = Run(model.perturbation, times, Evaluation(model, times, x, job.condition), job.noise)
+        evaluation = Evaluation(model, times, x, job.condition)
+        run = Run(model.perturbation, times, evaluation, job.noise, reuse=callback is None)
         listed, intervals = times.tolist(), len(times) - 1
         step, last = self.stepper(run), self.last_stepper(run)
         total = intervals + (last is not None)
@@ -215,10 +265,10 @@ class OneStepSampler(GridSampler):
         e = run.evaluation
         # x0hat = skip x + out raw is folded in, which also removes the cancellation that a detour through x0hat has.
         of_x, of_raw = (a + b * e.skip[:-1]).tolist(), (b * e.out[:-1]).tolist()
-        of_z, raw, noise = c.tolist(), e.raw, run.noise
+        of_z, raw, noise, scratch = c.tolist(), e.raw, run.draw, run.scratch()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            new = combine(x, of_x[k], raw(k, x), of_raw[k])
+            new = combine(x, of_x[k], raw(k, x), of_raw[k], scratch.other(x))
             if of_z[k]:
                 new.add_(noise(x, k, 0), alpha=of_z[k])
             return new, None

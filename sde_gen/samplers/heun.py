@@ -45,15 +45,15 @@ class Heun(GridSampler):
         x_coef, d_coef = (grow * (1 + half)).tolist(), (-alpha[1:] * half).tolist()
         end_coef, end_d = end.tolist(), (-alpha[1:] * end).tolist()
         two_calls = whole.tolist()
-        denoised = e.denoised
+        denoised, states, middles = e.denoised, run.scratch(), run.scratch()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             d = denoised(k, x)
-            euler = combine(x, of_x[k], d, of_d[k])
             if not two_calls[k]:
-                return euler, None
+                return combine(x, of_x[k], d, of_d[k], states.other(x)), None
+            euler = combine(x, of_x[k], d, of_d[k], middles.other(x))
             d_end = denoised(k + 1, euler)
-            new = combine(x, x_coef[k], d, d_coef[k])
+            new = combine(x, x_coef[k], d, d_coef[k], states.other(x))
             return new.add_(euler, alpha=end_coef[k]).add_(d_end, alpha=end_d[k]), None
 
         return step

@@ -79,7 +79,7 @@ class Langevin(Corrector):
         of_x = ((e.alpha * e.skip - 1) / e.sigma.square()).tolist()
         of_raw = (e.alpha * e.out / e.sigma.square()).tolist()
         scale, level = (2 * a2 * self.snr**2).tolist(), e.sigma.tolist()
-        noise = run.noise
+        noise = run.draw
 
         def move(k: int, x: Tensor) -> Tensor:
             for j in range(self.steps):
@@ -186,11 +186,12 @@ class AnnealedLangevin(GridSampler):
         of_x = (1 - share + share * e.alpha * e.skip).tolist()
         of_raw = (share * e.alpha * e.out).tolist()
         of_z = ((2 * share) ** 0.5 * e.sigma).tolist()
-        raw, noise = e.raw, run.noise
+        raw, noise, scratch = e.raw, run.draw, run.scratch()
 
         def move(k: int, x: Tensor) -> Tensor:
             for j in range(self.steps_per_level):
-                x = combine(x, of_x[k], raw(k, x), of_raw[k]).add_(noise(x, k, j), alpha=of_z[k])
+                new = combine(x, of_x[k], raw(k, x), of_raw[k], scratch.other(x))
+                x = new.add_(noise(x, k, j), alpha=of_z[k])
             return x
 
         return move

@@ -74,12 +74,13 @@ class DPMSolverPP2M(GridSampler):
         slope = torch.where(torch.isinf(h), 0.0, slope)
         now, before = e.alpha[1:] * (phi_1 + slope), -e.alpha[1:] * slope
         require_finite(self, p, times[:-1], decay, now, before)
-        of_x, of_now, of_before = decay.tolist(), now.tolist(), before.tolist()
-        denoised = e.denoised
+        of_x, of_now = decay.tolist(), (now * e.scale[:-1]).tolist()
+        of_before = [0.0, *(before[1:] * e.scale[:-2]).tolist()]
+        estimate, states, estimates = e.scaled_estimate, run.scratch(), run.scratch()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            d = denoised(k, x)
-            new = combine(x, of_x[k], d, of_now[k])
+            d = estimate(k, x, estimates.other(x if memory is None else memory))
+            new = combine(x, of_x[k], d, of_now[k], states.other(x))
             if memory is not None and of_before[k]:
                 new.add_(memory, alpha=of_before[k])
             return new, d

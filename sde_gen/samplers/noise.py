@@ -56,22 +56,27 @@ class SeededNoise:
         """The same noise for samples `first`, `first` + 1, ..."""
         return SeededNoise(self.seed, first)
 
-    def __call__(self, like: Tensor, step: int, draw: int) -> Tensor:
-        size = like[0].numel() if len(like) else 1
+    def __call__(self, like: Tensor, step: int, draw: int, out: Tensor | None = None) -> Tensor:
+        """Standard normal numbers shaped like `like`; in `out`, a contiguous tensor like it, if that is given."""
+        rows = len(like)
+        if rows == 0:
+            return torch.empty_like(like)
+        size = like.numel() // rows
         block = block_size(size)
         # Half precision is rounded from single; devices whose generator has no fixed order draw on the CPU.
         dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
         device = like.device if like.device.type in ("cpu", "cuda") else torch.device("cpu")
-        out = torch.empty(like.shape, dtype=dtype, device=device)
-        flat = out.view(len(like), size) if len(like) else out
+        if out is None or out.dtype != dtype or out.device != device:
+            out = torch.empty(like.shape, dtype=dtype, device=device)
+        flat = out.view(rows, size)
         done = 0
-        while done < len(like):
+        while done < rows:
             index, offset = divmod(self.first + done, block)
-            count = min(block - offset, len(like) - done)
+            count = min(block - offset, rows - done)
             generator = keyed_generator(self.seed, index, step + 1, draw, device=device)
-            _fill(flat[done : done + count], offset, block, size, generator)
+            _fill(flat if count == rows else flat[done : done + count], offset, block, size, generator)
             done += count
-        return out.to(device=like.device, dtype=like.dtype)
+        return out if out.dtype == like.dtype and device == like.device else out.to(like)
 
 
 def block_size(size: int) -> int:
