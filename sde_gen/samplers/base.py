@@ -83,10 +83,10 @@ class Evaluation:
 
     def scaled_estimate(self, k: int, x: Tensor, out: Tensor | None) -> Tensor:
         """x0hat / `self.scale[k]` at time k: one operation, for rules that keep it and scale it anyway."""
-        raw = self.raw(k, x)
-        if self._weight[k] is None:
+        raw, weight = self.raw(k, x), self._weight[k]
+        if weight is None:
             return combine(x, self._skip[k], raw, self._out[k], out)
-        return torch.lerp(x, raw, self._weight[k], out=out)
+        return torch.lerp(x, raw, weight, out=out)
 
 
 @dataclass(frozen=True)
