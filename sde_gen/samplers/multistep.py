@@ -76,13 +76,16 @@ class DPMSolverPP2M(GridSampler):
         require_finite(self, p, times[:-1], decay, now, before)
         of_x, of_now = decay.tolist(), (now * e.scale[:-1]).tolist()
         of_before = [0.0, *(before[1:] * e.scale[:-2]).tolist()]
-        estimate, states, estimates = e.scaled_estimate, run.scratch(), run.scratch()
+        estimate, reuse = e.scaled_estimate, run.reuse
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            d = estimate(k, x, estimates.other(x if memory is None else memory))
-            new = combine(x, of_x[k], d, of_now[k], states.other(x))
-            if memory is not None and of_before[k]:
-                new.add_(memory, alpha=of_before[k])
-            return new, d
+            before, free = (None, None) if memory is None else memory
+            d = estimate(k, x, free)
+            if before is None:
+                return combine(x, of_x[k], d, of_now[k]), (d, None)  # this x is the caller's
+            # The estimate before the last is not needed again: the new state takes its place, and the next estimate
+            # that of this state, so three buffers go round.
+            new = before.mul_(of_before[k]).add_(d, alpha=of_now[k]).add_(x, alpha=of_x[k])
+            return new, (d, x if reuse else None)
 
         return step
