@@ -136,11 +136,13 @@ class Run:
 
     _drawn: Tensor | None = None
 
-    def draw(self, like: Tensor, step: int, draw: int) -> Tensor:
-        """Noise for one use: the next draw may overwrite it."""
+    def draw(self, like: Tensor, step: int, draw: int, out: Tensor | None = None) -> Tensor:
+        """Noise for one use: the next draw may overwrite it. It lies in `out` if that is given and the source can."""
         source = self.noise
         if not isinstance(source, SeededNoise):
             return source(like, step, draw)
+        if out is not None and out.is_contiguous():
+            return source(like, step, draw, out)
         if self._drawn is None:
             self._drawn = torch.empty_like(like, memory_format=torch.contiguous_format)
         return source(like, step, draw, self._drawn)
@@ -268,10 +270,12 @@ class OneStepSampler(GridSampler):
         of_z, raw, noise, scratch = c.tolist(), e.raw, run.draw, run.scratch()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            new = combine(x, of_x[k], raw(k, x), of_raw[k], scratch.other(x))
-            if of_z[k]:
-                new.add_(noise(x, k, 0), alpha=of_z[k])
-            return new, None
+            f, new = raw(k, x), scratch.other(x)
+            if not of_z[k]:
+                return combine(x, of_x[k], f, of_raw[k], new), None
+            # The noise is drawn where the new state will lie, which keeps a buffer out of the cache.
+            new = torch.mul(noise(x, k, 0, new), of_z[k], out=new)
+            return new.add_(x, alpha=of_x[k]).add_(f, alpha=of_raw[k]), None
 
         return step
 
