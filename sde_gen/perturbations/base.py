@@ -210,14 +210,13 @@ class Perturbation(abc.ABC):
         Raises:
             ConfigError: if the shapes do not fit.
         """
-        u = torch.as_tensor(t, dtype=torch.float64 if isinstance(t, float) else None)
+        u, _, _ = _float64(t, "t")
         if u.ndim > 1 or (u.ndim == 1 and (x0.ndim == 0 or u.shape[0] != x0.shape[0])):
             batch = tuple(x0.shape[:1])
             raise ConfigError(f"perturb: t must have shape () or {batch} for x0 of shape {tuple(x0.shape)}, "
                               f"got {tuple(u.shape)}")  # fmt: skip
         if noise.shape != x0.shape:
             raise ConfigError(f"perturb: noise must be shaped like x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
-        u, _, _ = _float64(t, "t")
         self._check(u)
         curves = (self._log_alpha(u).exp(), self._variance(u).sqrt())
         alpha, sigma = (_left(c.to(x0.dtype).to(x0.device), x0.ndim) for c in curves)

@@ -50,8 +50,8 @@ class Evaluation:
         self._model = model
         self._network = model.network
         if self._network is None:
-            levels = [Level(self.alpha[k].to(like.device), self.sigma[k].to(like.device)) for k in range(len(times))]
-            self._levels, self._coefficients = levels, coefficients
+            alphas, sigmas = (c.to(like.device).unbind(0) for c in (self.alpha, self.sigma))
+            self._levels, self._coefficients = list(zip(alphas, sigmas, strict=True)), coefficients
             return
         model._warn_between_nodes(half_log_snr(self.alpha, self.sigma))
         # alpha^2 + sigma^2 = 1 up to rounding needs no scaling, and is spared it.
@@ -66,8 +66,8 @@ class Evaluation:
         self.calls += 1
         network = self._network
         if network is None:
-            level = self._levels[k]
-            return self._model.raw(x, level.alpha, level.sigma, self._coefficients, self._condition)
+            alpha, sigma = self._levels[k]
+            return self._model.raw(x, alpha, sigma, self._coefficients, self._condition)
         scale = self._input[k]
         scaled = x if scale == 1.0 else x * scale
         if self._cast is not None:
@@ -89,14 +89,6 @@ class Evaluation:
         return torch.lerp(x, raw, weight, out=out)
 
 
-@dataclass(frozen=True)
-class Level:
-    """A noise level, as float64 tensors on the state's device."""
-
-    alpha: Tensor
-    sigma: Tensor
-
-
 def combine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:
     """a x + b y in two element-wise operations, without touching x or y (a network may return its input)."""
     return torch.mul(x, a, out=out).add_(y, alpha=b)
@@ -105,7 +97,7 @@ def combine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None)
 class Scratch:
     """Two buffers used in turn for a state: fresh memory at each step costs more than the arithmetic on it.
 
-    Switched off where somebody may keep the states, as a callback does.
+    Switched off where somebody may keep the states, as a callback does. A network that keeps its input must copy it.
     """
 
     def __init__(self, enabled: bool) -> None:
