@@ -124,6 +124,7 @@ wheel-test: $(VENV)/.dev
 	echo "== both commands in an empty folder"; \
 	"$$py" -m sde_gen.train sde=vp run=tiny trainer.steps=4 trainer.batch_size=8; \
 	"$$py" -m sde_gen.sample sampler=pc run=tiny num_samples=4 sampler.steps=3; \
+	"$$py" -m sde_gen.evaluate run=tiny num_samples=8 sampler.steps=3 nll.samples=2 nll.rtol=1e-2 nll.atol=1e-2; \
 	"$$tmp/venv/bin/sde-gen-train" sde=ddpm run=tiny2 trainer.steps=2 trainer.batch_size=8; \
 	"$$tmp/venv/bin/sde-gen-sample" sampler=ddim run=tiny2 num_samples=4 sampler.steps=3; \
 	mkdir -p mine/sde; cp "$$tmp"/venv/lib/python*/site-packages/sde_gen/conf/sde/vp.yaml mine/sde/mine.yaml; \
