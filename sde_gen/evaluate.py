@@ -126,7 +126,10 @@ def _likelihoods(
     if conditional and data.test_labels is not None:
         condition = {"label": data.test_labels[indices].to(device)}
     given = {
-        "ode": {name: getattr(settings, name) for name in ("divergence", "probes", "rtol", "atol", "max_nfe")},
+        "ode": {
+            name: getattr(settings, name)
+            for name in ("divergence", "probes", "probe", "steps", "rtol", "atol", "max_nfe")
+        },
         "vlb": {"terms": settings.terms},
     }
     results = []

@@ -69,13 +69,15 @@ class LikelihoodSettings:
     samples: int | None = 512
     divergence: Literal["auto", "exact", "hutchinson"] = "auto"
     probes: int = 1
+    probe: Literal["auto", "rademacher", "gaussian", "fresh", "walsh"] = "auto"
+    steps: int | None = None
     rtol: float = 1e-5
     atol: float = 1e-5
     max_nfe: int = 10_000
     terms: int | None = None
 
     def __post_init__(self) -> None:
-        for name in ("samples", "probes", "max_nfe", "terms"):
+        for name in ("samples", "probes", "steps", "max_nfe", "terms"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"nll.{name}={value} must be at least 1")

@@ -54,6 +54,7 @@ def write_arrays(path: Path, x: Tensor | None, transform: Affine, likelihoods: S
     if x is not None:
         arrays |= {"x": transform.inverse(x).numpy(), "model_x": x.numpy()}
     for found in likelihoods:
+        arrays |= {f"{found.kind}_{name}": value.numpy() for name, value in found.arrays.items()}
         arrays[f"{found.kind}_index"] = found.indices.numpy()
         arrays[f"{found.kind}_log_prob"] = found.log_prob.double().numpy()
         arrays[f"{found.kind}_bits_per_dim"] = found.each_bits_per_dim.double().numpy()

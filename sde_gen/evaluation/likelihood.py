@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.data import Affine, Mixture
-from sde_gen.errors import SolverError
+from sde_gen.errors import NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
 
 Kind = Literal["ode", "vlb"]
@@ -31,6 +31,7 @@ class Values:
         standard_error: of log_prob over probes or draws, (n,); None where there is none.
         nfe: network calls, (n,); None where unknown.
         failed: row to what went wrong.
+        arrays: anything else worth keeping.
     """
 
     log_prob: Tensor
@@ -38,6 +39,7 @@ class Values:
     standard_error: Tensor | None = None
     nfe: Tensor | None = None
     failed: Mapping[int, str] = field(default_factory=dict)
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -46,7 +48,7 @@ class HeldOutLikelihood:
 
     Attributes:
         kind: "ode": by the probability-flow ODE; "vlb": the variational bound, which is no less than the truth.
-        nll: mean negative log-density of a sample on the model's scale (for data on levels: dequantised), in nats.
+        nll: mean negative log-density of a sample on the model's scale, in nats; of data on levels, dequantised.
         nll_error: its standard error.
         bits_per_dim: of the raw data: per dimension, of a level for data on levels, of the density else.
         bits_per_dim_error: its standard error.
@@ -58,6 +60,7 @@ class HeldOutLikelihood:
         failed: index of each held-out sample that could not be solved, and why.
         indices: (n,), which held-out samples count.
         log_prob, each_bits_per_dim: (n,), of each.
+        arrays: of a bound, the mean of its `terms` in bits/dim, the decoder's first, and the `times` of the steps.
     """
 
     kind: Kind
@@ -74,6 +77,7 @@ class HeldOutLikelihood:
     indices: Tensor
     log_prob: Tensor
     each_bits_per_dim: Tensor
+    arrays: Mapping[str, Tensor] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without those of single samples."""
@@ -109,7 +113,7 @@ def held_out_likelihood(
         seed: of dequantisation, probes and draws.
         chunk: most samples at once; None lets the solver choose.
         progress: whether to show a progress bar on standard error.
-        settings: for "ode" `divergence`, `probes`, `rtol`, `atol`, `max_nfe`; for "vlb" `terms`.
+        settings: arguments of `log_likelihood` ("ode") or `variational_bound` ("vlb").
 
     Raises:
         SolverError: no sample could be solved.  Others as the solver itself.
@@ -118,7 +122,7 @@ def held_out_likelihood(
     condition = dict(condition or {})
     indices = torch.arange(len(x)) if indices is None else indices
     if kind == "ode":
-        x = _dequantised(x, transform, seed)
+        x = transform.dequantise(x, seed) if transform.levels is not None else x
     values = (_ode if kind == "ode" else _bound)(model, x, transform, condition, seed, chunk, progress, settings)
     good = values.log_prob.isfinite() & values.bits_per_dim.isfinite()
     failed = {
@@ -146,6 +150,7 @@ def held_out_likelihood(
         indices=indices[good],
         log_prob=values.log_prob[good],
         each_bits_per_dim=values.bits_per_dim[good],
+        arrays=values.arrays,
     )
 
 
@@ -169,14 +174,6 @@ def _exact(law: Mixture, x: Tensor) -> Tensor:
 
 
 # -- the only calls of the library's likelihoods -----------------------------------------------------------------------
-
-
-def _dequantised(x: Tensor, transform: Affine, seed: int) -> Tensor:
-    if transform.levels is None:
-        return x
-    from sde_gen.likelihood import dequantize
-
-    return dequantize(x, transform, seed)
 
 
 def _ode(
@@ -212,13 +209,25 @@ def _bound(
 ) -> Values:
     from sde_gen.likelihood import variational_bound
 
-    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
-    if condition:
-        given["condition"] = condition
-    bits = variational_bound(model, x, transform=transform, seed=seed, chunk=chunk, **given).bits_per_dim.double().cpu()
-    # From bits/dim of the raw data back to nats on the model's scale.
-    size = math.prod(x.shape[1:])
-    volume = transform.log_scale(tuple(x.shape[1:]))
-    if transform.step is not None:
-        volume -= size * math.log(transform.step)
-    return Values(volume - bits * size * math.log(2.0), bits)
+    kept, failed = torch.arange(len(x)), dict[int, str]()
+    while True:
+        given = {name: value[kept] for name, value in condition.items()}
+        try:
+            found = variational_bound(
+                model, x[kept], transform=transform, condition=given, seed=seed, chunk=chunk, **settings
+            )
+            break
+        except NonFiniteError as error:
+            bad = torch.isin(torch.arange(len(kept)), torch.tensor(error.indices, dtype=torch.long))
+            if not bool(bad.any()) or bool(bad.all()):
+                raise
+            failed |= dict.fromkeys(kept[bad].tolist(), str(error))
+            kept = kept[~bad]
+    bits, error, log_prob = (torch.full((len(x),), math.nan, dtype=torch.float64) for _ in range(3))
+    bits[kept], error[kept] = found.bits_per_dim.double().cpu(), found.standard_error.double().cpu()
+    # Of data on levels the bound is that of the levels' probability; on one scale with the ODE's it is a density.
+    shape = tuple(x.shape[1:])
+    log_prob = -bits * math.prod(shape) * math.log(2.0) - transform.log_volume(shape)
+    terms = found.terms.double().mean(0).cpu() / (math.prod(shape) * math.log(2.0))
+    arrays = {"terms": terms, "times": found.times.cpu()} if found.times.ndim == 1 else {}
+    return Values(log_prob, bits, error, torch.full((len(x),), found.nfe), failed, arrays)
