@@ -53,7 +53,7 @@ class HeldOutLikelihood:
         bits_per_dim: of the raw data: per dimension, of a level for data on levels, of the density else.
         bits_per_dim_error: its standard error.
         probe_error: the part of `nll_error` that comes from the probes of the divergence; None where there are none.
-        exact_nll: `nll` of the same samples under the data's exact law, where that is known.
+        exact_nll, exact_nll_error: `nll` of the same samples under the data's exact law, where that is known.
         n: samples that count.
         nfe: mean number of network calls for a sample, None where unknown.
         seconds: wall-clock time.
@@ -70,6 +70,7 @@ class HeldOutLikelihood:
     bits_per_dim_error: float
     probe_error: float | None
     exact_nll: float | None
+    exact_nll_error: float | None
     n: int
     nfe: float | None
     seconds: float
@@ -81,8 +82,16 @@ class HeldOutLikelihood:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without those of single samples."""
-        names = ("nll", "nll_error", "bits_per_dim", "bits_per_dim_error", "probe_error", "exact_nll", "n", "nfe")
-        plain = {name: getattr(self, name) for name in names}
+        names = (
+            "nll",
+            "nll_error",
+            "bits_per_dim",
+            "bits_per_dim_error",
+            "probe_error",
+            "exact_nll",
+            "exact_nll_error",
+        )
+        plain = {name: getattr(self, name) for name in (*names, "n", "nfe")}
         return plain | {"seconds": round(self.seconds, 3), "failed": {str(i): s for i, s in self.failed.items()}}
 
 
@@ -134,6 +143,7 @@ def held_out_likelihood(
             f"none of the {len(x)} held-out samples has a likelihood: {next(iter(failed.values()), 'none')}"
         )
     nll, error = _mean(-values.log_prob[good])
+    exact, exact_error = (None, None) if law is None else _mean(-_exact(law, x)[good])
     bits, bits_error = _mean(values.bits_per_dim[good])
     return HeldOutLikelihood(
         kind=kind,
@@ -142,7 +152,8 @@ def held_out_likelihood(
         bits_per_dim=bits,
         bits_per_dim_error=bits_error,
         probe_error=None if values.standard_error is None else _of_mean(values.standard_error[good]),
-        exact_nll=None if law is None else -float(_exact(law, x)[good].mean()),
+        exact_nll=exact,
+        exact_nll_error=exact_error,
         n=int(good.sum()),
         nfe=None if values.nfe is None else float(values.nfe[good].double().mean()),
         seconds=time.perf_counter() - began,

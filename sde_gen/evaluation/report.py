@@ -80,12 +80,13 @@ def rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     for found in evaluation.likelihoods:
         what = "by the ODE" if found.kind == "ode" else "bound"
         common = {"n": found.n, "better": "lower", "seconds": round(found.seconds, 3)}
-        for name, title, value, error, exact in (
-            ("nll", f"NLL {what}, nats", found.nll, found.nll_error, found.exact_nll),
-            ("bits_per_dim", f"bits/dim {what}", found.bits_per_dim, found.bits_per_dim_error, None),
+        exact = {"real_against_real": found.exact_nll, "real_standard_error": found.exact_nll_error}
+        for name, title, value, error, more in (
+            ("nll", f"NLL {what}, nats", found.nll, found.nll_error, exact),
+            ("bits_per_dim", f"bits/dim {what}", found.bits_per_dim, found.bits_per_dim_error, {}),
         ):
             row = {"name": f"{name}_{found.kind}", "title": title, "value": value, "standard_error": error}
-            table.append(dict.fromkeys(COLUMNS) | row | common | {"real_against_real": exact})
+            table.append(dict.fromkeys(COLUMNS) | row | common | more)
     for metric in evaluation.metrics:
         row = {name: value for name, value in metric.to_dict().items() if name in COLUMNS}
         for end, interval in (("", metric.interval), ("real_", metric.real_interval)):

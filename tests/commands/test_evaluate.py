@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 import sde_gen as sg
+import sde_gen.likelihood
 from sde_gen.config import load_model
 from sde_gen.config.restore import find_checkpoint, stored_data
 from sde_gen.metrics import METRICS, summary
@@ -46,6 +47,55 @@ def test_distances_of_samples_that_it_draws(trained: Command) -> None:
         assert picture.width == 1000
     for line in ("energy distance", "(real data:", "classifier accuracy", "written to"):
         assert line in result.out
+
+
+@pytest.mark.parametrize("sde", ["vp", "ve"])
+def test_likelihood_of_the_held_out_data(trained: Command, sde: str) -> None:
+    under = () if sde == "vp" else (f"sde={sde}",)
+    result = trained("evaluate", *under, "metrics=[]", "nll.samples=20", "nll.steps=30", "seed=5", "out=o")
+    assert result.code == 0, result.err
+    assert result.err == ""
+    report = json.loads(Path("o/evaluation.json").read_text())["likelihood"]["ode"]
+    checkpoint, _ = find_checkpoint("runs/tiny")
+    data, model = stored_data(checkpoint), load_model(checkpoint)
+    with np.load("o/evaluation.npz") as arrays:
+        indices, log_prob = arrays["ode_index"], arrays["ode_log_prob"]
+        assert "x" not in arrays
+    assert len(set(indices)) == 20
+    expected = sg.log_likelihood(
+        model if sde == "vp" else model.under(sg.VE()), data.test[indices], steps=30, seed=5, transform=data.transform
+    )
+    np.testing.assert_allclose(log_prob, expected.log_prob.numpy(), rtol=1e-4, atol=1e-4)
+    mean, error = expected.mean()
+    assert (report["nll"], report["nll_error"]) == pytest.approx((-mean, error), rel=1e-4)
+    assert report["bits_per_dim"] == pytest.approx(expected.mean_bits_per_dim()[0], rel=1e-4)
+    assert report["exact_nll"] < report["nll"], "four steps teach little"
+    assert report["nfe"] == 30
+    with Path("o/evaluation.csv").open(newline="") as stream:
+        assert [row["name"] for row in csv.DictReader(stream)] == ["nll_ode", "bits_per_dim_ode"]
+    assert "NLL by the ODE, nats" in result.out
+
+
+def test_a_budget_that_no_sample_keeps_is_70(trained: Command) -> None:
+    result = trained("evaluate", "metrics=[]", "nll.samples=3", "nll.max_nfe=8", "out=o")
+    assert result.code == 70
+    assert len(result.err.strip().splitlines()) == 1
+    assert os.listdir("o") == []
+
+
+@pytest.mark.skipif(not hasattr(sde_gen.likelihood, "variational_bound"), reason="no bound yet")
+def test_both_likelihoods_of_a_chain_with_labels(command: Command) -> None:
+    assert command("train", *TINY, "sde=ddpm", "sde.steps=100", "run=a", "class_conditional=true").code == 0
+    result = command("evaluate", "likelihood=both", "metrics=[]", "nll.samples=20", "nll.steps=30", "out=o")
+    assert result.code == 0, result.err
+    assert result.out.count("it interpolates in lambda") == 1
+    with np.load("o/evaluation.npz") as arrays:
+        assert (arrays["vlb_index"] == arrays["ode_index"]).all()
+        assert arrays["vlb_terms"].shape == arrays["vlb_times"].shape == (100,)
+        terms = arrays["vlb_terms"].sum()
+    report = json.loads(Path("o/evaluation.json").read_text())["likelihood"]
+    assert list(report) == ["ode", "vlb"]
+    assert 0 < terms < report["vlb"]["nll"]
 
 
 def test_samples_that_were_drawn_before(trained: Command) -> None:
@@ -116,7 +166,7 @@ ERRORS = [
     (["nll.probes=0"], 2, "nll.probes=0 must be at least 1"),
     (["nll.rtol=0"], 2, "nll.rtol=0.0 must lie between 0 and 1"),
     (["nll.divergence=trace"], 2, "one of auto, exact, hutchinson"),
-    (["nll.steps=3"], 2, "nll.steps is not a setting"),
+    (["nll.stepz=3"], 2, "did you mean nll.steps?"),
     (["features=inception"], 2, "choose one of efficientnet-lite0, network, pixels"),
     (["features=network"], 2, "features.module is missing"),
     (["run=a", "checkpoint=b"], 2, "not both"),

@@ -5,7 +5,9 @@ import math
 import pytest
 import torch
 
-from sde_gen.data import Affine, Mixture
+import sde_gen as sg
+import sde_gen.likelihood
+from sde_gen.data import Affine, Mixture, digits
 from sde_gen.errors import SolverError
 from sde_gen.evaluation import held_out_likelihood, likelihood
 from sde_gen.evaluation.likelihood import Values
@@ -63,3 +65,82 @@ def test_the_exact_law_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     law = Mixture(torch.ones(1).double(), torch.zeros(1, 2).double(), torch.eye(2).double()[None])
     found = held_out_likelihood("vlb", constant_model(), torch.tensor([[1.0, 0.0], [9.0, 9.0]]), Affine(), law=law)
     assert found.exact_nll == pytest.approx(math.log(2 * math.pi) + 0.5)
+    assert found.exact_nll_error == 0.0
+
+
+NORMAL = sg.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.49 * torch.eye(2).double()[None])
+EACH = [sg.VP(), sg.SubVP(), sg.VE(), sg.EDM(), sg.Cosine(), sg.FlowMatching(), sg.DDPM(steps=100), sg.NCSN(levels=50)]
+needs_bound = pytest.mark.skipif(not hasattr(sde_gen.likelihood, "variational_bound"), reason="no bound yet")
+
+
+@pytest.mark.parametrize("p", EACH, ids=lambda p: type(p).__name__)
+def test_every_formulation_of_an_exact_model_finds_its_law(p: sg.Perturbation) -> None:
+    x = NORMAL.sample(40, seed=1)
+    law = Mixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.49 * torch.eye(2).double()[None])
+    found = held_out_likelihood("ode", NORMAL.model(p), x, Affine(scale=2.0), law=law, steps=60)
+    assert found.n == 40
+    assert found.nfe == 60
+    # Prior mismatch and the least noise of each formulation are within this; an error of log alpha or of D is not.
+    assert found.nll == pytest.approx(found.exact_nll, abs=0.02)
+    assert found.bits_per_dim == pytest.approx((found.nll + 2 * math.log(2.0)) / (2 * math.log(2.0)))
+
+
+def test_data_on_levels_are_dequantised_and_bits_are_those_of_a_level() -> None:
+    data = digits()
+    x, shape = data.test[:4], data.shape
+    model = constant_model()
+    found = held_out_likelihood("ode", model, x, data.transform, seed=3, steps=20, probes=2)
+    assert data.transform.step == 1.0
+    spread = data.transform.dequantise(x, 3)
+    direct = sg.log_likelihood(model, spread, steps=20, probes=2, seed=3)
+    assert found.nll == pytest.approx(-float(direct.log_prob.mean()), rel=1e-9)
+    # 16 levels of width 1 to each side of 0 on a scale from -1 to 1: one level is 1/8 wide.
+    assert found.bits_per_dim == pytest.approx((found.nll + 64 * math.log(8.0)) / (64 * math.log(2.0)), rel=1e-9)
+    assert math.prod(shape) == 64
+    assert found.probe_error is not None
+
+
+def test_a_network_that_breaks_down_on_one_sample_costs_only_that_one() -> None:
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.abs().amax(1, keepdim=True) > 100, math.nan, 0.0 * x)
+
+    x = torch.randn(5, 2)
+    x[3] = 1e4
+    model = sg.ScoreModel(network, sg.VP())
+    found = held_out_likelihood("ode", model, x, Affine(), indices=torch.arange(10, 15), divergence="exact")
+    assert list(found.failed) == [13]
+    assert "NaN or infinite" in found.failed[13]
+    assert found.indices.tolist() == [10, 11, 12, 14]
+    rest = held_out_likelihood("ode", model, x[[0, 1, 2, 4]], Affine(), divergence="exact")
+    assert found.nll == pytest.approx(rest.nll, rel=1e-6)
+
+
+@needs_bound
+@pytest.mark.parametrize("p", [sg.VP(), sg.DDPM(steps=100)], ids=lambda p: type(p).__name__)
+def test_the_bound_is_a_bound_and_on_the_scale_of_the_ode(p: sg.Perturbation) -> None:
+    data = digits()
+    g = torch.Generator().manual_seed(0)
+    raw = torch.randint(0, 17, (30, 64), generator=g).float()
+    x = data.transform.forward(raw)
+    law = sg.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 64).double(), 0.38 * torch.eye(64).double()[None])
+    bound, ode = (
+        held_out_likelihood(kind, law.model(p), x, data.transform, **given)
+        for kind, given in (("vlb", {}), ("ode", {"steps": 40, "probes": 4}))
+    )
+    # A normal law of the variance of evenly spread levels: nearly log2 17 bits, and a little more for the bound.
+    assert ode.bits_per_dim == pytest.approx(math.log2(17), abs=0.4)
+    assert -0.05 < bound.bits_per_dim - ode.bits_per_dim < 0.5
+    for found in (bound, ode):
+        assert found.bits_per_dim == pytest.approx((found.nll + 64 * math.log(8.0)) / (64 * math.log(2.0)), rel=1e-6)
+
+
+@needs_bound
+def test_a_sample_without_a_bound_costs_only_itself() -> None:
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.abs().amax(1, keepdim=True) > 100, math.nan, 0.0 * x)
+
+    x = torch.randn(5, 2)
+    x[3] = 1e4
+    found = held_out_likelihood("vlb", sg.ScoreModel(network, sg.VP()), x, Affine())
+    assert list(found.failed) == [3]
+    assert found.n == 4

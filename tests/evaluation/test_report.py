@@ -18,6 +18,7 @@ def _evaluation() -> Evaluation:
     none = torch.zeros(0)
     likelihood = HeldOutLikelihood(
         kind="ode", nll=1.5, nll_error=0.1, bits_per_dim=0.7, bits_per_dim_error=0.05, probe_error=None, exact_nll=1.25,
+        exact_nll_error=0.2,
         n=9, nfe=80.0, seconds=0.5, failed={3: "out of budget"}, indices=none, log_prob=none, each_bits_per_dim=none,
     )  # fmt: skip
     g = torch.Generator().manual_seed(0)
@@ -49,7 +50,7 @@ def test_files_hold_the_same_numbers(tmp_path: Path) -> None:
 
 def test_lines_for_a_person() -> None:
     lines = _evaluation().lines()
-    assert " ".join(lines[0].split()) == "NLL by the ODE, nats 1.5000 +- 0.1000 (real data: 1.2500)"
+    assert " ".join(lines[0].split()) == "NLL by the ODE, nats 1.5000 +- 0.1000 (real data: 1.2500 +- 0.2000)"
     assert " ".join(lines[1].split()) == "bits/dim by the ODE 0.7000 +- 0.0500"
     assert "[" in lines[3]
 
