@@ -73,7 +73,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
             about |= {"samples": str(cfg.samples), "num_samples": len(samples)}
     for note in dict.fromkeys(str(note.message) for note in notes):
         say(f"note: {note}")
-    found = _distances(cfg, samples, data, features) if samples is not None else []
+    found = _distances(cfg, samples, data, features, device) if samples is not None else []
     evaluation = Evaluation(about, likelihoods, found)
     evaluation.write(folder)
     write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
@@ -179,11 +179,17 @@ def _draw(
     return samples.x.float().cpu(), about | {"seconds": round(samples.seconds, 3)}
 
 
-def _distances(cfg: "EvaluateConfig", x: "Tensor", data: "Dataset", features: "Features") -> list["MetricResult"]:
+def _distances(
+    cfg: "EvaluateConfig", x: "Tensor", data: "Dataset", features: "Features", device: Any
+) -> list["MetricResult"]:
     """Each metric of the samples, and of as many training samples, against the held-out data."""
+    from torch import nn
     from tqdm import tqdm
 
-    from sde_gen.metrics import summary
+    from sde_gen.metrics import NetworkFeatures, summary
+
+    if isinstance(features, NetworkFeatures) and isinstance(features.module, nn.Module):
+        features.module.to(device)
 
     with tqdm(total=len(cfg.metrics), unit="metric", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
         done = -1
