@@ -204,7 +204,7 @@ def _ode(
     )
     failed = {row: str(error) for row, error in found.failed.items()}
     return Values(
-        found.log_prob.cpu(), found.bits_per_dim.cpu(), found.standard_error.cpu(), found.nfe_each.cpu(), failed
+        found.log_prob.cpu(), found.bits_per_dim.cpu(), found.standard_error.cpu(), found.nfe_per_sample.cpu(), failed
     )
 
 
@@ -218,7 +218,7 @@ def _bound(
     progress: bool,
     settings: Mapping[str, Any],
 ) -> Values:
-    from sde_gen.likelihood import variational_bound
+    from sde_gen.likelihood import variational_bound  # pyright: ignore[reportAttributeAccessIssue]
 
     kept, failed = torch.arange(len(x)), dict[int, str]()
     while True:
