@@ -101,5 +101,9 @@ def _shown(row: Mapping[str, Any], which: str) -> str:
         return ""
     error, low, high = (row[f"{which}{key}"] for key in ("standard_error", "low", "high"))
     if error is not None:
-        return f"{value:.4f} +- {error:.4f}"
-    return f"{value:.4f}" if low is None else f"{value:.4f} [{low:.4f}, {high:.4f}]"
+        return f"{_number(value)} +- {_number(error)}"
+    return _number(value) if low is None else f"{_number(value)} [{_number(low)}, {_number(high)}]"
+
+
+def _number(value: float) -> str:
+    return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
