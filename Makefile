@@ -5,7 +5,7 @@
 # make coverage    the tests once more, with a table of lines and branches that they do not reach
 # make mutation    how many small faults planted in the core the tests find (long); writes docs/verification/mutation.md
 # make lint        style, layers, types
-# make wheel-test  build sdist -> wheel, install it in a fresh environment, run both commands in an empty folder
+# make wheel-test  build sdist -> wheel, install it in a fresh environment, run the commands in an empty folder
 # make clean       remove builds and caches;  make clean-all: .venv too
 #
 # PYTHON=python3.12   which interpreter makes .venv (default: the first of python3, python3.13, 3.12, 3.11 that fits)
@@ -121,9 +121,10 @@ wheel-test: $(VENV)/.dev
 	$$pip install --quiet $(TORCH); \
 	$$pip install --quiet -c $(VENV)/constraints.txt "$$tmp"/dist/*.whl; \
 	mkdir "$$tmp/empty"; cd "$$tmp/empty"; unset PYTHONPATH; export OMP_NUM_THREADS=1; \
-	echo "== both commands in an empty folder"; \
+	echo "== the commands in an empty folder"; \
 	"$$py" -m sde_gen.train sde=vp run=tiny trainer.steps=4 trainer.batch_size=8; \
 	"$$py" -m sde_gen.sample sampler=pc run=tiny num_samples=4 sampler.steps=3; \
+	"$$py" -m sde_gen.evaluate run=tiny num_samples=8 sampler.steps=3 nll.samples=2 nll.rtol=1e-2 nll.atol=1e-2; \
 	"$$tmp/venv/bin/sde-gen-train" sde=ddpm run=tiny2 trainer.steps=2 trainer.batch_size=8; \
 	"$$tmp/venv/bin/sde-gen-sample" sampler=ddim run=tiny2 num_samples=4 sampler.steps=3; \
 	mkdir -p mine/sde; cp "$$tmp"/venv/lib/python*/site-packages/sde_gen/conf/sde/vp.yaml mine/sde/mine.yaml; \

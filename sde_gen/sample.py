@@ -30,7 +30,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     """
     from sde_gen.config.check import typed
     from sde_gen.config.objects import build, plain
-    from sde_gen.config.restore import load_model, pick_device, stored_transform
+    from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_transform
     from sde_gen.config.schema import SampleConfig
     from sde_gen.errors import BetweenNodesWarning
     from sde_gen.rng import check_seed
@@ -40,7 +40,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     device = pick_device(cfg.device)
     sampler = build(cfg.sampler, trust=cfg.trust, where="sampler")
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
-    checkpoint = _checkpoint(cfg)
+    checkpoint = chosen_checkpoint(cfg.run, cfg.checkpoint, cfg.runs_dir, say)
     model = load_model(checkpoint, weights=cfg.weights, device=device, trust=cfg.trust)
     if perturbation is not None:
         model = model.under(perturbation)
@@ -84,25 +84,6 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     _draw(target, model, x, data, frames, cfg)
     _table(report, target)
     return report
-
-
-def _checkpoint(cfg: "SampleConfig") -> "Checkpoint":
-    from sde_gen.config.restore import find_checkpoint
-    from sde_gen.training import newest_run
-    from sde_gen.training.run_dir import run_path
-
-    root = Path(cfg.runs_dir).expanduser()
-    if cfg.checkpoint is not None:
-        place = Path(cfg.checkpoint)
-    elif cfg.run is not None:
-        place = run_path(root, str(cfg.run))
-    else:
-        place = newest_run(root).path
-        say(f"newest run: {place}")
-    found, skipped = find_checkpoint(place)
-    for sentence in skipped:
-        say(f"passed over: {sentence}")
-    return found
 
 
 def _condition(cfg: "SampleConfig", classes: int, device: Any) -> dict[str, "Tensor"]:
@@ -171,21 +152,16 @@ class _Frames:
 
 def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
     """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
-    from sde_gen.config.objects import build
+    from sde_gen.config.restore import stored_data
     from sde_gen.errors import SDEGenError
 
     if not (cfg.metrics or cfg.forward):
         return None
     try:
-        data = build(checkpoint.config.get("data"), trust=cfg.trust, where="data", stored=True)
+        return stored_data(checkpoint, cfg.trust)
     except SDEGenError as error:
         say(f"no comparison with data: {error}")
         return None
-    stored = checkpoint.state.get("data", {})
-    if data is not None and data.fingerprint != stored.get("fingerprint"):
-        say(f"no comparison with data: {data.name} is not what it was when the network was trained")
-        return None
-    return data
 
 
 def _distances(x: "Tensor", data: "Dataset") -> dict[str, Any]:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _ABORTED = 130
-_PER_JOB = {"train": ("run", "_"), "sample": ("out", "/")}
+_PER_JOB = {"train": ("run", "_"), "sample": ("out", "/"), "evaluate": ("out", "/")}
 
 
 def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str] | None = None) -> int:
@@ -25,7 +25,7 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
     With HYDRA_FULL_ERROR=1 in the environment every error shows its traceback.
 
     Args:
-        name: of the primary configuration, "train" or "sample".
+        name: of the primary configuration, "train", "sample" or "evaluate".
         task: called with the composed configuration, once per job.
         argv: arguments; those of the process by default.
     """

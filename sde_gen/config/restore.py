@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,9 +10,10 @@ import torch
 
 from sde_gen.config.objects import build
 from sde_gen.data import Affine, Dataset
-from sde_gen.errors import CheckpointError, ConfigError, MissingInputError, SDEGenError
+from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
 from sde_gen.training.checkpoint import MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
+from sde_gen.training.run_dir import newest_run, run_path
 from sde_gen.training.state import load_weights
 
 _SMALL = 16  # pixels along a side up to which the default U-Net is meant
@@ -104,6 +105,44 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Checkpoint, list[str]
     if skipped:
         raise CheckpointError(f"no checkpoint in {folder} is sound: {skipped[0]}")
     raise MissingInputError(f"no checkpoint in {folder}; train it first, or give another run=NAME or checkpoint=PATH")
+
+
+def chosen_checkpoint(
+    run: str | int | float | None, checkpoint: str | None, runs_dir: str, say: Callable[[str], object]
+) -> Checkpoint:
+    """The checkpoint that a command's run=, checkpoint= and runs_dir= mean; the newest run's where both are null.
+
+    `say` is told which run was the newest, and of each damaged checkpoint that was passed over.
+
+    Raises:
+        As `find_checkpoint`, and for a name that is not a run's `ConfigError`.
+    """
+    root = Path(runs_dir).expanduser()
+    if checkpoint is not None:
+        place = Path(checkpoint)
+    elif run is not None:
+        place = run_path(root, str(run))
+    else:
+        place = newest_run(root).path
+        say(f"newest run: {place}")
+    found, skipped = find_checkpoint(place)
+    for sentence in skipped:
+        say(f"passed over: {sentence}")
+    return found
+
+
+def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> Dataset:
+    """The data that the network of a checkpoint was trained on, read or made again.
+
+    Raises:
+        SDEGenError: it is not here.  DataError: it is not what it was.  CheckpointError: the checkpoint names none.
+    """
+    data = build(checkpoint.config.get("data"), trust=trust, where="data", stored=True)
+    if data is None:
+        raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data")
+    if data.fingerprint != checkpoint.state.get("data", {}).get("fingerprint"):
+        raise DataError(f"{data.name} is not what it was when the network was trained")
+    return data
 
 
 def load_model(
