@@ -23,7 +23,8 @@ from torch import Tensor
 from sde_gen.errors import ConfigError, SDEGenError
 
 T = TypeVar("T")
-_SIGNS = ("gloo", "NCCL", "ProcessGroup", "onnection", "TCPStore", "imed out", "ocket")  # of a group that broke
+# What torch's messages about a broken group have in common.
+_SIGNS = ("gloo", "NCCL", "ProcessGroup", "onnection", "pair closure", "TCPStore", "imed out", "ocket")
 
 
 class ProcessLostError(SDEGenError, RuntimeError):

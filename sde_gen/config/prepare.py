@@ -86,6 +86,8 @@ def continued(cfg: C, overrides: Sequence[str]) -> C:
     """
     if cfg.resume is None:
         return cfg
+    if cfg.run is not None:
+        raise ConfigError("give run=NAME or resume=RUN, not both")
     text, root = str(cfg.resume), Path(cfg.runs_dir).expanduser()
     path = Path(text).expanduser() if "/" in text or text in (".", "..") else run_path(root, text)
     path = path.resolve().parent if path.name == "checkpoints" else path

@@ -12,7 +12,7 @@ from sde_gen.config.objects import build
 from sde_gen.data import Affine, Dataset
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
-from sde_gen.training.checkpoint import MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
+from sde_gen.training.checkpoint import MANIFEST, Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint
 from sde_gen.training.state import load_weights
 
 _SMALL = 16  # pixels along a side up to which the default U-Net is meant
@@ -87,8 +87,12 @@ def _fits(target: str, data: Dataset) -> None:
         )
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Checkpoint, list[str]]:
+def find_checkpoint(path: str | os.PathLike[str], best: bool = False) -> tuple[Checkpoint, list[str]]:
     """The checkpoint at `path`, or the newest sound one if `path` is a run or its `checkpoints` folder.
+
+    Args:
+        path: folder of a checkpoint, a run or its checkpoints.
+        best: of a run, the checkpoint of the lowest held-out loss instead.
 
     Returns:
         The checkpoint, and one sentence for each newer one that was damaged.
@@ -102,11 +106,14 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Checkpoint, list[str]
     if not folder.is_dir():
         raise MissingInputError(f"no checkpoint at {folder}: there is no such folder; give run=NAME or checkpoint=PATH")
     inside = folder / "checkpoints"
-    found, skipped = newest_checkpoint(inside if inside.is_dir() else folder)
+    find = best_checkpoint if best else newest_checkpoint
+    found, skipped = find(inside if inside.is_dir() else folder)
     if found is not None:
         return found, skipped
     if skipped:
         raise CheckpointError(f"no checkpoint in {folder} is sound: {skipped[0]}")
+    if best and newest_checkpoint(inside if inside.is_dir() else folder)[0] is not None:
+        raise MissingInputError(f"no checkpoint in {folder} was measured on held-out data; leave best=true out")
     raise MissingInputError(f"no checkpoint in {folder}; train it first, or give another run=NAME or checkpoint=PATH")
 
 

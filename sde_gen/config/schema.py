@@ -40,8 +40,6 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         _check_timeout(self.timeout)
-        if self.run is not None and self.resume is not None:
-            raise ConfigError("give run=NAME or resume=RUN, not both")
 
 
 @dataclass(frozen=True, kw_only=True)

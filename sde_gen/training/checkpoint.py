@@ -100,7 +100,7 @@ def save_checkpoint(
         try:
             temporary.mkdir()
             for stem, named in tensors.items():
-                _save_tensors(temporary / f"{stem}.safetensors", named)
+                save_tensors(temporary / f"{stem}.safetensors", named)
             (temporary / "config.json").write_text(_dump(config), encoding="utf-8")
             (temporary / "state.json").write_text(_dump({**state, "step": step}), encoding="utf-8")
             files = {path.name: _entry(path) for path in sorted(temporary.iterdir())}
@@ -215,11 +215,16 @@ def _by_loss(folders: list[Path]) -> list[tuple[float, int, Path]]:
     return sorted(found)
 
 
-def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
+def save_tensors(path: Path, named: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write tensors, and `notes` as the file's metadata, in safetensors format.
+
+    Raises:
+        OSError: what the system said, such as that the disk is full.
+    """
     # safetensors refuses tensors that share memory or are not contiguous; a copy on the CPU is neither.
     copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
     try:
-        save_file(copies, path)
+        save_file(copies, path, notes)
     except SafetensorError as error:  # its own class for what the system said, such as a full disk
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error

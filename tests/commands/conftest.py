@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from sde_gen.import_weights import main as import_weights
 from sde_gen.sample import main as sample
 from sde_gen.train import main as train
 from tests.commands.helpers import TINY, Command, Result
@@ -20,7 +21,7 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(name: str, *arguments: str) -> Result:
         capsys.readouterr()
-        code = {"train": train, "sample": sample}[name](list(arguments))
+        code = {"train": train, "sample": sample, "import_weights": import_weights}[name](list(arguments))
         return Result(code, *capsys.readouterr())
 
     yield run

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 
-_PRELOAD = ["torch", "torch.distributed", "sde_gen.training", "sde_gen.config.restore", "tests.faults.jobs"]
+_PRELOAD = [
+    "torch",
+    "torch.distributed.fsdp",
+    "torch.distributed.tensor",
+    "torch._dynamo",
+    "sde_gen.config.restore",
+    "tests.faults.jobs",
+]
 
 
 def _context() -> Any:

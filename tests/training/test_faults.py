@@ -159,11 +159,11 @@ def _full_disk(monkeypatch: pytest.MonkeyPatch, failures: int) -> list[int]:
     left = [failures]
     real = checkpoint.save_file
 
-    def save(tensors: Any, path: Any) -> None:
+    def save(tensors: Any, path: Any, notes: Any = None) -> None:
         if left[0] > 0:
             left[0] -= 1
             raise OSError(28, os.strerror(28))
-        real(tensors, path)
+        real(tensors, path, notes)
 
     monkeypatch.setattr(checkpoint, "save_file", save)
     return left
