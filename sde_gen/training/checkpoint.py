@@ -148,6 +148,11 @@ def read_checkpoint(path: Path) -> Checkpoint:
     step = state.get("step")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise CheckpointError(f"{path / 'state.json'} names no step; use another checkpoint")
+    named = _NAME.fullmatch(path.name)
+    if named and int(named[1]) != step:
+        raise CheckpointError(f"checkpoint {path} holds step {step}; it is not what its name says")
+    if not isinstance(state.get("metrics", {}), dict):
+        raise CheckpointError(f"the metrics in {path / 'state.json'} are not named numbers; use another checkpoint")
     if has_interpolation(config):
         raise CheckpointError(f"the configuration in {path} holds a ${{...}}, but it must be plain data; do not use it")
     return Checkpoint(path, config, state)

@@ -161,3 +161,46 @@ def messages(processes: Processes) -> dict[str, Any]:
     pulse.close()
     processes.wait()
     return seen
+
+
+def train_on(processes: Processes, checkpoints: Path, steps: int) -> dict[str, Any]:
+    """A run that saves after every step, and goes on from what it finds."""
+    changes = {"steps": steps, "checkpoint_every": 1, "eval_every": 0, "keep_best": 0, "kind": "points"}
+    return train(processes, checkpoints, changes)
+
+
+def real_full_disk(processes: Processes, checkpoints: Path) -> dict[str, Any]:
+    """The system itself refuses files of more than 1,500 bytes for a while."""
+    import resource
+
+    events: list[tuple[str, int, str]] = []
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+
+    def listen(event: str, trainer: Trainer, values: Any) -> None:
+        if event == "save failed":
+            events.append((event, trainer.step, values["error"]))
+            if len(events) == 2:
+                resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        elif event == "checkpoint":
+            events.append((event, trainer.step, ""))
+
+    trainer = build(processes, checkpoints, steps=40, checkpoint_every=10, log_every=4, keep_best=0, eval_every=0)
+    trainer.save()
+    trainer.listeners = (listen,)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))
+    trainer.train()
+    return {"events": events}
+
+
+def sample_job(processes: Processes, folder: Path, count: int) -> int:
+    """Peak resident memory, in KiB, of `python -m sde_gen.sample` for `count` samples of 64 numbers."""
+    import resource
+
+    os.chdir(folder)
+    from sde_gen.sample import main
+
+    arguments = ["run=wide", "sampler=ddim", "sampler.steps=1", "metrics=false", f"num_samples={count}", "device=cpu"]
+    code = main([*arguments, f"out=out{count}", "chunk=4096"])
+    if code:
+        raise RuntimeError(f"exit code {code}")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -47,15 +47,16 @@ def _largest(a: dict[str, Any], b: dict[str, Any]) -> float:
     )
 
 
-CASES: list[tuple[int, dict[str, Any]]] = [
+SLOW = pytest.mark.slow
+CASES = [
     (2, {}),
-    (3, {}),  # 16 samples on 3 processes
     (1, {"accumulate": 3}),
-    (2, {"accumulate": 2}),
-    (2, {"strategy": "fsdp"}),
-    (2, {"strategy": "fsdp", "accumulate": 2}),
-    (2, {"kind": "images", "steps": 20}),
-    (2, {"kind": "images", "steps": 20, "strategy": "fsdp"}),
+    pytest.param(3, {}, marks=SLOW, id="16 samples on 3"),
+    pytest.param(2, {"accumulate": 2}, marks=SLOW, id="accumulate"),
+    pytest.param(2, {"strategy": "fsdp"}, marks=SLOW, id="fsdp"),
+    pytest.param(2, {"strategy": "fsdp", "accumulate": 2}, marks=SLOW, id="fsdp-accumulate"),
+    pytest.param(2, {"kind": "images", "steps": 20}, marks=SLOW, id="images"),
+    pytest.param(2, {"kind": "images", "steps": 20, "strategy": "fsdp"}, marks=SLOW, id="images-fsdp"),
 ]
 
 
@@ -79,6 +80,7 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path: Path, world:
         assert max(r["parameters_here"] for r in several) < 0.7 * parameters, "each holds a shard only"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_resumed_with_another_number_of_processes(tmp_path: Path, strategy: str) -> None:
     one = jobs.train(Processes(), tmp_path / "one", {"steps": 40})
@@ -91,14 +93,14 @@ def test_resumed_with_another_number_of_processes(tmp_path: Path, strategy: str)
     torch.testing.assert_close(last["ema"], one["ema"], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("what", ["settings", "data", "weights"])
+@pytest.mark.parametrize("what", ["weights", pytest.param("settings", marks=SLOW), pytest.param("data", marks=SLOW)])
 def test_processes_that_disagree_stop_at_the_start(tmp_path: Path, what: str) -> None:
     for name, message, code in run_ranks(jobs.disagree, 2, tmp_path, what):
         assert (name, code) == ("ConfigError", 2)
         assert f"process 1 does not agree with process 0 on the {what};" in message
 
 
-@pytest.mark.parametrize("silent", [False, True])
+@pytest.mark.parametrize("silent", [False, pytest.param(True, marks=SLOW)])
 def test_a_dead_process_ends_the_job_and_nothing_partial_is_published(tmp_path: Path, silent: bool) -> None:
     checkpoints = tmp_path / "checkpoints"
     ranks = start_ranks(jobs.die, 2, tmp_path, checkpoints, silent, timeout=5.0)
@@ -135,6 +137,7 @@ def test_a_fault_in_one_process_is_the_same_error_in_all(tmp_path: Path) -> None
     assert found.step == 10
 
 
+@pytest.mark.slow
 def test_a_full_disk_of_process_0_ends_all_with_74(tmp_path: Path) -> None:
     ends = run_ranks(jobs.full_disk, 2, tmp_path / "ranks", tmp_path / "checkpoints")
     assert [end[2] for end in ends] == [74, 74], ends
