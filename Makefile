@@ -1,6 +1,7 @@
 # make demo        install into .venv, train VP on digits, sample with predictor-corrector, end in a picture
 # make test        the tests (without the slow ones), two at a time
 # make test-slow   the slow tests: real training
+# make test-faults crashes, kills, full disks, flipped bits, payloads, several processes: all of tests/faults
 # make test-peers  the comparison with other libraries, which it installs
 # make coverage    the tests once more, with a table of lines and branches that they do not reach
 # make mutation    how many small faults planted in the core the tests find (long); writes docs/verification/mutation.md
@@ -31,7 +32,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $$($(PY) -m pip --version >/dev/null 2>&1 
 # torch has its own line: everything else is installed under the constraints without it.
 INSTALL = $(PIP) install --quiet -c $(VENV)/constraints.txt
 
-.PHONY: help demo test test-slow test-peers coverage mutation lint style layers types format wheel-test clean clean-all
+.PHONY: help demo test test-faults test-slow test-peers coverage mutation lint style layers types format wheel-test clean clean-all
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -70,6 +71,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS) $(TESTS)
+
+test-faults: $(VENV)/.test
+	$(PY) -m pytest -n $(WORKERS) -m "slow or not slow" --durations=10 $(PYTEST_ARGS) tests/faults
 
 test-slow: $(VENV)/.test
 	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) $(TESTS)

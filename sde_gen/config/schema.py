@@ -13,6 +13,11 @@ class LoggerSettings:
     tensorboard: bool = False
 
 
+def _check_timeout(seconds: float) -> None:
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"timeout={seconds} must be a positive number of seconds, such as 600")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of `python -m sde_gen.train`; conf/train.yaml says what each is."""
@@ -25,11 +30,26 @@ class TrainConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     run: str | int | float | None = None
+    resume: str | int | float | None = None
     runs_dir: str = "runs"
     seed: int = 0
     device: str = "auto"
     class_conditional: bool = False
+    timeout: float = 600.0
     trust: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(TrainConfig):
+    """Settings of `python -m sde_gen.import_weights`; conf/import_weights.yaml says what each is."""
+
+    weights: str
+    key: str | None = None
+    ema_key: str | None = None
+    strip: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,14 +66,17 @@ class SampleConfig:
     seed: int = 0
     device: str = "auto"
     weights: Literal["ema", "model"] = "ema"
+    best: bool = False
     label: int | Literal["cycle"] | None = None
     chunk: int | None = None
     metrics: bool = True
     animation: bool = False
     forward: bool = False
+    timeout: float = 600.0
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
         if self.num_samples < 1:
             raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
         if self.chunk is not None and self.chunk < 1:
