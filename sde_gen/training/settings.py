@@ -23,7 +23,7 @@ class TrainerSettings:
         precision: "float32", or "bf16" (the network runs under autocast; weights stay float32).
         strategy: how several processes share the work: "ddp" (each has the whole network) or "fsdp" (weights, averages
             and optimiser state are sharded, for networks that do not fit).
-        dequantise: add uniform noise of one level's width to discrete data, new at each step, so that the network learns
+        dequantise: add uniform noise of one level's width to discrete data, new at each step, for a network that learns
             a density over their cells, which likelihoods in bits per dimension need.
         compile: run the network through torch.compile.
         channels_last: memory layout of images, faster on CPUs and on most GPUs.
