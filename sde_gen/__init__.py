@@ -28,6 +28,7 @@ _HOME = {
         "SolverError",
         "WriteError",
     ),
+    "sde_gen.likelihood": ("VariationalBound", "variational_bound"),
     "sde_gen.model": ("Prediction", "ScoreModel"),
     "sde_gen.networks": ("MLP", "UNet"),
     "sde_gen.objectives": ("DenoisingScoreMatching",),
@@ -88,6 +89,7 @@ __all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunde
 if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two lists equal
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
+    from sde_gen.likelihood import *  # noqa: F403
     from sde_gen.model import *  # noqa: F403
     from sde_gen.networks import *  # noqa: F403
     from sde_gen.objectives import *  # noqa: F403
