@@ -54,8 +54,8 @@ def chosen_variance(where: str, variance: str, model: ScoreModel) -> str:
         return "learned" if model.learned_variance else "small"
     if variance == "learned" and not model.learned_variance:
         raise ConfigError(
-            f"{where}: variance='learned' needs a network with a learned variance, such as one built with "
-            "learned_variance=True; this model has none: use 'small' or 'large'"
+            f"{where} needs a network with a learned variance, and this model's has none; build it with "
+            "learned_variance=True (network=unet or mlp, network.learned_variance=true)"
         )
     return variance
 

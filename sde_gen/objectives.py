@@ -165,7 +165,11 @@ class DenoisingScoreMatching:
         return (p.t_min + u * (p.t_max - p.t_min)).to(device)
 
     def law_for(self, model: ScoreModel) -> str:
-        """The time law that "auto" stands for with this model, or the law asked for."""
+        """The time law that "auto" stands for with this model, or the law asked for.
+
+        Raises:
+            ConfigError: for a model that the law or the weighting does not go with.
+        """
         is_chain = isinstance(model.perturbation, Chain)
         if self.times_law == "nodes" and not is_chain:
             raise ConfigError(
@@ -177,6 +181,8 @@ class DenoisingScoreMatching:
                 "DenoisingScoreMatching: weighting='hybrid' learns the variance of a chain's steps, "
                 f"but the perturbation is {model.perturbation}; use DDPM or NCSN, or weighting='vlb'"
             )
+        if is_chain and self.weighting in ("vlb", "hybrid"):
+            self._variance(model)
         if self.times_law != "auto":
             return self.times_law
         if self.weighting in IMPORTANCE:
@@ -294,9 +300,7 @@ class DenoisingScoreMatching:
 
     def _chain_loss(self, model: ScoreModel, p: Chain, out: Prediction, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
         """K L_k / D at nodes t, for "hybrid" with the mean held fixed and added to the simple loss."""
-        hybrid = self.weighting == "hybrid"
-        asked = "learned" if hybrid else self.variance
-        variance = bound.chosen_variance("DenoisingScoreMatching", asked, model)
+        hybrid, variance = self.weighting == "hybrid", self._variance(model)
         fraction = bound.fraction_of(variance, out)
         error2, mean = (out.noise - noise).square(), out.denoised
         simple = error2.flatten(1).mean(1)
@@ -307,6 +311,13 @@ class DenoisingScoreMatching:
         loss = bound.chain_terms(p, error2, mean, fraction, x0, t, self.levels, trained).flatten(1).mean(1)
         loss = loss * (p.length * self._ratio(model, t)).to(x0.dtype).to(x0.device)
         return simple + self.vlb_weight * loss if hybrid else loss
+
+    def _variance(self, model: ScoreModel) -> str:
+        """The variance that is meant, of "vlb" and "hybrid" on a chain."""
+        hybrid = self.weighting == "hybrid"
+        what = "weighting='hybrid'" if hybrid else f"variance={self.variance!r}"
+        asked = "learned" if hybrid else self.variance
+        return bound.chosen_variance(f"DenoisingScoreMatching: {what}", asked, model)
 
     def _dropped(self, condition: Mapping[str, Any] | None, generator: torch.Generator | None) -> dict[str, Any]:
         kept = dict(condition or {})

@@ -214,7 +214,7 @@ def test_a_step_to_no_noise_draws_none():
 
 
 def test_it_needs_a_network_that_has_it():
-    match = "Ancestral: variance='learned' needs a network with a learned variance, such as .* use 'small' or 'large'"
+    match = "Ancestral: variance='learned' needs a network with a learned variance, .* learned_variance=True"
     for model in (sg.ScoreModel(Half(), sg.DDPM(30)), sg.EmpiricalData(torch.zeros(1, 3)).model(sg.DDPM(30))):
         with pytest.raises(sg.ConfigError, match=match):
             sg.Ancestral(variance="learned")(model, (2, 3), dtype=F64)

@@ -105,7 +105,11 @@ def test_law_for():
     weighted = ("likelihood", "vlb")
     assert {o.law_for(chain) for w, o in auto.items() if w not in weighted} == {"nodes"}
     assert {auto[w].law_for(chain) for w in weighted} == {"importance"}
-    assert sg.DenoisingScoreMatching("hybrid").law_for(chain) == "nodes"
+    learned = sg.ScoreModel(sg.MLP(2, learned_variance=True), sg.DDPM())
+    assert sg.DenoisingScoreMatching("hybrid").law_for(learned) == "nodes"
+    for refused in (sg.DenoisingScoreMatching("hybrid"), sg.DenoisingScoreMatching("vlb", variance="learned")):
+        with pytest.raises(sg.ConfigError, match="needs a network with a learned variance"):
+            refused.law_for(chain)
     with pytest.raises(sg.ConfigError, match=r"'hybrid' learns the variance of a chain's steps, .* VP\("):
         sg.DenoisingScoreMatching("hybrid").law_for(vp)
     assert sg.DenoisingScoreMatching("edm", "uniform").law_for(vp) == "uniform"

@@ -153,7 +153,7 @@ def variational_bound(
     discrete = isinstance(p, Chain) or steps is not None
     if discrete:
         times = times_of(model, steps, lambdas)
-        variance = bound.chosen_variance(where, variance, model)
+        variance = bound.chosen_variance(f"{where}: variance={variance!r}", variance, model)
         plan = chain_plan(model, times, terms, variance, x, source)
     else:
         if variance != "auto":

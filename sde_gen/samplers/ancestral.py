@@ -62,7 +62,7 @@ class Ancestral(OneStepSampler):
         if self.variance != "learned":
             return super().stepper(run)
         e, (t, s) = run.evaluation, (run.times[:-1], run.times[1:])
-        chosen_variance("Ancestral", "learned", e.model)
+        chosen_variance("Ancestral: variance='learned'", "learned", e.model)
         a, b, small = self.coefficients(run.perturbation, t, s)
         require_finite(self, run.perturbation, t, a, b, small)
         of_x, of_raw = (a + b * e.skip[:-1]).tolist(), (b * e.out[:-1]).tolist()
