@@ -77,6 +77,14 @@ def test_networks_with_a_learned_variance(network, shape):
         network(learned_variance=1)
 
 
+def test_the_gain_of_the_mlp_is_for_what_is_predicted():
+    network = sg.MLP(2, hidden=8, layers=1, learned_variance=True)
+    with torch.no_grad():
+        network.gain.bias.fill_(0.5)
+    x = torch.randn(3, 2)
+    assert torch.equal(network(x, torch.zeros(3)), torch.cat([0.5 * x, torch.zeros(3, 2)], 1))
+
+
 def test_without_it_weights_and_output_are_as_before():
     for make in (lambda **k: sg.MLP(2, hidden=8, layers=1, **k), lambda **k: sg.UNet(1, width=4, **k)):
         torch.manual_seed(0)

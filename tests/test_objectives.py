@@ -118,6 +118,19 @@ def test_law_for():
             call(sg.DenoisingScoreMatching("simple", "nodes"))
 
 
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("law", ["nodes", "importance"])
+def test_vlb_with_a_fixed_variance_is_a_weighted_error_and_a_constant(variance, law):
+    p = sg.DDPM(40)
+    model, objective = sg.ScoreModel(Net(), p), sg.DenoisingScoreMatching("vlb", law, variance=variance)
+    x0, noise = torch.randn(2, 40, 3, dtype=F64)
+    loss = objective(model, x0, t=p.nodes, noise=noise)
+    error = (model(p.perturb(x0, p.nodes, noise), p.nodes).noise - noise).square().mean(1)
+    want = objective.weight(model, p.nodes) * error + objective.constant(model, p.nodes)
+    torch.testing.assert_close(loss, want, rtol=1e-9, atol=1e-12)
+    assert bool((objective.constant(model, p.nodes)[1:] != 0).all()) == (variance == "large")
+
+
 def test_per_sample_losses_do_not_mix_samples():
     model = sg.ScoreModel(Net(), sg.VP())
     objective = sg.DenoisingScoreMatching()
