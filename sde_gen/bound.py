@@ -137,7 +137,7 @@ def chain_terms(
     kl = step_kl(error2, placed(gain), placed(gap), fraction)
     if levels is None:
         # a first step has gap 0, so that no variance enters
-        return kl + placed(torch.where(first, density_constant(p, node), 0.0))
+        return kl + placed(first.to(gain.dtype) * float(density_constant(p, node)))
     from sde_gen.data.transform import Affine
 
     log_variance = decoder_log_variance(p, node, p.nodes[1] if p.length > 1 else None, fraction, mean)

@@ -225,7 +225,7 @@ class DenoisingScoreMatching:
             return torch.zeros_like(t)
         first, gain, gap = bound.chain_steps(p, t)
         rest = bound.step_kl(torch.zeros_like(t), gain, gap, float(self.variance == "large"))
-        rest = torch.where(first, bound.density_constant(p, p.nodes[0]), rest)
+        rest = torch.where(first, float(bound.density_constant(p, p.nodes[0])), rest)
         return p.length * rest * self._ratio(model, t)
 
     def _mean_weight(self, model: ScoreModel) -> Tensor | None:

@@ -178,7 +178,7 @@ def variational_bound(
         standard_error=spread.sqrt(),
         prior=prior,
         terms=each,
-        times=at if len(at) > 1 else at[0],
+        times=at if plan.drawn else at[0],
         nfe=calls + plan.t.shape[1],
         dim=x[0].numel(),
         log_scale=0.0 if transform is None or levels else transform.log_scale(x.shape[1:]),

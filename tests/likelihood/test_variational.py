@@ -271,6 +271,7 @@ def test_a_random_subset_of_steps_is_unbiased(variance):
     nodes = set(p.nodes.tolist())
     assert set(some.times.flatten().tolist()) <= nodes
     assert len(set(some.times[:, 1].tolist())) > 1  # drawn for each sample
+    assert torch.equal(variational_bound(LAW.model(p), x[:1], terms=7, variance=variance, seed=1).times, some.times[:1])
     error = agrees(LAW.log_prob(x) - some.log_prob, exact_gap(p, p.nodes, variance))
     assert error < 0.1
 
