@@ -328,3 +328,19 @@ def test_a_step_that_underflows() -> None:
     model = sg.ScoreModel(Jumps(), sg.VP(), sg.DataPrediction())
     with pytest.raises(sg.SolverError, match=r"samples \[\d"):
         sg.AdaptiveSDE(rtol=1e-10, atol=1e-10, max_nfe=2000)(model, (2, 2), dtype=torch.float64)
+
+
+def test_conditions_follow_their_samples() -> None:
+    """Rows that finish or are rejected apart keep their own condition."""
+
+    class Labelled(torch.nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, label: Tensor) -> Tensor:
+            return torch.sin(3 * x + label.to(x.dtype)[:, None] + c_noise.to(x.dtype)[:, None])
+
+    model, label = sg.ScoreModel(Labelled(), sg.VP(), sg.DataPrediction()), torch.arange(6.0)
+    whole = sg.AdaptiveSDE(rtol=0.05)(model, (6, 2), seed=1, condition={"label": label})
+    assert len(set(whole.nfe_per_sample.tolist())) > 1
+    for i in range(6):
+        alone = sg.AdaptiveSDE(rtol=0.05)(model, (1, 2), seed=1, first=i, condition={"label": label[i : i + 1]})
+        assert torch.equal(alone.x[0], whole.x[i])
+        assert alone.nfe == int(whole.nfe_per_sample[i])
