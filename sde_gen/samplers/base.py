@@ -44,7 +44,7 @@ class Evaluation:
         apart = total.abs() > 1e-6 * size
         self.scale = torch.where(apart, total, 1.0)
         self._weight = [w if ok else None for w, ok in zip((self.out / total).tolist(), apart.tolist(), strict=True)]
-        self.calls = 0
+        self._counter, self._like = [0], like
         self._skip, self._out = self.skip.tolist(), self.out.tolist()
         self._condition = dict(condition)
         self.model = model
@@ -62,6 +62,17 @@ class Evaluation:
         dtype = model.network_dtype
         self._cast = dtype if dtype is not None and dtype != like.dtype else None
 
+    @property
+    def calls(self) -> int:
+        """Network calls made so far, those at other times (`at`) included."""
+        return self._counter[0]
+
+    def at(self, times: Tensor) -> "Evaluation":
+        """The same model at other times, for rules that leave the grid; one count of calls for both."""
+        other = Evaluation(self.model, times, self._like, self._condition)
+        other._counter = self._counter
+        return other
+
     def raw(self, k: int, x: Tensor) -> Tensor:
         """F at time k, in the dtype of x; a learned variance is dropped."""
         raw = self.output(k, x)
@@ -69,7 +80,7 @@ class Evaluation:
 
     def output(self, k: int, x: Tensor) -> Tensor:
         """All that the network says at time k, in the dtype of x."""
-        self.calls += 1
+        self._counter[0] += 1
         network = self._network
         if network is None:
             alpha, sigma = self._levels[k]
