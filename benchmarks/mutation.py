@@ -2,6 +2,7 @@
 
     python benchmarks/mutation.py --sample 40 --out docs/verification/mutation.md
     python benchmarks/mutation.py --only sde_gen/model.py --sample 10
+    python benchmarks/mutation.py --sample 40 --again docs/verification/mutation.json --limit 300
 
 Copies the package and its tests to a temporary folder, records once which test runs which line, and then plants one
 small fault at a time (an operator, a constant, a condition, a dropped call or return) and runs the tests that reach
@@ -30,7 +31,8 @@ from faults import Mutator
 
 ROOT = Path(__file__).resolve().parent.parent
 PROPERTIES = "tests/properties"
-SAMPLERS = [f"{PROPERTIES}/test_{name}.py" for name in ("closure", "order", "invariance", "results", "faults")]
+_NAMES = ("closure", "order", "invariance", "results", "faults", "arguments")
+SAMPLERS = [f"{PROPERTIES}/test_{name}.py" for name in _NAMES]
 #: Which tests can notice a fault in which files.
 TARGETS: dict[str, list[str]] = {
     "sde_gen/perturbations/*.py": ["tests/perturbations", f"{PROPERTIES}/test_derivations.py"],
@@ -193,6 +195,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=[], help="files to mutate, such as sde_gen/model.py")
     parser.add_argument("--out", type=Path, help="Markdown report; the same as JSON goes beside it")
     parser.add_argument("--reasons", type=Path, default=ROOT / "docs/verification/mutation_reasons.json")
+    parser.add_argument("--again", type=Path, help="an earlier report's JSON: judge what it left alive, or slow, again")
     parser.add_argument("--limit", type=float, default=60.0, help="seconds that the tests of one mutant may take")
     args = parser.parse_args()
     os.environ.update(CI="1", OMP_NUM_THREADS="1", MKL_NUM_THREADS="1", PYTHONDONTWRITEBYTECODE="1")
@@ -207,6 +210,8 @@ def main() -> None:
     torch.set_num_threads(1)
     reasons = json.loads(args.reasons.read_text()) if args.reasons.exists() else {}
     done: list[Mutant] = []
+    earlier = [Mutant(**m) for m in json.loads(args.again.read_text())] if args.again else []
+    settled = {m.key: m for m in earlier if m.outcome == "killed"}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name).resolve()
         for part in ("sde_gen", "tests", "conf"):
@@ -217,8 +222,15 @@ def main() -> None:
             paths = [p for p in paths if not args.only or p in args.only]
             if not paths:
                 continue
+            mutants = [m for path in paths for m in mutants_of(path, args.sample, args.seed)]
+            if all(m.key in settled for m in mutants):
+                done += [settled[m.key] for m in mutants]
+                continue
             lines, names = record(folder, [t for t in tests if (ROOT / t).exists()], 1800)
-            for mutant in [m for path in paths for m in mutants_of(path, args.sample, args.seed)]:
+            for mutant in mutants:
+                if mutant.key in settled:
+                    done.append(settled[mutant.key])
+                    continue
                 judge(mutant, folder, lines, names, args.limit, args.seed)
                 done.append(mutant)
                 head = f"{mutant.outcome:9} {mutant.seconds:5.1f} s"
