@@ -56,7 +56,7 @@ def bits(model: sg.ScoreModel) -> tuple[torch.Tensor, int, float]:
             model, x, divergence="hutchinson", steps=98, probes=4, seed=seed, transform=data.transform
         )  # fmt: skip
         each.append(ll.bits_per_dim)
-        probes.append(float(ll.bits_per_dim_standard_error.square().mean()))
+        probes.append(float(ll.bits_per_dim_error.square().mean()))
     return torch.stack(each).mean(0), ll.nfe, math.sqrt(sum(probes) / len(probes) / DEQUANTISATIONS / len(x))
 
 

@@ -47,7 +47,7 @@ class Likelihood:
         return -(self.log_prob + self.log_volume) / (self.dimensions * math.log(2))
 
     @property
-    def bits_per_dim_standard_error(self) -> Tensor:
+    def bits_per_dim_error(self) -> Tensor:
         """Standard error of `bits_per_dim` over probes."""
         return self.standard_error / (self.dimensions * math.log(2))
 
