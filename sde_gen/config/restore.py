@@ -22,13 +22,14 @@ _SMALL = 16  # pixels along a side up to which the default U-Net is meant
 def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU.
 
-    Where several processes share a machine, "auto" and "cuda" are the GPU numbered `local_rank`.
+    Where several processes share a machine, "auto" and "cuda" are the GPU numbered `local_rank`, or the only one that a
+    process is shown.
 
     Raises:
         ConfigError: a name that torch does not know, or a device that is not there.
     """
     if local_rank and name in ("auto", "cuda") and torch.cuda.is_available():
-        name = f"cuda:{local_rank}"
+        name = f"cuda:{local_rank % torch.cuda.device_count()}"
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")

@@ -5,6 +5,7 @@ random generator and goes on bit for bit. The loop waits for the device only whe
 """
 
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -114,6 +115,7 @@ class Trainer:
         fused = self.device.type in ("cpu", "cuda") and not sharded
         self.optimizer = torch.optim.Adam(self._params, lr=s.learning_rate, fused=fused)
         self._skips_on_device = fused and self.device.type == "cuda"
+        self._checked_here = self.device.type == "cpu" and processes.world == 1  # nothing to wait for, nobody to tell
         self.ema = EMA(self.network, s.ema)
         share = processes.rows(s.batch_size)
         self.batches = Batches(
@@ -190,28 +192,41 @@ class Trainer:
                     self._parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
                 )
                 loss = losses.sum() * scale
-                # The factor is 1, and NaN where the loss is not finite: then so is the gradient, in all processes.
-                (loss * (1 + 0 * loss.detach())).backward()
+                if not self._checked_here:
+                    # The factor is 1, and NaN where the loss is not finite: then so is the gradient, in all processes.
+                    loss = loss * (1 + 0 * loss.detach())
+                loss.backward()
             row[part.rows].copy_(losses.detach())
-        if s.clip is None:
-            norm = nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None], foreach=True)
-        else:
-            norm = nn.utils.clip_grad_norm_(self._params, s.clip, foreach=True)
-        norm = whole(norm)
+        norm = self._clipped()
         for group in self.optimizer.param_groups:
             group["lr"] = s.rate(k, self.seconds)
-        self._update(norm)
+        self._update(norm, row)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update()
         self._norms[self._pending].copy_(norm)
         self._pending += 1
 
-    def _update(self, norm: Tensor) -> None:
-        """Move the weights, unless the gradient is not finite."""
+    def _clipped(self) -> Tensor:
+        """The norm of the gradient, which is then at most `settings.clip`."""
+        clip, gradients = self.settings.clip, [p.grad for p in self._params if p.grad is not None]
+        if not self._checked_here:
+            if clip is None:
+                return whole(nn.utils.get_total_norm(gradients, foreach=True))
+            return whole(nn.utils.clip_grad_norm_(self._params, clip, foreach=True))
+        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+        if clip is not None and (size := float(norm)) > clip:  # most gradients are not, and are not touched then
+            torch._foreach_mul_(gradients, clip / (size + 1e-6))
+        return norm
+
+    def _update(self, norm: Tensor, losses: Tensor) -> None:
+        """Move the weights, unless the gradient or a loss is not finite."""
         if self._skips_on_device:  # fused Adam reads this where it runs: nobody waits for the device
             self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
             self.optimizer.step()
-        elif bool(norm.isfinite()):
+            return
+        if self._checked_here and not math.isfinite(float(losses.sum())):
+            norm.fill_(math.nan)
+        if math.isfinite(float(norm)):
             self._bad_in_a_row = 0
             self.optimizer.step()
         else:

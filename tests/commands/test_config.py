@@ -163,3 +163,17 @@ def test_values_are_converted_as_little_as_possible(annotation: object, value: o
 def test_values_of_another_type_are_refused(annotation: object, value: object) -> None:
     with pytest.raises(ConfigError, match="x="):
         checked("x", annotation, value)
+
+
+@pytest.mark.parametrize(("count", "local_rank", "device"), [(4, 0, "cuda"), (4, 3, "cuda:3"), (1, 3, "cuda:0")])
+def test_each_process_of_a_machine_has_its_gpu(
+    monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int, device: str
+) -> None:
+    import torch
+
+    from sde_gen.config.restore import pick_device
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: count)
+    assert pick_device("auto", local_rank) == torch.device(device)
+    assert pick_device("cpu", local_rank) == torch.device("cpu")

@@ -18,7 +18,7 @@ from tests.commands.helpers import TINY
 
 pytestmark = pytest.mark.slow
 ROOT = str(Path(sde_gen.__file__).parents[1])
-TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "-m")
+TORCHRUN = ("-m", "torch.distributed.run", "--nproc_per_node=2", "--standalone", "-m")
 
 
 def _start(folder: Path, *arguments: str) -> subprocess.Popen[str]:
