@@ -169,7 +169,8 @@ class ScoreModel(nn.Module):
             raise ConfigError(f"model(x, t): t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
                               f"got {tuple(u.shape)}")  # fmt: skip
         alpha, sigma = self.perturbation.alpha(u), self.perturbation.sigma(u)
-        self._warn_between_nodes(self.perturbation.half_log_snr(u))
+        if isinstance(self.trained_under, Chain):
+            self._warn_between_nodes(self.perturbation.half_log_snr(u))
         return self.predict(x, alpha.to(x.device), sigma.to(x.device), condition)
 
     def under(self, perturbation: Perturbation) -> "ScoreModel":

@@ -252,12 +252,10 @@ class DenoisingScoreMatching:
             if isinstance(p, Chain):
                 return bound.chain_weight(p, t, large=self.variance == "large")
             return 0.5 * (p.diffusion(t) / p.sigma(t)).square()
+        if self.weighting not in ("min-snr", "edm"):
+            return torch.ones_like(t)
         ratio = (-2 * p.half_log_snr(t)).exp()  # sigma^2/alpha^2
-        if self.weighting == "min-snr":
-            return (self.gamma * ratio).clamp_max(1.0)
-        if self.weighting == "edm":
-            return 1 + ratio / self.sigma_data**2
-        return torch.ones_like(t)
+        return (self.gamma * ratio).clamp_max(1.0) if self.weighting == "min-snr" else 1 + ratio / self.sigma_data**2
 
     def __call__(
         self,

@@ -91,9 +91,9 @@ class LikelihoodSettings:
 
     samples: int | None = 512
     divergence: Literal["auto", "exact", "hutchinson"] = "auto"
-    probes: int = 1
+    probes: int = 4
     probe: Literal["auto", "rademacher", "gaussian", "fresh", "walsh"] = "auto"
-    steps: int | None = None
+    steps: int | None = 98
     rtol: float = 1e-5
     atol: float = 1e-5
     max_nfe: int = 10_000
