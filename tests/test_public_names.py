@@ -24,6 +24,7 @@ CONTRACT = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
     "Langevin",
     "GaussianMixture",
     "EmpiricalData",

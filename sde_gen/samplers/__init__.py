@@ -15,19 +15,25 @@ from sde_gen.samplers.grids import (
 )
 from sde_gen.samplers.heun import Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
-from sde_gen.samplers.multistep import DPMSolverPP2M
+from sde_gen.samplers.multistep import DEIS, LMS, PLMS, AdamsBashforth, DPMSolverPP2M, DPMSolverPP3M, UniPC
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
 from sde_gen.samplers.ode import ProbabilityFlow
 from sde_gen.samplers.predictor_corrector import PredictorCorrector
 from sde_gen.samplers.sampler import Sampler, Samples
+from sde_gen.samplers.singlestep import SingleStep
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "LMS",
+    "PLMS",
+    "AdamsBashforth",
     "Ancestral",
     "AnnealedLangevin",
     "ChainNodes",
     "Corrector",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
     "EulerMaruyama",
     "GivenLambdas",
     "GivenTimes",
@@ -45,7 +51,9 @@ __all__ = [
     "Samples",
     "SeededNoise",
     "ShiftedNoiseSource",
+    "SingleStep",
     "TimeGrid",
+    "UniPC",
     "UniformLambda",
     "UniformTime",
 ]

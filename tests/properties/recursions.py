@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.properties import polynomial_rules
 from tests.properties.curves import Curve
 
 
@@ -46,6 +47,8 @@ class Problem:
 
     def __init__(self, mean: np.ndarray, cov: np.ndarray, curve: Curve) -> None:
         self.mean, self.cov, self.curve, self.drawn = mean, cov, curve, 0
+        self.largest = 1.0
+        """Largest variance of any state of a run: what its rounding errors are relative to."""
         self._precisions: dict[float, np.ndarray] = {}
 
     def precision(self, t: float) -> np.ndarray:
@@ -153,7 +156,8 @@ def two_m(q: Problem, x: Affine, t: float, s: float, memory: Any, exact: bool) -
 
 
 RULES: dict[str, Rule] = {"euler": euler, "reverse": reverse, "ancestral": ancestral, "ddim": ddim, "heun": heun,
-                          "2m": two_m}  # fmt: skip
+                          "2m": two_m, "multistep": polynomial_rules.multistep, "plms": polynomial_rules.plms,
+                          "singlestep": polynomial_rules.singlestep}  # fmt: skip
 
 
 def langevin(q: Problem, x: Affine, t: float, size: float) -> Affine:
@@ -190,4 +194,5 @@ def run(q: Problem, times: list[float], case: Any, denoise: bool, start: Affine 
         x = correct(x, t, s)
         if predictor is not None:
             x, memory = RULES[predictor.rule](q, x, t, s, memory, *predictor.args)
+            q.largest = max(q.largest, float((x.L**2).sum(1).max()))
     return q.denoised(correct(x, last, None), last) if denoise else x
