@@ -61,11 +61,14 @@ _HOME = {
         "AdamsBashforth",
         "Ancestral",
         "AnnealedLangevin",
+        "Auto",
         "ChainNodes",
+        "Choice",
         "Corrector",
         "DPMSolverPP2M",
         "DPMSolverPP3M",
         "EulerMaruyama",
+        "Fitted",
         "GivenLambdas",
         "GivenTimes",
         "GridSampler",
@@ -87,6 +90,7 @@ _HOME = {
         "UniPC",
         "UniformLambda",
         "UniformTime",
+        "fit_grid",
     ),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}

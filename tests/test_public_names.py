@@ -25,6 +25,7 @@ CONTRACT = [
     "ProbabilityFlow",
     "DPMSolverPP2M",
     "DPMSolverPP3M",
+    "Auto",
     "Langevin",
     "GaussianMixture",
     "EmpiricalData",

@@ -1,8 +1,11 @@
 """Samplers: one loop, one family of step rules per file."""
 
 from sde_gen.samplers.ancestral import DDIM, Ancestral
+from sde_gen.samplers.auto import Auto, Choice
 from sde_gen.samplers.base import GridSampler, OneStepSampler
+from sde_gen.samplers.calibration import fit_grid
 from sde_gen.samplers.euler import EulerMaruyama, ReverseDiffusion
+from sde_gen.samplers.fitted import Fitted
 from sde_gen.samplers.grids import (
     ChainNodes,
     GivenLambdas,
@@ -30,11 +33,14 @@ __all__ = [
     "AdamsBashforth",
     "Ancestral",
     "AnnealedLangevin",
+    "Auto",
     "ChainNodes",
+    "Choice",
     "Corrector",
     "DPMSolverPP2M",
     "DPMSolverPP3M",
     "EulerMaruyama",
+    "Fitted",
     "GivenLambdas",
     "GivenTimes",
     "GridSampler",
@@ -56,4 +62,5 @@ __all__ = [
     "UniPC",
     "UniformLambda",
     "UniformTime",
+    "fit_grid",
 ]

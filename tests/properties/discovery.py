@@ -158,10 +158,6 @@ MORE: dict[str, Case] = {
         lambda **k: sg.AdamsBashforth(variable="rho", **k), "multistep", (3, "data", "rho", False), order=3.0,
         default="lambda", brief=True,
     ),
-    "DEIS(4)": Case(
-        lambda **k: sg.DEIS(order=4, **k), "multistep", (4, "noise", "time", False), order=4.0, invariant=False,
-        repeats=True, grids=IN_TIME, brief=True,
-    ),
 }  # fmt: skip
 
 
@@ -211,6 +207,8 @@ SAMPLERS: dict[str, Case] = {
 #: Samplers without a fixed number of steps, which have their own properties.
 OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "ProbabilityFlow": sg.ProbabilityFlow,
+    "Auto": sg.Auto,
+    "Fitted": sg.Fitted,
 }
 
 GRIDS: dict[str, Any] = {

@@ -148,7 +148,7 @@ def test_order_on_a_gaussian(sampler: str, grid: str) -> None:
 @pytest.mark.parametrize(("sampler", "grid"), ON_GRIDS)
 def test_order_on_a_mixture(sampler: str, grid: str, reference: np.ndarray) -> None:
     case = SAMPLERS[sampler]
-    for name in ["VP"] if case.invariant or case.predictor is not None else CONTINUOUS:
+    for name in ["VP"] if case.invariant or case.predictor is not None or case.rule in POLYNOMIAL else CONTINUOUS:
         got = fitted(
             name,
             True,
