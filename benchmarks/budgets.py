@@ -111,8 +111,8 @@ def markdown(rows: list[dict]) -> str:
         found = [[r for r in mine if r["budget"] == n and r["peer"]] for n in budgets]
         best = [min(rs, key=lambda r: r["rmse"]) for rs in found if rs]
         if best:
-            lines.append("| best of other libraries | " + " | ".join(f"{r['rmse']:.2g} ({r['median']:.2g})" for r in best)
-                         + " |")  # fmt: skip
+            shown = " | ".join(f"{r['rmse']:.2g} ({r['median']:.2g})" for r in best)
+            lines.append(f"| best of other libraries | {shown} |")
             lines.append("| which | " + " | ".join(r["sampler"] for r in best) + " |")
         for name in dict.fromkeys(r["sampler"] for r in mine if not r["peer"]):
             chosen = [r for r in mine if r["sampler"] == name and not r["peer"]]
@@ -180,18 +180,21 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs="+", default=[1, 8, 8])
     args = parser.parse_args()
     torch.set_num_threads(1)
+    args.out.mkdir(parents=True, exist_ok=True)
     if args.run:
-        rows = list(trained(args.run, args.shape, args.budgets))
+        found = trained(args.run, args.shape, args.budgets)
     else:
         problems = {"2-D, 16 modes": plane(), "64-D, 8 modes": space()}
         if args.others:
             problems = {f"mixture {i}": random_mixture(i) for i in range(args.others)}
-        rows = [row for name, law in problems.items() for row in cells(name, law, args.budgets, not args.no_peers)]
+        found = (row for name, law in problems.items() for row in cells(name, law, args.budgets, not args.no_peers))
+    rows: list[dict] = []
+    for row in found:
+        rows.append(row)
+        (args.out / "budgets.json").write_text(json.dumps(rows, indent=1))
     text = markdown(rows)
     print(text)
-    args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "budgets.md").write_text(text)
-    (args.out / "budgets.json").write_text(json.dumps(rows, indent=1))
     picture(rows, args.out / "budgets.png")
 
 

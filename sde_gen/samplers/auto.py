@@ -200,8 +200,8 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
     lam, shapes, few = c.lambdas.numpy(), densities(c), slice(0, max(2, c.half // 4))
     known, levels = rules(nfe), last_levels(c)
     if effort < 0.1:  # a look at a few
-        known = {k: v for k, v in known.items() if isinstance(v[0], UniPC) or v[0].order < 2}
-        shapes, levels = {k: shapes[k] for k in ("local2", "lambda")}, levels[:1]
+        known = {k: v for k, v in known.items() if isinstance(v[0], UniPC) or k == "AdamsBashforth(1, data)"}
+        shapes = {k: shapes[k] for k in ("local2", "lambda")}
     trials = []
     for rule, (sampler, times) in known.items():
         for name, density in shapes.items():

@@ -27,7 +27,7 @@ MANY: dict[str, sg.Sampler] = {
         if not (isinstance(c, sg.Langevin) and c.norm == "batch")
     },
     "ProbabilityFlow": sg.ProbabilityFlow(rtol=1e-2, atol=1e-2),
-    "Auto": sg.Auto(nfe=3, count=8, effort=0.02),
+    "Auto": sg.Auto(nfe=3, count=4, effort=0),
     "Fitted": sg.Fitted(
         lambdas=(-5.0, -1.0, 2.0), of_start=(0.9, 0.4, 0.0), of_estimates=((0.1,), (0.2, 0.5), (0.0, 0.1, 0.9))
     ),
