@@ -32,6 +32,11 @@ DETERMINISTIC: dict[str, Callable[..., sg.GridSampler]] = {
     "Heun": sg.Heun,
     "DPMSolverPP2M": sg.DPMSolverPP2M,
     "DPMSolverPP2M(exact=False)": lambda **k: sg.DPMSolverPP2M(exact=False, **k),
+    "DPMSolverPP3M": sg.DPMSolverPP3M,
+    "AdamsBashforth(4)": lambda **k: sg.AdamsBashforth(order=4, **k),
+    "UniPC": sg.UniPC,
+    "LMS": sg.LMS,
+    "SingleStep(3)": lambda **k: sg.SingleStep(order=3, **k),
 }
 STOCHASTIC: dict[str, Callable[..., sg.GridSampler]] = {
     "EulerMaruyama": sg.EulerMaruyama,
@@ -49,6 +54,10 @@ def steps_for(name: str, nfe: int) -> int | None:
     """Steps with which a sampler makes at most `nfe` calls."""
     if name == "Heun":
         return (nfe + 1) // 2
+    if name == "SingleStep(3)":
+        return (nfe + 2) // 3
+    if name in ("AdamsBashforth(4)", "LMS"):  # their start-up takes a call
+        return nfe - 1
     if name == "PredictorCorrector":
         return nfe // 2
     return nfe

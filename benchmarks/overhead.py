@@ -64,6 +64,8 @@ def main() -> None:
         "DDIM": sg.DDIM(steps=STEPS),
         "EulerMaruyama(eta=0)": sg.EulerMaruyama(steps=STEPS, eta=0.0),
         "DPMSolverPP2M": sg.DPMSolverPP2M(steps=STEPS),
+        "DPMSolverPP3M": sg.DPMSolverPP3M(steps=STEPS),
+        "UniPC(order=3)": sg.UniPC(steps=STEPS),
         "Ancestral": sg.Ancestral(steps=STEPS),
         "ReverseDiffusion": sg.ReverseDiffusion(steps=STEPS),
         "EulerMaruyama": sg.EulerMaruyama(steps=STEPS),

@@ -27,6 +27,17 @@ def space(seed: int = 0) -> sg.GaussianMixture:
     return sg.GaussianMixture(weights, means, _covariances(8, 64, 0.02, 1.0, g))
 
 
+def random_mixture(seed: int) -> sg.GaussianMixture:
+    """Another of the same kind: 2 to 64 dimensions, 3 to 24 modes, widths and distances drawn too."""
+    g = torch.Generator().manual_seed(1000 + seed)
+    dim = (2, 3, 8, 32)[seed % 4]
+    count = int(torch.randint(3, 25, (), generator=g))
+    low = 0.02 * 5 ** float(torch.rand((), generator=g))
+    weights = torch.rand(count, generator=g, dtype=torch.float64) + 0.2
+    means = (1 + float(torch.rand((), generator=g))) * torch.randn(count, dim, generator=g, dtype=torch.float64)
+    return sg.GaussianMixture(weights, means, _covariances(count, dim, low, 8 * low, g))
+
+
 def _covariances(count: int, dim: int, low: float, high: float, g: torch.Generator) -> Tensor:
     """Random rotations of diagonal matrices whose standard deviations are log-uniform in [low, high]."""
     axes = torch.linalg.qr(torch.randn(count, dim, dim, generator=g, dtype=torch.float64)).Q

@@ -24,6 +24,8 @@ CONTRACT = [
     "PredictorCorrector",
     "ProbabilityFlow",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
+    "Auto",
     "Langevin",
     "GaussianMixture",
     "EmpiricalData",

@@ -19,6 +19,7 @@ _CLASSES = {
         "NoisePrediction DataPrediction VPrediction ScorePrediction EDMPreconditioning DenoisingScoreMatching "
         "EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin PredictorCorrector ProbabilityFlow "
         "DPMSolverPP2M Langevin "
+        "DPMSolverPP3M AdamsBashforth UniPC DEIS LMS PLMS SingleStep Auto "
         "ExponentialSDE SDEDPMSolverPP StochasticHeun EDMChurn Restart AdaptiveSDE"
     ),
     "sde_gen.networks": "MLP UNet",

@@ -3,9 +3,12 @@
 from sde_gen.samplers.adaptive_sde import AdaptiveSDE
 from sde_gen.samplers.ancestral import DDIM, Ancestral
 from sde_gen.samplers.arctan import ArctanLambda
+from sde_gen.samplers.auto import Auto, Choice
 from sde_gen.samplers.base import GridSampler, OneStepSampler
+from sde_gen.samplers.calibration import fit_grid
 from sde_gen.samplers.churn import EDMChurn
 from sde_gen.samplers.euler import EulerMaruyama, ReverseDiffusion
+from sde_gen.samplers.fitted import Fitted
 from sde_gen.samplers.grids import (
     ChainNodes,
     GivenLambdas,
@@ -18,27 +21,36 @@ from sde_gen.samplers.grids import (
 )
 from sde_gen.samplers.heun import Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
-from sde_gen.samplers.multistep import DPMSolverPP2M
+from sde_gen.samplers.multistep import DEIS, LMS, PLMS, AdamsBashforth, DPMSolverPP2M, DPMSolverPP3M, UniPC
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
 from sde_gen.samplers.ode import ProbabilityFlow
 from sde_gen.samplers.predictor_corrector import PredictorCorrector
 from sde_gen.samplers.restart import Restart
 from sde_gen.samplers.sampler import Sampler, Samples
 from sde_gen.samplers.sde_exponential import ExponentialSDE, SDEDPMSolverPP
+from sde_gen.samplers.singlestep import SingleStep
 from sde_gen.samplers.stochastic_heun import StochasticHeun
 
 __all__ = [
     "DDIM",
+    "DEIS",
+    "LMS",
+    "PLMS",
+    "AdamsBashforth",
     "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
     "ArctanLambda",
+    "Auto",
     "ChainNodes",
+    "Choice",
     "Corrector",
     "DPMSolverPP2M",
+    "DPMSolverPP3M",
     "EDMChurn",
     "EulerMaruyama",
     "ExponentialSDE",
+    "Fitted",
     "GivenLambdas",
     "GivenTimes",
     "GridSampler",
@@ -57,8 +69,11 @@ __all__ = [
     "Samples",
     "SeededNoise",
     "ShiftedNoiseSource",
+    "SingleStep",
     "StochasticHeun",
     "TimeGrid",
+    "UniPC",
     "UniformLambda",
     "UniformTime",
+    "fit_grid",
 ]

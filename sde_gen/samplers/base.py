@@ -39,12 +39,9 @@ class Evaluation:
         self.alpha, self.sigma = p.alpha(times), p.sigma(times)
         coefficients = model.coefficients(self.alpha, self.sigma)
         self.skip, self.out = coefficients.skip, coefficients.out
-        # skip x + out raw = (skip + out) lerp(x, raw, out/(skip + out)), unless the sum vanishes
-        total, size = self.skip + self.out, self.skip.abs() + self.out.abs()
-        apart = total.abs() > 1e-6 * size
-        self.scale = torch.where(apart, total, 1.0)
-        self._weight = [w if ok else None for w, ok in zip((self.out / total).tolist(), apart.tolist(), strict=True)]
-        self._counter, self._like = [0], like
+        self.scale, self.scaled_estimate = self.scaled(self.skip, self.out)
+        self._counter = [0]
+        self._like = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
         self._skip, self._out = self.skip.tolist(), self.out.tolist()
         self._condition = dict(condition)
         self.model = model
@@ -98,12 +95,22 @@ class Evaluation:
         """x0hat at time k."""
         return combine(x, self._skip[k], self.raw(k, x), self._out[k], out)
 
-    def scaled_estimate(self, k: int, x: Tensor, out: Tensor | None) -> Tensor:
-        """x0hat / `self.scale[k]` at time k: one operation, for rules that keep it and scale it anyway."""
-        raw, weight = self.raw(k, x), self._weight[k]
-        if weight is None:
-            return combine(x, self._skip[k], raw, self._out[k], out)
-        return torch.lerp(x, raw, weight, out=out)
+    def scaled(self, of_x: Tensor, of_raw: Tensor) -> tuple[Tensor, Callable[[int, Tensor, Tensor | None], Tensor]]:
+        """A scale (K,) and a function (k, x, out) that gives (of_x[k] x + of_raw[k] raw)/scale[k] at time k.
+
+        One operation, for rules that keep an estimate and scale it anyway: the combination is
+        (of_x + of_raw) lerp(x, raw, of_raw/(of_x + of_raw)), unless that sum vanishes.
+        """
+        total, size = of_x + of_raw, of_x.abs() + of_raw.abs()
+        apart = total.abs() > 1e-6 * size
+        weights = [w if ok else None for w, ok in zip((of_raw / total).tolist(), apart.tolist(), strict=True)]
+        a, b, raw_at = of_x.tolist(), of_raw.tolist(), self.raw
+
+        def estimate(k: int, x: Tensor, out: Tensor | None) -> Tensor:
+            raw, weight = raw_at(k, x), weights[k]
+            return combine(x, a[k], raw, b[k], out) if weight is None else torch.lerp(x, raw, weight, out=out)
+
+        return torch.where(apart, total, 1.0), estimate
 
 
 def combine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:

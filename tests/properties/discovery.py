@@ -55,6 +55,15 @@ CONTINUOUS = [name for name, p in PERTURBATIONS.items() if not p.is_chain]
 CHAINS = [name for name, p in PERTURBATIONS.items() if p.is_chain]
 
 
+ALL_GRIDS = ("uniform", "lambda", "karras", "quadratic", "nodes")
+#: For polynomials in t: even noise levels lie too close in t where alpha or sigma is small.
+IN_TIME = ("uniform", "quadratic", "nodes")
+
+
+#: Processes for cases that need not be tried under all.
+BRIEF = ("VP", "Cosine", "NCSN")
+
+
 @dataclass(frozen=True)
 class Case:
     """A fixed-step sampler and what is claimed of it.
@@ -82,6 +91,12 @@ class Case:
     predictor: "Case | None" = None
     corrector_steps: int = 0
     snr: float = 0.1
+    repeats: bool = False
+    """Whether a run of two steps or more calls the network once more than its steps."""
+    grids: tuple[str, ...] = ALL_GRIDS
+    """Grids on which its weights are well conditioned."""
+    brief: bool = False
+    """More arguments of a class that is tested in full elsewhere: under `BRIEF` alone."""
 
 
 PREDICTORS: dict[str, Case] = {
@@ -103,7 +118,58 @@ PREDICTORS: dict[str, Case] = {
     "DPMSolverPP2M(paper)": Case(
         lambda **k: sg.DPMSolverPP2M(exact=False, **k), "2m", (False,), order=2.0, default="lambda"
     ),
-}
+    "DPMSolverPP3M": Case(
+        lambda **k: sg.DPMSolverPP3M(**k), "multistep", (3, "data", "lambda", False), order=3.0, default="lambda"
+    ),
+    "DEIS": Case(
+        lambda **k: sg.DEIS(**k), "multistep", (3, "noise", "time", False), order=3.0, invariant=False, grids=IN_TIME
+    ),
+    "LMS": Case(
+        lambda **k: sg.LMS(**k), "multistep", (4, "noise", "rho", False), order=4.0, default="karras", repeats=True
+    ),
+    "PLMS": Case(lambda **k: sg.PLMS(**k), "plms", order=2.0),
+    "SingleStep(2, data)": Case(
+        lambda **k: sg.SingleStep(**k), "singlestep", (2, "data"), calls=2, order=2.0, default="lambda"
+    ),
+    "UniPC(3, data)": Case(
+        lambda **k: sg.UniPC(**k), "multistep", (3, "data", "lambda", True), order=3.0, default="lambda"
+    ),
+    "AdamsBashforth(3, velocity)": Case(
+        lambda **k: sg.AdamsBashforth(prediction="velocity", **k), "multistep", (3, "velocity", "angle", False),
+        order=3.0, default="lambda",
+    ),
+}  # fmt: skip
+
+#: More arguments of the same classes, which a predictor-corrector need not be tried with.
+MORE: dict[str, Case] = {
+    **{
+        f"SingleStep({order}, {prediction})": Case(
+            lambda order=order, prediction=prediction, **k: sg.SingleStep(order=order, prediction=prediction, **k),
+            "singlestep", (order, prediction), calls=order, order=float(order), default="lambda", brief=True,
+        )
+        for order, prediction in ((3, "data"), (3, "noise"), (2, "velocity"))
+    },
+    **{
+        f"{make.__name__}({order}, {prediction})": Case(
+            lambda make=make, order=order, prediction=prediction, **k: make(order=order, prediction=prediction, **k),
+            "multistep", (order, prediction, "angle" if prediction == "velocity" else "lambda", make is sg.UniPC),
+            order=float(order), default="lambda", repeats=order == 4, brief=True,
+        )
+        for make, order, prediction in (
+            (sg.AdamsBashforth, 1, "data"), (sg.AdamsBashforth, 2, "noise"), (sg.AdamsBashforth, 3, "noise"),
+            (sg.AdamsBashforth, 4, "data"), (sg.AdamsBashforth, 4, "velocity"), (sg.UniPC, 2, "velocity"),
+            (sg.UniPC, 3, "noise"), (sg.UniPC, 4, "data"),
+        )
+    },
+    "AdamsBashforth(3, data in rho)": Case(
+        lambda **k: sg.AdamsBashforth(variable="rho", **k), "multistep", (3, "data", "rho", False), order=3.0,
+        default="lambda", brief=True,
+    ),
+}  # fmt: skip
+
+
+#: Predictors that are joined with a corrector in one way only; the others show that the rest follows.
+ONCE = ("DPMSolverPP3M", "DEIS", "LMS", "PLMS", "SingleStep(2, data)", "UniPC(3, data)", "AdamsBashforth(3, velocity)")
 
 #: Stochastic solvers; one of each class is tested inside a `PredictorCorrector` too.
 STOCHASTIC_RULES: dict[str, Case] = {
@@ -206,7 +272,8 @@ def _corrected(predictor: str | None, steps: int) -> Case:
         order=inner.order if inner is not None and not steps else None,
         stochastic=bool(steps) or (inner is not None and inner.stochastic),
         default="uniform" if inner is None else inner.default,
-        predictor=inner, corrector_steps=steps, snr=snr,
+        predictor=inner, corrector_steps=steps, snr=snr, repeats=inner is not None and inner.repeats,
+        grids=ALL_GRIDS if inner is None else inner.grids,
     )  # fmt: skip
 
 
@@ -215,12 +282,13 @@ SAMPLERS: dict[str, Case] = {
     **STOCHASTIC_RULES,
     "Restart(Heun)": _restart("Heun", "karras", (0.25, 1.5, 2, None)),
     "Restart(DPMSolverPP2M)": _restart("DPMSolverPP2M", "lambda", (0.1, 0.4, 1, 3), (0.4, 4.0, 2, 2)),
+    **MORE,
     "AnnealedLangevin(1)": _annealed("1", 1, 0.176),
     "AnnealedLangevin(3)": _annealed("3", 3, 0.4),
     **{
         f"PC({name}, {steps})": _corrected(name, steps)
         for name in [*PREDICTORS, None]
-        for steps in (0, 1, 2)
+        for steps in ((1,) if name in ONCE else (0, 1, 2))
         if name or steps
     },
     **{
@@ -233,6 +301,8 @@ SAMPLERS: dict[str, Case] = {
 OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "ProbabilityFlow": sg.ProbabilityFlow,
     "AdaptiveSDE": sg.AdaptiveSDE,
+    "Auto": sg.Auto,
+    "Fitted": sg.Fitted,
 }
 
 GRIDS: dict[str, Any] = {

@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from tests.properties import polynomial_rules
 from tests.properties.curves import Curve
 
 
@@ -47,6 +48,8 @@ class Problem:
     def __init__(self, mean: np.ndarray, cov: np.ndarray, curve: Curve) -> None:
         self.mean, self.cov, self.curve, self.drawn = mean, cov, curve, 0
         self.times: list[float] = []
+        self.largest = 1.0
+        """Largest variance of any state of a run: what its rounding errors are relative to."""
         self._precisions: dict[float, np.ndarray] = {}
 
     def precision(self, t: float) -> np.ndarray:
@@ -219,7 +222,9 @@ def churn(
 
 
 RULES: dict[str, Rule] = {"euler": euler, "reverse": reverse, "ancestral": ancestral, "ddim": ddim, "heun": heun,
-                          "2m": two_m, "sde": sde, "sde-heun": sde_heun, "churn": churn}  # fmt: skip
+                          "2m": two_m, "multistep": polynomial_rules.multistep, "plms": polynomial_rules.plms,
+                          "singlestep": polynomial_rules.singlestep,
+                          "sde": sde, "sde-heun": sde_heun, "churn": churn}  # fmt: skip
 
 
 def restart_laps(curve: Curve, times: list[float], intervals: Any) -> list[list[float]]:
@@ -297,4 +302,5 @@ def run(q: Problem, times: list[float], case: Any, denoise: bool, start: Affine 
         x = correct(x, t, s)
         if predictor is not None:
             x, memory = RULES[predictor.rule](q, x, t, s, memory, *predictor.args)
+            q.largest = max(q.largest, float((x.L**2).sum(1).max()))
     return q.denoised(correct(x, last, None), last) if denoise else x

@@ -108,8 +108,15 @@ def test_a_misspelt_argument_is_refused(kind: type) -> None:
 @pytest.mark.parametrize("kind", ALL_CLASSES, ids=lambda c: c.__name__)
 def test_samplers_grids_and_correctors_are_values(kind: type) -> None:
     """Frozen, equal by content, hashable and printable; and they can be sent to another process."""
-    make = (lambda: kind((0.9, 0.5))) if kind is sg.GivenTimes else (
-        (lambda: kind((0.0, 0.5))) if kind is sg.GivenLambdas else kind)  # fmt: skip
+    needed: dict[type, dict[str, Any]] = {
+        sg.GivenTimes: {"values": (0.9, 0.5)},
+        sg.GivenLambdas: {"values": (0.0, 0.5)},
+        sg.Fitted: {"lambdas": (0.0,), "of_start": (0.5,), "of_estimates": ((1.0,),)},
+    }
+
+    def make() -> Any:
+        return kind(**needed.get(kind, {}))
+
     one, two = make(), make()
     assert one == two
     assert hash(one) == hash(two)

@@ -11,6 +11,8 @@ import pytest
 import sde_gen as sg
 from tests.properties import curves, recursions
 from tests.properties.discovery import (
+    ALL_GRIDS,
+    BRIEF,
     CHAINS,
     CONTINUOUS,
     GRIDS,
@@ -35,7 +37,10 @@ def check_law(sampler: sg.GridSampler, name: str, case: Case, times: list[float]
     what = f"{sampler} under {PERTURBATIONS[name]} at {len(times)} times"
     # Relative to the size of the law itself, which an unstable coarse step makes large.
     spread = max(1.0, float(np.abs(expected.covariance).max()))
-    np.testing.assert_allclose(mean, expected.m, rtol=0, atol=1e-9 * max(1.0, np.abs(expected.m).max()), err_msg=what)
+    size = max(1.0, float(np.abs(expected.m).max()))
+    if case.order is not None and case.order > 3:  # cubics on long steps: large states and weights, which cancel
+        spread, size = 10 * max(spread, q.largest), 10 * max(size, q.largest**0.5)
+    np.testing.assert_allclose(mean, expected.m, rtol=0, atol=1e-9 * size, err_msg=what)
     np.testing.assert_allclose(cov, expected.covariance, rtol=0, atol=1e-9 * spread, err_msg=what)
 
 
@@ -43,8 +48,9 @@ def number_of_times(case: Case, n: int, denoise: bool) -> int:
     return n if denoise or case.rule == "annealed" else n + 1
 
 
-@pytest.mark.parametrize("name", PERTURBATIONS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "name"), [(s, name) for s, c in SAMPLERS.items() for name in (BRIEF if c.brief else PERTURBATIONS)]
+)
 def test_law_on_the_default_grid(sampler: str, name: str) -> None:
     case, curve = SAMPLERS[sampler], curves.CURVES[name]
     runs = [(n, denoise) for n in COUNTS for denoise in (True, False)]
@@ -60,11 +66,19 @@ def test_law_on_the_default_grid(sampler: str, name: str) -> None:
 LONG_PC = {"PC(ReverseDiffusion, 2)", "PC(Ancestral(small), 1)", "PC(None, 1)", "PC(DPMSolverPP2M, 1)"}
 
 
-@pytest.mark.parametrize("kind", GRIDS | UNNAMED_GRIDS)
-@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize(
+    ("sampler", "kind"),
+    [
+        (name, kind)
+        for name, c in SAMPLERS.items()
+        for kind in (*c.grids, *(UNNAMED_GRIDS if c.grids == ALL_GRIDS else ()))
+    ],
+)
 def test_law_on_every_grid(sampler: str, kind: str) -> None:
     case = SAMPLERS[sampler]
     names = CHAINS if kind == "nodes" else list(PERTURBATIONS)
+    if case.brief:
+        names = [name for name in names if name in BRIEF]
     if case.rule == "corrected":  # the predictor alone is tested under all of them
         names = [name for name in names if name in ("SubVP", "NCSN")]
     for name in names:
@@ -84,7 +98,7 @@ def test_law_on_all_nodes_of_a_chain(sampler: str, name: str) -> None:
 
 
 @pytest.mark.parametrize("name", CONTINUOUS)
-@pytest.mark.parametrize("sampler", [name for name, case in SAMPLERS.items() if case.predictor is None])
+@pytest.mark.parametrize("sampler", [name for name, c in SAMPLERS.items() if c.predictor is None and not c.brief])
 def test_law_on_a_given_list_of_times(sampler: str, name: str) -> None:
     """An uneven list; the multistep rules use the ratio of neighbouring steps."""
     case = SAMPLERS[sampler]

@@ -79,14 +79,14 @@ def test_oracle_under_every_formulation(sampler: str, denoise: bool) -> None:
 
 
 def test_what_is_not_invariant() -> None:
-    """Euler steps in t, kernels that mix x and score by a(s, t), and step sizes with a(s, t) in them are not; every
-    deterministic sampler but Euler's in t is."""
+    """Euler steps in t, polynomials in t, kernels that mix x and score by a(s, t), and step sizes with a(s, t) in them
+    are not; every other deterministic sampler is."""
     expected = {"EulerMaruyama", "EulerMaruyama(eta=0)", "EulerMaruyama(eta=0.5)", "ReverseDiffusion",
-                "Ancestral(large)"}  # fmt: skip
+                "Ancestral(large)", "DEIS"}  # fmt: skip
     alone = {n for n, c in SAMPLERS.items() if not c.invariant and c.predictor is None and not n.startswith("PC")}
     assert alone == expected
     deterministic = {n for n, c in SAMPLERS.items() if not c.stochastic and not c.invariant}
-    assert deterministic == {"EulerMaruyama(eta=0)", "PC(EulerMaruyama(eta=0), 0)"}
+    assert deterministic == {"EulerMaruyama(eta=0)", "PC(EulerMaruyama(eta=0), 0)", "DEIS"}
 
 
 @pytest.mark.parametrize(("trained", "used"), PAIRS, ids=["-".join(p) for p in PAIRS])

@@ -1,0 +1,199 @@
+r"""A solver whose every number is fitted to a model.
+
+A deterministic solver with N network calls is, whatever its family, a list of noise levels and two arrays: each state
+is a linear combination of the start and of the denoised estimates so far,
+
+.. math:: u_k = c_k u_0 + \sum_{j<k} w_{kj} D_j , \qquad D_k = D(u_k, \lambda_k), \qquad k = 1 \dots N,
+
+with :math:`u = x/\sqrt{\alpha^2+\sigma^2}` and the sample :math:`u_N` at noise level 0. Rules of any order are points
+of this set; `fit` moves from the best of them to where the error against a fine solution of the same model is least.
+Shaul et al. 2024, arXiv:2403.01329 (non-stationary solvers).
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_gen.errors import ConfigError
+from sde_gen.model import ScoreModel
+from sde_gen.perturbations import Perturbation
+from sde_gen.samplers.base import GridSampler, Run, Step, require_finite
+from sde_gen.samplers.exponential import from_state_and_data
+from sde_gen.samplers.grids import GivenLambdas
+from sde_gen.samplers.multistep import Multistep
+
+
+@dataclass(frozen=True)
+class Fitted(GridSampler):
+    """Given noise levels and given combinations: N calls, for the model they were fitted to.
+
+    Args:
+        lambdas: N half log-SNRs, ascending; the first is that of the start.
+        of_start: c_1 ... c_N.
+        of_estimates: w_k = (w_k0, ..., w_k,k-1) for k = 1 ... N.
+
+    Raises:
+        ConfigError: if the lengths do not fit, or steps, grid or denoise are given too.
+    """
+
+    lambdas: Sequence[float] = ()
+    of_start: Sequence[float] = ()
+    of_estimates: Sequence[Sequence[float]] = ()
+
+    def __post_init__(self) -> None:
+        n = len(self.lambdas)
+        lengths = [len(row) for row in self.of_estimates]
+        if not n or len(self.of_start) != n or lengths != list(range(1, n + 1)):
+            raise ConfigError(
+                "Fitted: expected N lambdas, N numbers of_start and rows of 1, 2, ..., N numbers of_estimates, got "
+                f"{n}, {len(self.of_start)} and rows of {lengths}"
+            )
+        grid = GivenLambdas(tuple(self.lambdas))
+        if self.steps is not None or self.grid not in (None, grid) or self.denoise is not True:
+            raise ConfigError("Fitted: its steps are its lambdas, and its last is onto noise level 0; give neither "
+                              "steps, nor grid, nor denoise")  # fmt: skip
+        for name, value in (
+            ("lambdas", grid.values),
+            ("of_start", tuple(map(float, self.of_start))),
+            ("of_estimates", tuple(tuple(map(float, row)) for row in self.of_estimates)),
+            ("grid", grid),
+        ):
+            object.__setattr__(self, name, value)
+        super().__post_init__()
+
+    @property
+    def order(self) -> None:
+        """None: fitted for its N alone."""
+        return None
+
+    def stepper(self, run: Run) -> Step:
+        e = run.evaluation
+        size = (e.alpha.square() + e.sigma.square()).sqrt()
+        after = torch.cat([size[1:], torch.ones_like(size[:1])])
+        start = torch.tensor(self.of_start, dtype=torch.float64) * after / size[0]
+        scales, estimate = e.scale.tolist(), e.scaled_estimate
+        rows = [[w * n * s for w, s in zip(row, scales, strict=False)]
+                for row, n in zip(self.of_estimates, after.tolist(), strict=True)]  # fmt: skip
+        require_finite(self, run.perturbation, run.times, start)
+        of_start = start.tolist()
+
+        def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+            first, known = (x, ()) if memory is None else memory
+            known = (*known, estimate(k, x, None))
+            new = torch.mul(first, of_start[k])
+            for w, d in zip(rows[k], known, strict=True):
+                new.add_(d, alpha=w)
+            return new, (first, known)
+
+        return step
+
+    def last_stepper(self, run: Run) -> Step | None:
+        return self.stepper(run)
+
+
+def rollout(
+    model: ScoreModel, lambdas: Tensor, of_start: Tensor, of_estimates: Tensor, u: Tensor, condition: Mapping[str, Any]
+) -> Tensor:
+    """u_N as a differentiable function of everything; of_estimates (N, N), lower triangular."""
+    alpha, sigma = torch.sigmoid(2 * lambdas).sqrt(), torch.sigmoid(-2 * lambdas).sqrt()
+    known: list[Tensor] = []
+    state = u
+    for k in range(len(lambdas)):
+        known.append(model.predict(state, alpha[k], sigma[k], condition).denoised)
+        state = of_start[k] * u
+        for j, d in enumerate(known):
+            state = state + of_estimates[k, j] * d
+    return state
+
+
+def expand(p: Perturbation, rule: Multistep, lambdas: Tensor) -> tuple[Tensor, Tensor]:
+    """A multistep rule on these noise levels, as (c, w) of the module's formula."""
+    times = p.time(lambdas)
+    alpha, sigma = p.alpha(times), p.sigma(times)
+    size = (alpha.square() + sigma.square()).sqrt()
+    a, b = from_state_and_data(rule.interpolates, alpha, sigma)
+    table, n = rule.table(p, times), len(lambdas)
+    state = torch.zeros(n + 1, n + 1, dtype=torch.float64)  # columns: the start, D_0, D_1, ...
+    known = torch.zeros_like(state)
+    state[0, 0] = 1.0
+    state[n, n] = 1.0  # the last estimate is the sample
+    for k in range(n - 1):
+        known[k] = a[k] * state[k]
+        known[k, k + 1] += b[k]
+        state[k + 1] = table.carry[k] * state[k]
+        for j, w in enumerate(table.weights[k]):
+            state[k + 1] += w * known[k - j]
+    scale = torch.cat([size[1:], torch.ones_like(size[:1])])[:, None]
+    state = state[1:] / scale
+    return state[:, 0] * size[0], state[:, 1:]
+
+
+def fit(
+    model: ScoreModel,
+    begin: tuple[Tensor, Tensor, Tensor],
+    batch: tuple[Tensor, Tensor, Mapping[str, Any]],
+    check: tuple[Tensor, Tensor, Mapping[str, Any]],
+    evaluations: int,
+) -> tuple[Fitted, float, int]:
+    """Least squares over all numbers from `begin`, by L-BFGS on `batch`; kept is what is best on `check`.
+
+    Args:
+        begin: lambdas (N,), of_start (N,), of_estimates (N, N).
+        batch, check: (u_0, samples, the network's condition), float64.
+        evaluations: of the batch's error and its gradient, at most.
+
+    Returns:
+        The solver, its error on `check` (root mean square per number), and the network calls made (of one batch each;
+        a gradient counts as two).
+    """
+    first = begin[0][:1]
+    steps = (begin[0][1:] - begin[0][:-1]).log().requires_grad_()  # keeps the levels in order
+    start = begin[1].clone().requires_grad_()
+    weights = begin[2].clone().requires_grad_()
+    free = torch.ones_like(weights).tril()
+
+    def numbers() -> tuple[Tensor, Tensor, Tensor]:
+        return torch.cat([first, first + steps.exp().cumsum(0)]), start, weights * free
+
+    def error(of: tuple[Tensor, Tensor, Mapping[str, Any]]) -> Tensor:
+        return (rollout(model, *numbers(), of[0], of[2]) - of[1]).square().mean()
+
+    n, calls, best = len(begin[0]), 0, (float("inf"), begin)
+    optimizer = torch.optim.LBFGS(
+        [steps, start, weights], max_iter=10, max_eval=12, history_size=40, line_search_fn="strong_wolfe",
+        tolerance_change=0.0, tolerance_grad=0.0,
+    )  # fmt: skip
+
+    def closure() -> Tensor:
+        nonlocal calls
+        calls += 3 * n
+        optimizer.zero_grad()
+        loss = error(batch).log()
+        loss.backward()
+        return loss
+
+    stale = 0
+    frozen = [p for p in model.parameters() if p.requires_grad]
+    for parameter in frozen:
+        parameter.requires_grad_(False)
+    try:
+        while calls < 3 * n * evaluations and stale < 5:
+            with torch.enable_grad():
+                loss = optimizer.step(closure)
+            with torch.no_grad():
+                now = float(error(check))
+            calls += n
+            stale = 0 if now < 0.98 * best[0] else stale + 1
+            if now < best[0]:
+                best = now, tuple(v.detach().clone() for v in numbers())
+            if not bool(torch.as_tensor(loss).isfinite()):
+                break
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(True)
+    lam, c, w = best[1]
+    rows = [row[: k + 1] for k, row in enumerate(w.tolist())]
+    return Fitted(lambdas=lam.tolist(), of_start=c.tolist(), of_estimates=rows), best[0] ** 0.5, calls

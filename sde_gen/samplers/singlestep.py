@@ -1,0 +1,96 @@
+r"""Singlestep exponential integrators: two or three network calls within a step, nothing remembered between steps.
+
+With r the share of the step in lambda, and polynomials integrated exactly (see `exponential.py`):
+
+- order 2: N at 0 and, after a first-order step, at r = 1/2; the step takes the line through both;
+- order 3: N at 0, at r = 1/3 after a first-order step, at r = 2/3 after the line through the first two; the step takes
+  the line through N at 0 and at 2/3, which is of order 3 as in Heun's third-order rule.
+
+Lu et al. 2022, arXiv:2206.00927 (noise) and arXiv:2211.01095 (data: DPM-Solver++ 2S and 3S).
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_gen import _checks as check
+from sde_gen.errors import ConfigError
+from sde_gen.perturbations import Perturbation
+from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
+from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, from_state_and_data, integrals
+from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
+
+
+@dataclass(frozen=True)
+class SingleStep(GridSampler):
+    """DPM-Solver 2S and 3S (noise) and their ++ forms (data): `order` network calls a step.
+
+    With `denoise=True`, `steps=N` calls the network order (N - 1) + 1 times. A step onto sigma = 0 is one call.
+
+    Args:
+        order: 2 or 3.
+        prediction: what is interpolated, "data", "noise" or "velocity".
+
+    Raises:
+        ConfigError: for values outside these.
+    """
+
+    order: int = 2  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
+    prediction: str = "data"
+
+    default_steps = 10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check.integer("SingleStep", "order", self.order, low=2)
+        if self.order > 3:
+            raise ConfigError(f"SingleStep: order must be 2 or 3, got {self.order}")
+        check.choice("SingleStep", "prediction", self.prediction, PREDICTIONS)
+
+    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
+        return ChainNodes() if perturbation.is_chain else UniformLambda()
+
+    def stepper(self, run: Run) -> Step:
+        p, e, prediction = run.perturbation, run.evaluation, self.prediction
+        whole = run.times[:-1][e.sigma[1:] > 0]  # only the last step may land on sigma = 0
+        begin, end = whole, run.times[1 : len(whole) + 1]
+        first, last = p.half_log_snr(begin), p.half_log_snr(end)
+        shares = (0.5,) if self.order == 2 else (1 / 3, 2 / 3)
+        stages = [p.time(first + r * (last - first)) for r in shares]
+        ends = [*stages, end]
+        known = [[begin], [begin, stages[0]], [begin, stages[-1]]]
+        rows = []
+        for to, nodes in zip(ends, known, strict=False):
+            carry, weight = integrals(p, prediction, NATURAL[prediction], begin, to, torch.stack(nodes, -1))
+            require_finite(self, p, begin, carry, *weight.unbind(-1))
+            rows.append((carry, weight))
+        at = [e, *(e.at(stage) for stage in stages)]
+        estimates = []
+        landing = 0.0, 0.0
+        for where, evaluation in enumerate(at):
+            a, b = from_state_and_data(prediction, evaluation.alpha, evaluation.sigma)
+            scale, estimate = evaluation.scaled(a + b * evaluation.skip, b * evaluation.out)
+            estimates.append((scale.tolist(), estimate))
+            if where == 0 and len(whole) < len(run.times) - 1:
+                onto = float(e.alpha[-1] / b[-2])
+                landing = float(-a[-2]) * onto, onto * float(scale[-2])
+        carries = [carry.tolist() for carry, _ in rows]
+        weights = [weight.tolist() for _, weight in rows]
+        scratch = run.scratch()
+
+        def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+            (scale, estimate), *others = estimates
+            d = estimate(k, x, None)
+            if k == len(whole):
+                return combine(x, landing[0], d, landing[1], scratch.other(x)), None
+            moved = combine(x, carries[0][k], d, weights[0][k][0] * scale[k])
+            for stage, (scale_r, estimate_r) in enumerate(others, 1):
+                inner = estimate_r(k, moved, None)
+                out = scratch.other(x) if stage == len(others) else None
+                moved = combine(x, carries[stage][k], d, weights[stage][k][0] * scale[k], out)
+                moved.add_(inner, alpha=weights[stage][k][1] * scale_r[k])
+            return moved, None
+
+        return step
