@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _ABORTED = 130
-_PER_JOB = {"train": ("run", "_"), "sample": ("out", "/")}
+_PER_JOB = {"train": ("run", "_"), "sample": ("out", "/"), "compare": ("out", "/")}
 
 
 def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str] | None = None) -> int:

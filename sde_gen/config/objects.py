@@ -18,7 +18,8 @@ _CLASSES = {
         "VP SubVP VE Cosine EDM FlowMatching DDPM NCSN "
         "NoisePrediction DataPrediction VPrediction ScorePrediction EDMPreconditioning DenoisingScoreMatching "
         "EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin PredictorCorrector ProbabilityFlow "
-        "DPMSolverPP2M Langevin"
+        "DPMSolverPP2M Langevin "
+        "UniformTime UniformLambda KarrasRho Quadratic ChainNodes GivenTimes GivenLambdas"
     ),
     "sde_gen.networks": "MLP UNet",
     "sde_gen.data": (
