@@ -1,6 +1,27 @@
 """Distances between two sets of samples. They know nothing of diffusion."""
 
 from sde_gen.metrics.distances import energy_distance, maximum_mean_discrepancy, sliced_wasserstein
-from sde_gen.metrics.two_sample import classifier_accuracy
+from sde_gen.metrics.features import Features, NetworkFeatures, Pixels
+from sde_gen.metrics.frechet import frechet_distance, kernel_distance
+from sde_gen.metrics.manifold import PrecisionRecall, precision_recall
+from sde_gen.metrics.summary import METRICS, MetricResult, summary
+from sde_gen.metrics.two_sample import ClassifierTest, classifier_accuracy, classifier_two_sample
 
-__all__ = ["classifier_accuracy", "energy_distance", "maximum_mean_discrepancy", "sliced_wasserstein"]
+__all__ = [
+    "METRICS",
+    "ClassifierTest",
+    "Features",
+    "MetricResult",
+    "NetworkFeatures",
+    "Pixels",
+    "PrecisionRecall",
+    "classifier_accuracy",
+    "classifier_two_sample",
+    "energy_distance",
+    "frechet_distance",
+    "kernel_distance",
+    "maximum_mean_discrepancy",
+    "precision_recall",
+    "sliced_wasserstein",
+    "summary",
+]

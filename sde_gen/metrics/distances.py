@@ -26,7 +26,7 @@ def energy_distance(x: Any, y: Any) -> float:
 
     Szekely and Rizzo, "Energy statistics: a class of statistics based on distances" (2013).
     """
-    a, b = _pair(x, y)
+    a, b = pair(x, y)
     return 2.0 * _mean_distance(a, b) - _mean_distance(a, a) - _mean_distance(b, b)
 
 
@@ -47,18 +47,29 @@ def sliced_wasserstein(x: Any, y: Any, projections: int = 256, seed: int = 0) ->
     """
     if projections < 1:
         raise ConfigError(f"projections={projections} must be at least 1")
-    a, b = _pair(x, y)
+    a, b = pair(x, y)
+    directions = random_directions(a.shape[1], projections, seed)
+    return quantile_distance(*((directions @ s.T).sort(dim=1).values for s in (a, b)))
+
+
+def random_directions(features: int, count: int, seed: int) -> Tensor:
+    """Unit vectors (count, features), uniform on the sphere."""
     generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(a.shape[1], projections, generator=generator, dtype=torch.float64)
-    directions /= directions.norm(dim=0, keepdim=True)
-    u, v = (a @ directions).sort(dim=0).values, (b @ directions).sort(dim=0).values
+    directions = torch.randn(features, count, generator=generator, dtype=torch.float64).T
+    return directions / directions.norm(dim=1, keepdim=True)
+
+
+def quantile_distance(u: Tensor, v: Tensor) -> float:
+    """Root of the mean, over rows, of the squared Wasserstein-2 distance of (p, n) and (p, m), both ascending."""
+    n, m = u.shape[1], v.shape[1]
+    if n == m:
+        return float((u - v).square_().mean().sqrt())
     # Both quantile functions are constant between the merged break points k/n and k/m.
-    n, m = len(u), len(v)
     breaks = torch.unique(torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]))  # in units of 1/(n m)
     widths = (breaks[1:] - breaks[:-1]).double() / (n * m)
     left = breaks[:-1]
-    squared = (u[torch.div(left, m, rounding_mode="floor")] - v[torch.div(left, n, rounding_mode="floor")]) ** 2
-    return float((widths @ squared).mean().sqrt())
+    in_u, in_v = (torch.div(left, k, rounding_mode="floor") for k in (m, n))
+    return float(((u[:, in_u] - v[:, in_v]).square_() @ widths).mean().sqrt())
 
 
 def maximum_mean_discrepancy(x: Any, y: Any, bandwidth: float | None = None) -> float:
@@ -75,17 +86,26 @@ def maximum_mean_discrepancy(x: Any, y: Any, bandwidth: float | None = None) -> 
 
     Gretton et al., "A kernel two-sample test" (2012).
     """
-    a, b = _pair(x, y)
+    a, b = pair(x, y)
     if bandwidth is None:
-        both = torch.cat([a[:1000], b[:1000]])
-        distances = torch.pdist(both)
-        bandwidth = float(distances.median()) or float(distances.mean())
-        if bandwidth == 0.0:
-            raise DataError("all points of both sets are equal, so there is no median distance; give bandwidth=")
+        bandwidth = median_distance(torch.cat([a[:1000], b[:1000]]))
     if not bandwidth > 0.0:
         raise ConfigError(f"bandwidth={bandwidth} must be positive")
     scale = -0.5 / bandwidth**2
     return _mean_kernel(a, a, scale) + _mean_kernel(b, b, scale) - 2.0 * _mean_kernel(a, b, scale)
+
+
+def median_distance(a: Tensor) -> float:
+    """Median distance of two of the points (n, d), their mean where more than half of the points are equal.
+
+    Raises:
+        DataError: all points are equal.
+    """
+    distances = torch.pdist(a)
+    bandwidth = float(distances.median()) or float(distances.mean())
+    if bandwidth == 0.0:
+        raise DataError("all points of both sets are equal, so there is no median distance; give bandwidth=")
+    return bandwidth
 
 
 def points(x: Any, name: str = "x") -> Tensor:
@@ -104,28 +124,37 @@ def points(x: Any, name: str = "x") -> Tensor:
     return tensor
 
 
-def _pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+def pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
+    """Both sets as `points`, with equal numbers of features.
+
+    Raises:
+        DataError: as for `points`, or different numbers of features.
+    """
     a, b = points(x, "x"), points(y, "y")
     if a.shape[1] != b.shape[1]:
         raise DataError(f"the two sets have {a.shape[1]} and {b.shape[1]} features per point; they must agree")
     return a, b
 
 
-def _blocks(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+def blocks(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+    """`a` in pieces whose table of pairs with `b` has a bounded size."""
     return a.split(max(1, _BLOCK // len(b)))
 
 
+def euclidean(a: Tensor, b: Tensor) -> Tensor:
+    """The table of distances |a_i - b_j|."""
+    # Not through the matrix product, which loses half of the digits for near points.
+    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def gaussian_kernel(a: Tensor, b: Tensor, scale: float) -> Tensor:
+    """The table exp(scale |a_i - b_j|^2)."""
+    return euclidean(a, b).square_().mul_(scale).exp_()
+
+
 def _mean_distance(a: Tensor, b: Tensor) -> float:
-    total = 0.0
-    for block in _blocks(a, b):
-        # Not through the matrix product, which loses half of the digits for near points.
-        total += float(torch.cdist(block, b, compute_mode="donot_use_mm_for_euclid_dist").sum())
-    return total / (len(a) * len(b))
+    return sum(float(euclidean(block, b).sum()) for block in blocks(a, b)) / (len(a) * len(b))
 
 
 def _mean_kernel(a: Tensor, b: Tensor, scale: float) -> float:
-    total = 0.0
-    for block in _blocks(a, b):
-        distances = torch.cdist(block, b, compute_mode="donot_use_mm_for_euclid_dist")
-        total += float(distances.square_().mul_(scale).exp_().sum())
-    return total / (len(a) * len(b))
+    return sum(float(gaussian_kernel(block, b, scale).sum()) for block in blocks(a, b)) / (len(a) * len(b))
