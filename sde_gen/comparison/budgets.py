@@ -4,7 +4,7 @@ A matched grid visits the same half log-SNRs under every formulation, evenly spa
 share; a native grid is the sampler's own.
 """
 
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -29,8 +29,7 @@ class Fitted(NamedTuple):
 
 def takes_budget(sampler: Sampler) -> bool:
     """Whether a budget decides this sampler's steps: those with steps of their own, or adaptive ones, keep them."""
-    names = {f.name for f in fields(sampler)} if hasattr(sampler, "__dataclass_fields__") else set()
-    if "nfe" in names:
+    if "nfe" in getattr(sampler, "__dataclass_fields__", {}):
         return True
     if not isinstance(sampler, GridSampler) or sampler.steps is not None:
         return False
@@ -79,7 +78,9 @@ def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | 
         if span is not None and steps is not None:
             sampler = matched(sampler, steps, span)
         calls_of(sampler, p)
-        note = "" if span is None or isinstance(sampler, GridSampler) else "chooses its own times; the grid is not matched"
+        note = (
+            "" if span is None or isinstance(sampler, GridSampler) else "chooses its own times; the grid is not matched"
+        )
         return Fitted(sampler, steps, note)
     if not isinstance(sampler, GridSampler):
         return _by_name(sampler, p, budget)

@@ -112,7 +112,9 @@ class Comparison:
         check_seed(self.training_seed)
         for name in ("formulations", "samplers"):
             if not isinstance(getattr(self, name), Mapping) or not getattr(self, name):
-                raise ConfigError(f"{where}: {name} must map names to objects, at least one, got {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"{where}: {name} must map names to objects, at least one, got {getattr(self, name)!r}"
+                )
         budgets = [check.integer(where, "budgets", b) for b in self.budgets]
         seeds = [check_seed(s) for s in self.seeds]
         for name, values in (("budgets", budgets), ("seeds", seeds)):
@@ -255,7 +257,9 @@ def _given(value: Mapping[str, Any]) -> dict[str, Any]:
 def mixture_data(law: GaussianMixture, n: int) -> Dataset:
     """Samples of a mixture as a data set on its own scale, with its law."""
     exact = Mixture(law.weights, law.means, law.covariances)
-    return Dataset("mixture", "vector", law.sample(n, seed=0).float(), law.sample(n, seed=1).float(), Affine(), law=exact)
+    return Dataset(
+        "mixture", "vector", law.sample(n, seed=0).float(), law.sample(n, seed=1).float(), Affine(), law=exact
+    )
 
 
 def from_spec(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Comparison:

@@ -5,6 +5,7 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sde_gen import _checks as check
+from sde_gen.comparison.quality import badness, title_of
 from sde_gen.comparison.ranking import Difference, difference, mean_of
 from sde_gen.errors import ConfigError
 
@@ -102,15 +103,16 @@ class Finding:
 
     def _better(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
         pairs = _pairs(rows, self.better or {}, self.than or {}, name)
-        found = difference(
-            {seed: mean_of(a for a, _ in values).mean for seed, values in pairs.items()},
-            {seed: mean_of(b for _, b in values).mean for seed, values in pairs.items()},
+        first_bad, second_bad = (
+            {seed: mean_of(badness(name, pair[i]) for pair in values).mean for seed, values in pairs.items()}
+            for i in (0, 1)
         )
+        found = difference(first_bad, second_bad)
         if found is None:
             return "no data", "no seed has both"
         first, second = (mean_of(v[i] for values in pairs.values() for v in values).mean for i in (0, 1))
         verdict = {-1: "pass", 0: "tie", 1: "fail"}[found.sign]
-        return verdict, f"{name} {first:.4g} against {second:.4g}; difference {shown(found)}"
+        return verdict, f"{title_of(name)} {first:.4g} against {second:.4g}; difference {shown(found)}"
 
     def _equal(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
         pairs = _pairs(rows, self.equal or {}, self.to or {}, name)
@@ -118,15 +120,21 @@ class Finding:
         if not gaps:
             return "no data", "no seed has both"
         verdict = "pass" if max(gaps) <= self.tolerance else "fail"
-        return verdict, f"largest relative difference of {name}: {max(gaps):.2g} (allowed: {self.tolerance:g})"
+        return (
+            verdict,
+            f"largest relative difference of {title_of(name)}: {max(gaps):.2g} (allowed: {self.tolerance:g})",
+        )
 
     def _below(self, rows: Sequence[Mapping[str, Any]], name: str, real: float | None) -> tuple[str, str]:
         chosen = [float(row[name]) for row in rows if _fits(row, self.below or {})]
         if not chosen or real is None or self.limit is None:
             return "no data", "nothing was measured"
         mean = mean_of(chosen).mean
-        verdict = "pass" if mean < self.limit * real else "fail"
-        return verdict, f"{name} {mean:.4g}, {mean / real:.2f} times that of real samples (allowed: {self.limit:g})"
+        verdict = "pass" if badness(name, mean) < self.limit * badness(name, real) else "fail"
+        return (
+            verdict,
+            f"{title_of(name)} {mean:.4g}, {mean / real:.2f} times that of real samples (allowed: {self.limit:g})",
+        )
 
     def _order(self, orders: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
         chosen = [row for row in orders if row["status"] == "ok" and _fits(row, self.order_of or {})]

@@ -1,7 +1,7 @@
 """Cells over processes: each result is written by the process that computed it, at once and in one piece.
 
-Killing everything loses only the cells that are being computed, one for each process; a network in training goes on from
-its last checkpoint. Workers that outlive their parent finish their cell (a training saves and stops) and end.
+Killing everything loses only the cells that are being computed, one for each process; a network in training goes on
+from its last checkpoint. Workers that outlive their parent finish their cell (a training saves and stops) and end.
 """
 
 import multiprocessing

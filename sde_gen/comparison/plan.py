@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sde_gen.comparison.comparison import Comparison
 
 #: What is kept for pictures: images, points, particles, and states along the way.
-SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 160, 4
+SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 4
 FRAMES = {"vector": 25, "image": 9}
 
 
@@ -53,7 +53,8 @@ class _Planner:
         named = self.spec["data"]
         self.device = str(pick_device(self.spec["device"]))
         self.samplers: dict[str, Sampler] = {
-            name: build(node, trust=self.trust, where=f"samplers.{name}") for name, node in self.spec["samplers"].items()
+            name: build(node, trust=self.trust, where=f"samplers.{name}")
+            for name, node in self.spec["samplers"].items()
         }
         self.perturbations = {
             name: build(node["perturbation"], trust=self.trust, where=f"formulations.{name}.perturbation")
@@ -76,8 +77,7 @@ class _Planner:
         likelihoods, orders, samples, traces = [], [], [], []
         for name in usable:
             if spec["likelihood"]:
-                for seed in self._training_seeds():
-                    likelihoods.append(self._likelihood(name, seed, models))
+                likelihoods += [self._likelihood(name, seed, models) for seed in self._training_seeds()]
             for sampler in self._asked(name):
                 if spec["orders"] and spec["mode"] == "oracle":
                     orders.append(self._order(name, sampler))
@@ -219,8 +219,7 @@ class _Planner:
             else:
                 node = {"sampler": describe(fit.sampler, "sampler"), "matched": None}
             labels = {"formulation": name, "sampler": sampler, "budget": budget, "steps": steps, "note": fit.note}
-            for seed in spec["seeds"]:
-                cells.append(self._samples(name, node, {**labels, "seed": seed}, models))
+            cells += [self._samples(name, node, {**labels, "seed": seed}, models) for seed in spec["seeds"]]
             last = {**node, "labels": {**labels, "seed": spec["seeds"][0]}}
         keeps = self.data.kind == "image" or self.data.shape == (2,)
         if last is None or not spec["trajectories"] or not keeps or not isinstance(made, GridSampler):
@@ -228,7 +227,11 @@ class _Planner:
         return cells, [self._trace(name, last, models)]
 
     def _samples(
-        self, name: str, node: Mapping[str, Any], labels: Mapping[str, Any], models: Mapping[tuple[str, int], Cell | None]
+        self,
+        name: str,
+        node: Mapping[str, Any],
+        labels: Mapping[str, Any],
+        models: Mapping[tuple[str, int], Cell | None],
     ) -> Cell:
         seed = labels["seed"]
         model = self._model_for(name, seed, models)
@@ -243,9 +246,7 @@ class _Planner:
         }
         return Cell("samples", config, labels, None if model is None else model.key)
 
-    def _trace(
-        self, name: str, node: Mapping[str, Any], models: Mapping[tuple[str, int], Cell | None]
-    ) -> Cell:
+    def _trace(self, name: str, node: Mapping[str, Any], models: Mapping[tuple[str, int], Cell | None]) -> Cell:
         labels = node["labels"]
         model = self._model_for(name, labels["seed"], models)
         count = PARTICLES if self.data.kind == "vector" else STRIP_IMAGES

@@ -1,38 +1,44 @@
 """How good a set of samples is, beside held-out data: one place that knows which distances there are."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
 
-from sde_gen import metrics
 from sde_gen._checks import choice
+from sde_gen.metrics import METRICS
+from sde_gen.metrics.distances import points
 from sde_gen.model import ScoreModel
-
-#: Smaller is better for each of them; SVM accuracy cannot fall below 0.5 but by chance.
-MEASURES: dict[str, Callable[[Any, Any], float]] = {
-    "energy_distance": metrics.energy_distance,
-    "sliced_wasserstein": metrics.sliced_wasserstein,
-    "maximum_mean_discrepancy": metrics.maximum_mean_discrepancy,
-    "svm_accuracy": metrics.classifier_accuracy,
-}
-TITLES = {
-    "energy_distance": "energy distance",
-    "sliced_wasserstein": "sliced Wasserstein-2 distance",
-    "maximum_mean_discrepancy": "squared MMD",
-    "svm_accuracy": "SVM accuracy (0.5: indistinguishable)",
-}
 
 
 def check_measures(names: Sequence[str]) -> tuple[str, ...]:
-    """`names` if all of them are measures, else a `ConfigError` that lists them."""
-    return tuple(choice("Comparison", "measures", name, tuple(MEASURES)) for name in names)
+    """`names` if all of them are metrics, else a `ConfigError` that lists them."""
+    return tuple(choice("Comparison", "measures", name, tuple(METRICS)) for name in names)
 
 
-def measured(names: Sequence[str], x: Tensor, real: Tensor) -> dict[str, float]:
-    """The measures of samples `x` against held-out data `real`."""
-    x, real = x.float().cpu(), real.float().cpu()
-    return {name: MEASURES[name](x, real) for name in names}
+def title_of(name: str) -> str:
+    """A metric's name for people, and which way is better where it is not down."""
+    way = {"lower": "", "higher": " (higher is better)", "half": " (0.5: cannot be told from real)"}
+    return METRICS[name].title + way[METRICS[name].better]
+
+
+def badness(name: str, value: float) -> float:
+    """A number that is smaller for better samples, whichever way the metric runs."""
+    better = METRICS[name].better
+    return -value if better == "higher" else abs(value - 0.5) if better == "half" else value
+
+
+def measured(names: Sequence[str], x: Tensor, real: Tensor) -> dict[str, float | None]:
+    """The metrics of samples `x` against held-out data `real`, each with its standard error over both sets.
+
+    The real set and every random choice are the same for all cells.
+    """
+    a, b = points(x.float(), "samples"), points(real.float(), "held-out data")
+    result: dict[str, float | None] = {}
+    for name in names:
+        found = METRICS[name].function(a, b, 0)
+        result[name], result[f"{name}_standard_error"] = found.value, found.standard_error
+    return result
 
 
 def likelihood(model: ScoreModel, x: Tensor, seed: int, divergence: str, tolerance: float) -> dict[str, Any]:

@@ -7,7 +7,7 @@ of entries that are better beyond their error, to the number of entries that are
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 #: An entry of a ranking: formulation, sampler, budget.
@@ -69,13 +69,15 @@ def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Diffe
     return Difference(m.mean, half, m.n, (1 if m.mean > 0 else -1) if beyond else 0)
 
 
-def by_entry(rows: Iterable[Mapping[str, Any]], measure: str) -> dict[Entry, dict[int, float]]:
-    """Values of a measure of the rows that have it: entry to seed to value."""
+def by_entry(
+    rows: Iterable[Mapping[str, Any]], measure: str, turned: Callable[[str, float], float] = lambda name, value: value
+) -> dict[Entry, dict[int, float]]:
+    """A measure of the rows that have it, such as it is or `turned` so that less is better: entry to seed to value."""
     result: dict[Entry, dict[int, float]] = {}
     for row in rows:
         if row["status"] == "ok" and row.get(measure) is not None:
             entry = (row["formulation"], row["sampler"], row["budget"])
-            result.setdefault(entry, {})[row["seed"]] = float(row[measure])
+            result.setdefault(entry, {})[row["seed"]] = turned(measure, float(row[measure]))
     return result
 
 

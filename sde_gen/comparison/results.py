@@ -7,20 +7,30 @@ import shlex
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from sde_gen.comparison.findings import Finding
+from sde_gen.comparison.quality import badness
 from sde_gen.comparison.ranking import Ranked, by_entry, groups, mean_of, ranking
 from sde_gen.comparison.store import Cell, Store
 from sde_gen.data import Dataset
 from sde_gen.errors import MissingInputError
 from sde_gen.training.files import make_folder, write_text
 
-if TYPE_CHECKING:
-    import pandas as pd
-
 #: Columns of every row, before and after the measures.
-BEFORE = ("comparison", "mode", "formulation", "sampler", "budget", "seed", "status", "reason", "steps", "nfe", "seconds")
+BEFORE = (
+    "comparison",
+    "mode",
+    "formulation",
+    "sampler",
+    "budget",
+    "seed",
+    "status",
+    "reason",
+    "steps",
+    "nfe",
+    "seconds",
+)
 AFTER = (
     "nll", "nll_standard_error", "training_loss", "held_out_loss", "training_seconds", "note", "cell", "code", "data",
     "device", "date", "command",
@@ -52,6 +62,7 @@ class Results:
     store: Store
     cells: Mapping[str, Cell] = field(default_factory=dict, repr=False)
     span: tuple[float, float] | None = None
+    trust: tuple[str, ...] = ()
     command: str = "python -m sde_gen.compare spec=comparison.json"
 
     def with_command(self, command: str) -> "Results":
@@ -61,7 +72,8 @@ class Results:
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the tidy table."""
-        return (*BEFORE, *self.spec["measures"], *AFTER)
+        measures = [column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")]
+        return (*BEFORE, *measures, *AFTER)
 
     @property
     def measure(self) -> str:
@@ -92,8 +104,16 @@ class Results:
 
     def ranking(self, budget: int | None, measure: str | None = None) -> list[Ranked]:
         """The entries of one budget (None: samplers with steps of their own), best first, ties sharing a rank."""
-        values = by_entry(self.rows, measure or self.measure)
-        return ranking({entry: seeds for entry, seeds in values.items() if entry[2] == budget})
+        name = measure or self.measure
+        rows = [row for row in self.rows if row["budget"] == budget]
+        lines = ranking(by_entry(rows, name, badness))
+        raw, errors = by_entry(rows, name), by_entry(rows, f"{name}_standard_error")
+        result = []
+        for line in lines:  # shown as measured; with one seed, the error is that of the two finite sets
+            mean = mean_of(raw[line.entry].values())
+            own = next(iter(errors.get(line.entry, {}).values()), None) if mean.n == 1 else mean.error
+            result.append(line._replace(value=mean._replace(error=own)))
+        return result
 
     def tidy(self) -> list[dict[str, Any]]:
         """The rows with all columns, in order."""
@@ -121,14 +141,14 @@ class Results:
         }
         return write_text(Path(path), json.dumps(values, indent=1) + "\n", "the table")
 
-    def to_dataframe(self) -> "pd.DataFrame":
+    def to_dataframe(self) -> Any:
         """The rows as a pandas DataFrame.
 
         Raises:
             MissingInputError: pandas is not installed.
         """
         try:
-            import pandas as pd
+            import pandas as pd  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingInputError("to_dataframe needs pandas, which is not installed; pip install pandas") from error
         return pd.DataFrame(self.tidy(), columns=list(self.columns))

@@ -34,9 +34,7 @@ def run_plan(
     return _gather(comparison, plan, found, store)
 
 
-def rerun(
-    comparison: "Comparison", plan: Plan, key: str, cache: Path
-) -> tuple[dict[str, Any], dict[str, Any] | None]:
+def rerun(comparison: "Comparison", plan: Plan, key: str, cache: Path) -> tuple[dict[str, Any], dict[str, Any] | None]:
     """Compute the cell whose key begins with `key` afresh; what it needs is taken from the cache or made first."""
     chosen = {cell.key: cell for cell in plan.cells if cell.key.startswith(key)} if key else {}
     if len(chosen) != 1:
@@ -101,5 +99,5 @@ def _gather(comparison: "Comparison", plan: Plan, found: Mapping[str, dict[str, 
     cells = {cell.key: cell for cell in plan.cells}
     return Results(
         spec, rows, of_kind["order"], of_kind["likelihood"], of_kind["real"], of_kind["model"], plan.data, store, cells,
-        plan.span,
+        plan.span, comparison.trusted,
     )  # fmt: skip
