@@ -75,8 +75,10 @@ def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | 
     """
     if budget is None:
         steps = getattr(sampler, "steps", None)
-        if span is not None and steps is not None:
-            sampler = matched(sampler, steps, span)
+        if isinstance(sampler, GridSampler):
+            visited = len(sampler.times(_PROBE.model(p)))
+            steps = visited - (0 if sampler.acts_on_last_time else 1)
+            sampler = sampler if span is None else matched(sampler, steps, span)
         calls_of(sampler, p)
         note = (
             "" if span is None or isinstance(sampler, GridSampler) else "chooses its own times; the grid is not matched"

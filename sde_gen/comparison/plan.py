@@ -202,9 +202,7 @@ class _Planner:
     ) -> tuple[list[Cell], list[Cell]]:
         """The cells of one formulation and sampler: all budgets and seeds; and the one whose way is kept."""
         spec, made = self.spec, self.samplers[sampler]
-        budgets: list[int | None] = list(spec["budgets"]) if takes_budget(made) else [None]
-        if not budgets:
-            self._skip(name, sampler, None, "its steps are left open, and there is no budget to fill")
+        budgets: list[int | None] = (list(spec["budgets"]) if takes_budget(made) else []) or [None]
         cells: list[Cell] = []
         last: dict[str, Any] | None = None
         for budget in budgets:
