@@ -25,10 +25,12 @@ _HOME = {
         "MissingInputError",
         "NonFiniteError",
         "OutputError",
+        "PrecisionWarning",
         "SDEGenError",
         "SolverError",
         "WriteError",
     ),
+    "sde_gen.likelihood": ("Likelihood", "decode", "encode", "interpolate", "log_likelihood"),
     "sde_gen.model": ("Prediction", "ScoreModel"),
     "sde_gen.networks": ("MLP", "UNet"),
     "sde_gen.objectives": ("DenoisingScoreMatching",),
@@ -90,6 +92,7 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two
     from sde_gen.comparison import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
+    from sde_gen.likelihood import *  # noqa: F403
     from sde_gen.model import *  # noqa: F403
     from sde_gen.networks import *  # noqa: F403
     from sde_gen.objectives import *  # noqa: F403

@@ -14,6 +14,7 @@ __all__ = [
     "MissingInputError",
     "NonFiniteError",
     "OutputError",
+    "PrecisionWarning",
     "SDEGenError",
     "SolverError",
     "WriteError",
@@ -98,3 +99,7 @@ class NonFiniteError(SDEGenError, ArithmeticError):
 
 class BetweenNodesWarning(UserWarning):
     """A network trained on a chain's nodes only is asked between them."""
+
+
+class PrecisionWarning(UserWarning):
+    """A tolerance that the number format cannot hold."""

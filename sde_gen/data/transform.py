@@ -9,8 +9,12 @@ import torch
 from torch import Tensor
 
 from sde_gen.errors import DataError
+from sde_gen.rng import keyed_generator
 
 Numbers = float | tuple[float, ...]
+
+#: Key of the noise that spreads levels out.
+_DEQUANTISE = 0x6465
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,37 @@ class Affine:
                 )
             return sum(math.log(value) for value in self.scale)
         return count * math.log(self.scale)
+
+    def log_volume(self, shape: Sequence[int]) -> float:
+        """Log-probability of a raw sample of `shape`, minus log p(x) of it on the model's scale, in nats.
+
+        Minus `log_scale`, plus the log-width of a level for each value where there are levels: the density of
+        dequantised data is that of their cell, divided by its width.
+        """
+        return (0.0 if self.step is None else math.prod(shape) * math.log(self.step)) - self.log_scale(shape)
+
+    def dequantise(self, x: Tensor, seed: int = 0, first: int = 0) -> Tensor:
+        """x with its levels spread out evenly: uniform noise of one level's width, centred, added to each value.
+
+        The mean log-density of such data bounds the mean log-probability of the levels from below (Theis et al. 2016,
+        arXiv:1511.01844). Sample i depends only on (seed, first + i).
+
+        Args:
+            x: data with levels, on the model's scale, (B, *shape).
+            seed: whole number in [0, 2^64).
+            first: index of the first sample.
+
+        Raises:
+            DataError: the data has no levels.
+        """
+        if self.step is None:
+            raise DataError("dequantise: this data has no levels (levels=None); it is continuous already")
+        uniform = torch.stack(
+            [torch.rand(x.shape[1:], dtype=x.dtype, generator=keyed_generator(seed, first + i, 0, _DEQUANTISE))
+             for i in range(len(x))]
+        ) if len(x) else x.cpu()  # fmt: skip
+        width = self.step / torch.as_tensor(self._like(self.scale, x), dtype=x.dtype, device=x.device)
+        return x + (uniform.to(x.device) - 0.5) * width
 
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values; `from_dict` gives back an equal transform."""

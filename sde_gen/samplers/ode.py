@@ -1,11 +1,7 @@
 r"""The probability-flow ODE by general-purpose solvers.
 
-All formulations are integrated in one variable and one scaling, lambda and :math:`u = x/\sqrt{\alpha^2+\sigma^2}`:
-
-.. math:: \frac{du}{d\lambda} = \hat\alpha D - \hat\alpha^2 u, \qquad \hat\alpha^2 = \mathrm{sigmoid}(2\lambda),
-
-where the state stays of the size of the data, the time scales are even, and a chain needs no times between its nodes.
-So the answer does not depend on the formulation. Song et al. 2021, arXiv:2011.13456, section 4.3.
+All formulations are integrated in lambda and in the scaling of `flow.Flow`, so the answer does not depend on the
+formulation. Song et al. 2021, arXiv:2011.13456, section 4.3.
 """
 
 from collections.abc import Callable
@@ -19,6 +15,7 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.adaptive import SLOPE, dormand_prince
+from sde_gen.samplers.flow import Flow
 from sde_gen.samplers.sampler import Job, Sampler
 
 _SCIPY = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
@@ -179,33 +176,15 @@ class ProbabilityFlow(Sampler):
         )
 
 
-class _Problem:
-    """The right-hand side in (lambda, u), with its call count and guards."""
+class _Problem(Flow):
+    """The right-hand side with its call count and guards, for solvers with one time for all rows."""
 
     def __init__(self, job: Job, max_nfe: int) -> None:
-        self.model, self.condition, self.first = job.model, job.condition, job.first
-        self.batch, self.max_nfe, self.calls = len(job.x), max_nfe, 0
-
-    def denoised(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
-        alpha = torch.sigmoid(2 * half_log_snr).sqrt()
-        sigma = torch.sigmoid(-2 * half_log_snr).sqrt()
-        return self.model.predict(u, alpha, sigma, self._condition(rows)).denoised
-
-    def _condition(self, rows: Tensor | None) -> dict[str, Any]:
-        if rows is None:
-            return dict(self.condition)
-        return {k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == self.batch else v
-                for k, v in self.condition.items()}  # fmt: skip
-
-    def slope(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
-        """du/dlambda at one lambda a row."""
-        alpha2 = torch.sigmoid(2 * half_log_snr)
-        shape = (-1,) + (1,) * (u.ndim - 1)
-        scale, pull = (c.to(u.dtype).reshape(shape) for c in (alpha2.sqrt(), alpha2))
-        return scale * self.denoised(u, half_log_snr, rows) - pull * u
+        super().__init__(job.model, job.condition, len(job.x))
+        self.first, self.max_nfe, self.calls = job.first, max_nfe, 0
 
     def shared(self, row: int | None) -> Callable[[Tensor, Tensor], Tensor]:
-        """f(s, u) for solvers with one time for all rows, refusing a spent budget and NaN."""
+        """f(s, u), refusing a spent budget and NaN."""
 
         def f(s: Tensor, u: Tensor) -> Tensor:
             if self.calls >= self.max_nfe:
