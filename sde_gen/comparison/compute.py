@@ -96,12 +96,11 @@ def _real(cell: Cell, context: Context) -> Result:
 
 def _likelihood(cell: Cell, context: Context) -> Result:
     config, data = cell.config, dataset_of(context)
-    model = model_of(cell, context)
-    x = data.test[: config["points"]].to(device=context.device, dtype=_dtype(model))
-    result = likelihood(model, x, config["seed"], config["divergence"], config["tolerance"])
+    result = likelihood(model_of(cell, context), data, config)
     law = law_of(data)
     if law.known and isinstance(law.exact, GaussianMixture):
-        each = -law.exact.log_prob(x.double().cpu()) / x[0].numel()
+        x = data.test[: config["points"]].double()
+        each = -law.exact.log_prob(x) / x[0].numel()
         result["nll_exact"] = float(each.mean())
     return result, {}
 

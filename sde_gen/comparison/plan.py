@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sde_gen.comparison.comparison import Comparison
 
 #: What is kept for pictures: images, points, particles, and states along the way.
-SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 4
+SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3
 FRAMES = {"vector": 25, "image": 9}
 
 
@@ -264,8 +264,9 @@ class _Planner:
         config = {
             **self._base(name, model),
             "points": min(self.spec["likelihood"], len(self.data.test)),
-            "divergence": "exact" if size <= 8 else "hutchinson",
-            "tolerance": 1e-5,
+            # Few numbers: adaptive, with the exact divergence. Many: one grid, quasi-random probes.
+            "steps": None if size <= 16 else 128,
+            "probes": 1 if size <= 16 else 4,
             "seed": seed,
         }
         return Cell("likelihood", config, {"formulation": name, "seed": seed}, None if model is None else model.key)

@@ -1,11 +1,15 @@
 """How good a set of samples is, beside held-out data: one place that knows which distances there are."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_gen._checks import choice
+from sde_gen.data import Dataset
+from sde_gen.errors import SolverError
+from sde_gen.likelihood import log_likelihood
 from sde_gen.metrics import METRICS
 from sde_gen.metrics.distances import points
 from sde_gen.model import ScoreModel
@@ -41,14 +45,33 @@ def measured(names: Sequence[str], x: Tensor, real: Tensor) -> dict[str, float |
     return result
 
 
-def likelihood(model: ScoreModel, x: Tensor, seed: int, divergence: str, tolerance: float) -> dict[str, Any]:
-    """Negative log-likelihood of held-out data in nats a dimension, with its standard error over the points."""
-    from sde_gen.likelihood import log_likelihood  # pyright: ignore[reportMissingImports]
+def likelihood(model: ScoreModel, data: Dataset, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Negative log-likelihood of held-out data with its standard error over the points.
 
-    found = log_likelihood(model, x, divergence=divergence, rtol=tolerance, atol=tolerance, seed=seed)
-    each = -found.log_prob.double().cpu() / x[0].numel()
-    return {
-        "nll": float(each.mean()),
-        "nll_standard_error": float(each.std() / len(each) ** 0.5) if len(each) > 1 else None,
-        "nfe": int(found.nfe),
-    }
+    `nll` is in nats a dimension on the model's scale; `bits_per_dim` of the raw data where it has levels, which are
+    then spread out by uniform noise, the same for all models.
+
+    Raises:
+        SolverError: a point could not be integrated.
+    """
+    x, levels = data.test[: config["points"]], data.transform.levels is not None
+    if levels:
+        x = data.transform.dequantise(x, seed=0)
+    x = x.to(device=model.device, dtype=torch.float64 if model.network is None else torch.float32)
+    found = log_likelihood(
+        model,
+        x,
+        probes=config["probes"],
+        steps=config["steps"],
+        seed=config["seed"],
+        transform=data.transform if levels else None,
+    )
+    if found.failed:
+        index, error = next(iter(found.failed.items()))
+        raise SolverError(f"{len(found.failed)} of {len(x)} points could not be integrated; point {index}: {error}")
+    size = x[0].numel()
+    mean, error = found.mean()
+    result = {"nll": -mean / size, "nll_standard_error": error / size, "nfe": int(found.nfe)}
+    if levels:
+        result["bits_per_dim"], result["bits_per_dim_standard_error"] = found.mean_bits_per_dim()
+    return result

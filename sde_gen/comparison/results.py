@@ -32,8 +32,8 @@ BEFORE = (
     "seconds",
 )
 AFTER = (
-    "nll", "nll_standard_error", "training_loss", "held_out_loss", "training_seconds", "note", "cell", "code", "data",
-    "device", "date", "command",
+    "nll", "nll_standard_error", "bits_per_dim", "training_loss", "held_out_loss", "training_seconds",
+    "note", "cell", "code", "data", "device", "date", "command",
 )  # fmt: skip
 
 

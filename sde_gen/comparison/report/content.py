@@ -178,20 +178,23 @@ def likelihoods(results: Results) -> Section | None:
     rows = []
     for r in results.likelihoods:
         if r["status"] == "ok":
-            error = r["nll_standard_error"]
             exact = "" if r.get("nll_exact") is None else f"{r['nll_exact']:.4f}"
-            told = f"{r['nll']:.4f}" + ("" if error is None else f" ± {error:.4f}")
-            rows.append([r["formulation"], str(r["seed"]), told, exact, str(r["nfe"])])
+            told = f"{r['nll']:.4f} ± {r['nll_standard_error']:.4f}"
+            bits = ""
+            if r.get("bits_per_dim") is not None:
+                bits = f"{r['bits_per_dim']:.4f} ± {r['bits_per_dim_standard_error']:.4f}"
+            rows.append([r["formulation"], str(r["seed"]), told, exact, bits, str(r["nfe"])])
         else:
-            rows.append([r["formulation"], str(r["seed"]), Badge(r["status"]), r["reason"], ""])
+            rows.append([r["formulation"], str(r["seed"]), Badge(r["status"]), r["reason"], "", ""])
     words = (
         f"Negative log-likelihood of {results.spec['likelihood']} held-out points in nats a dimension, by the "
         "probability-flow ODE, ± its standard error over the points (they are the same points for all, so the "
         "difference of "
-        "two formulations is known better than each). Lower is better."
+        "two formulations is known better than each). Lower is better. Bits a dimension are those of the raw "
+        "data, whose levels are spread out by uniform noise."
     )
-    header = ["formulation", "training seed", "nats/dimension", "of the exact law", "calls"]
-    return Section("Likelihood", [Text(words), Table(header, rows, "", [1, 2, 3, 4])])
+    header = ["formulation", "training seed", "nats/dimension", "of the exact law", "bits/dimension", "calls"]
+    return Section("Likelihood", [Text(words), Table(header, rows, "", [1, 2, 3, 4, 5])])
 
 
 def _pm(line: Ranked) -> str:

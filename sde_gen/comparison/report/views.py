@@ -190,7 +190,7 @@ def _reverse(results: Results, f: str, s: str, arrays: Any) -> Picture:
 
 def _strip(results: Results, states: list[Any], name: str, caption: str) -> Picture:
     if results.data.kind == "image":
-        stacked = np.stack([state[:4] for state in states], axis=1).reshape(-1, *states[0].shape[1:])
+        stacked = np.stack([state[:2] for state in states], axis=1).reshape(-1, *states[0].shape[1:])
         alt = f"Images along the way, left to right. {caption}"
         return Picture(name, "png", images.grid(stacked, len(states)), alt, caption, sharp=True)
     half = max(2.6, images.half_width(results.data.test.numpy()))
