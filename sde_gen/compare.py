@@ -127,7 +127,7 @@ def _command(cfg: CompareConfig) -> str:
         return f"{base} {shlex.quote(f'spec={cfg.spec}')}"
     given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
     kept = [word for word in given if word.split("=")[0].lstrip("+~") not in _RUNNING]
-    if not any(word.startswith("experiment=") for word in kept):
+    if not any(word.split("=")[0].lstrip("~") == "experiment" for word in kept):
         kept.insert(0, "experiment=oracle_2d")
     return " ".join([base, *map(shlex.quote, kept)])
 

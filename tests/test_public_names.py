@@ -35,6 +35,7 @@ CONTRACT = [
     "ScorePrediction",
     "EDMPreconditioning",
     "DenoisingScoreMatching",
+    "Comparison",
 ]
 
 

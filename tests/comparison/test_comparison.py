@@ -249,7 +249,7 @@ def test_tables(tmp_path: Path) -> None:
 def test_a_data_frame_where_pandas_is_there(tmp_path: Path) -> None:
     results = small(seeds=(0,), budgets=(4,)).run(tmp_path)
     try:
-        import pandas  # noqa: F401
+        import pandas as pd  # noqa: F401
     except ImportError:
         with pytest.raises(sg.MissingInputError, match="pip install pandas"):
             results.to_dataframe()
