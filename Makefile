@@ -1,12 +1,13 @@
 # make demo        install into .venv, train VP on digits, sample with predictor-corrector, end in a picture
 # make test        the tests (without the slow ones), two at a time
 # make test-slow   the slow tests: real training
+# make test-faults crashes, kills, full disks, flipped bits, payloads, several processes: all of tests/faults
 # make test-peers  the comparison with other libraries, which it installs
 # make test-report the report of a comparison in headless Chromium, which it installs where it may (Debian's package)
 # make coverage    the tests once more, with a table of lines and branches that they do not reach
 # make mutation    how many small faults planted in the core the tests find (long); writes docs/verification/mutation.md
 # make lint        style, layers, types
-# make wheel-test  build sdist -> wheel, install it in a fresh environment, run both commands in an empty folder
+# make wheel-test  build sdist -> wheel, install it in a fresh environment, run the commands in an empty folder
 # make clean       remove builds and caches;  make clean-all: .venv too
 #
 # PYTHON=python3.12   which interpreter makes .venv (default: the first of python3, python3.13, 3.12, 3.11 that fits)
@@ -32,7 +33,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $$($(PY) -m pip --version >/dev/null 2>&1 
 # torch has its own line: everything else is installed under the constraints without it.
 INSTALL = $(PIP) install --quiet -c $(VENV)/constraints.txt
 
-.PHONY: help demo test test-slow test-peers test-report coverage mutation lint style layers types format wheel-test clean clean-all
+.PHONY: help demo test test-faults test-slow test-peers test-report coverage mutation lint style layers types format wheel-test clean clean-all
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -71,6 +72,9 @@ demo: $(VENV)/.demo
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS) $(TESTS)
+
+test-faults: $(VENV)/.test
+	$(PY) -m pytest -n $(WORKERS) -m "slow or not slow" --durations=10 $(PYTEST_ARGS) tests/faults
 
 test-slow: $(VENV)/.test
 	$(PY) -m pytest -m slow --durations=10 $(PYTEST_ARGS) $(TESTS)
@@ -133,6 +137,7 @@ wheel-test: $(VENV)/.dev
 	echo "== the commands in an empty folder"; \
 	"$$py" -m sde_gen.train sde=vp run=tiny trainer.steps=4 trainer.batch_size=8; \
 	"$$py" -m sde_gen.sample sampler=pc run=tiny num_samples=4 sampler.steps=3; \
+	"$$py" -m sde_gen.evaluate run=tiny num_samples=8 sampler.steps=3 nll.samples=2 nll.rtol=1e-2 nll.atol=1e-2; \
 	"$$tmp/venv/bin/sde-gen-train" sde=ddpm run=tiny2 trainer.steps=2 trainer.batch_size=8; \
 	"$$tmp/venv/bin/sde-gen-sample" sampler=ddim run=tiny2 num_samples=4 sampler.steps=3; \
 	"$$tmp/venv/bin/sde-gen-compare" data.n_test=64 budgets=[4] seeds=[0] num_samples=32 orders=false likelihood=0 workers=2; \

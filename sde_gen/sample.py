@@ -3,6 +3,8 @@
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,13 +15,17 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from sde_gen.config.schema import SampleConfig
-    from sde_gen.data import Affine, Dataset
+    from sde_gen.data import Dataset
+    from sde_gen.distributed import Processes
     from sde_gen.model import ScoreModel
+    from sde_gen.samplers import Sampler, Samples
+    from sde_gen.streaming import BlockStore
     from sde_gen.training import Checkpoint
 
 _FRAMES = 60  # of an animation, at most
 _SHOWN = 100  # images in a picture, at most
 _COMPARED = 2000  # samples in a comparison, at most
+_HEAD = 20_000  # samples that comparisons and pictures are made of, at most; the others pass through memory in blocks
 
 
 def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
@@ -30,102 +36,165 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     """
     from sde_gen.config.check import typed
     from sde_gen.config.objects import build, plain
-    from sde_gen.config.restore import load_model, pick_device, stored_transform
+    from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_transform
     from sde_gen.config.schema import SampleConfig
-    from sde_gen.errors import BetweenNodesWarning
+    from sde_gen.distributed import start
     from sde_gen.rng import check_seed
+    from sde_gen.streaming import BlockStore, block_length, write_npz
+    from sde_gen.training import read_checkpoint
+    from sde_gen.training.files import write_json
 
     cfg = typed(SampleConfig, plain(config))
     check_seed(cfg.seed)
     device = pick_device(cfg.device)
     sampler = build(cfg.sampler, trust=cfg.trust, where="sampler")
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
-    checkpoint = _checkpoint(cfg)
+    processes = start(device.type, cfg.timeout)
+    device = pick_device(cfg.device, processes.local_rank) if processes.world > 1 else device
+    place = (cfg.run, cfg.checkpoint, cfg.runs_dir)
+    checkpoint = read_checkpoint(
+        Path(processes.on_main(lambda: str(chosen_checkpoint(*place, say, best=cfg.best).path)))
+    )
     model = load_model(checkpoint, weights=cfg.weights, device=device, trust=cfg.trust)
     if perturbation is not None:
         model = model.under(perturbation)
     transform, shape, classes = stored_transform(checkpoint)
-    condition = _condition(cfg, classes if checkpoint.state.get("conditional") else 0, device)
-    target = _Target.of(cfg, checkpoint)
-    frames = _Frames(model, cfg.num_samples) if cfg.animation else None
+    classes = classes if checkpoint.state.get("conditional") else 0
+    _check_label(cfg, classes)
 
-    say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("once", BetweenNodesWarning)
-        samples = sampler(
-            model,
-            (cfg.num_samples, *shape),
-            seed=cfg.seed,
-            condition=condition,
-            callback=frames,
-            progress=sys.stderr.isatty(),
-            chunk=cfg.chunk if frames is None else cfg.num_samples,
-            device=device,
-        )
-    for note in notes:
-        say(f"note: {note.message}")
-    x = samples.x.float().cpu()
-    data = _data(checkpoint, cfg)
-    report: dict[str, Any] = {
-        "sampler": repr(sampler),
-        "perturbation": repr(model.perturbation),
-        "checkpoint": str(checkpoint.path),
-        "step": checkpoint.step,
-        "weights": cfg.weights,
-        "seed": cfg.seed,
-        "num_samples": cfg.num_samples,
-        "nfe": samples.nfe,
-        "seconds": round(samples.seconds, 3),
-        "held_out_loss": checkpoint.state.get("metrics", {}).get("held_out_loss"),
-    }
-    if cfg.metrics and data is not None:
-        report |= _distances(x, data)
-    _write(target, x, transform, condition, report)
-    _draw(target, model, x, data, frames, cfg)
+    plan = {"checkpoint": checkpoint.digest, "sampler": plain(cfg.sampler), "sde": plain(cfg.sde), "seed": cfg.seed}
+    plan |= {"weights": cfg.weights, "label": cfg.label, "device": device.type}
+    block = min(cfg.num_samples, cfg.chunk or block_length(shape))
+    with ExitStack() as held:
+        target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
+        store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
+        store = replace(store, folder=target.folder / f".partial-{target.stem}-{store.digest[:12]}")
+        processes.agree({"job": store.digest, "folder": str(store.folder)})
+        processes.on_main(lambda: held.enter_context(store.open()))
+        say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
+        frames = _Frames(model, block) if cfg.animation and processes.is_main else None
+        _draw_all(cfg, store, processes, sampler, model, classes, frames, device, target)
+        if not processes.is_main:
+            return {}
+        head, nfe, seconds = _summary(store)
+        data = _data(checkpoint, cfg)
+        report: dict[str, Any] = {
+            "sampler": repr(sampler),
+            "perturbation": repr(model.perturbation),
+            "checkpoint": str(checkpoint.path),
+            "step": checkpoint.step,
+            "weights": cfg.weights,
+            "seed": cfg.seed,
+            "num_samples": cfg.num_samples,
+            "nfe": nfe,
+            "seconds": round(seconds, 3),
+            "held_out_loss": checkpoint.state.get("metrics", {}).get("held_out_loss"),
+        }
+        if cfg.metrics and data is not None:
+            report |= _distances(head, data)
+        size = (cfg.num_samples, *shape)
+        arrays: dict[str, Any] = {
+            "x": (size, str(transform.inverse(head[:1]).numpy().dtype),
+                  (transform.inverse(b.x).numpy() for b in store.read_all())),
+            "model_x": (size, "float32", (b.x.numpy() for b in store.read_all())),
+        }  # fmt: skip
+        if cfg.label is not None:
+            pieces = (_labels(cfg, classes, *store.rows(i)).numpy() for i in range(len(store)))
+            arrays["label"] = ((cfg.num_samples,), "int64", pieces)
+        write_npz(target.path(".npz"), arrays)
+        named = target.path(".json") if target.stem != "samples" else target.folder / "report.json"
+        write_json(named, report)
+        _draw(target, model, head, data, frames, cfg)
+        store.remove()
     _table(report, target)
     return report
 
 
-def _checkpoint(cfg: "SampleConfig") -> "Checkpoint":
-    from sde_gen.config.restore import find_checkpoint
-    from sde_gen.training import newest_run
-    from sde_gen.training.run_dir import run_path
+def _draw_all(
+    cfg: "SampleConfig",
+    store: "BlockStore",
+    processes: "Processes",
+    sampler: "Sampler",
+    model: "ScoreModel",
+    classes: int,
+    frames: "_Frames | None",
+    device: Any,
+    target: "_Target",
+) -> None:
+    """Draw what is missing of the store; a signal is obeyed between blocks."""
+    from sde_gen.errors import BetweenNodesWarning
+    from sde_gen.streaming import draw_blocks
+    from sde_gen.training import Interrupted, StopFlag, stop_on_signals
 
-    root = Path(cfg.runs_dir).expanduser()
-    if cfg.checkpoint is not None:
-        place = Path(cfg.checkpoint)
-    elif cfg.run is not None:
-        place = run_path(root, str(cfg.run))
-    else:
-        place = newest_run(root).path
-        say(f"newest run: {place}")
-    found, skipped = find_checkpoint(place)
-    for sentence in skipped:
-        say(f"passed over: {sentence}")
-    return found
+    def draw(first: int, size: int) -> "Samples":
+        condition = {} if cfg.label is None else {"label": _labels(cfg, classes, first, size).to(device)}
+        return sampler(
+            model,
+            (size, *store.shape),
+            seed=cfg.seed,
+            first=first,
+            condition=condition,
+            callback=frames if first == 0 else None,
+            progress=processes.is_main and sys.stderr.isatty(),
+            chunk=size,
+            device=device,
+        )
+
+    with warnings.catch_warnings(record=True) as notes, ExitStack() as held:
+        warnings.simplefilter("once", BetweenNodesWarning)
+        # A job of one block has no boundary to stop at: there a signal ends it as it ends any program.
+        stop = held.enter_context(stop_on_signals()) if len(store) > 1 else StopFlag()
+        finished = draw_blocks(store, processes, draw, lambda: bool(stop), again=(0,) if frames is not None else ())
+    for note in notes:
+        say(f"note: {note.message}")
+    if not finished:
+        out = target.folder if target.stem == "samples" else target.path(".npz")
+        raise Interrupted(
+            f"stopped by {stop.reason or 'a signal to another process'} between blocks, and those drawn are saved; "
+            f"run the same command with out={out} to continue"
+        )
 
 
-def _condition(cfg: "SampleConfig", classes: int, device: Any) -> dict[str, "Tensor"]:
+def _summary(store: "BlockStore") -> "tuple[Tensor, int, float]":
+    """The first samples, network calls, and seconds of drawing over all blocks."""
     import torch
 
+    head, nfe, seconds, kept = [], 0, 0.0, 0
+    for block in store.read_all():
+        if kept < _HEAD:
+            head.append(block.x[: _HEAD - kept])
+            kept += len(head[-1])
+        nfe, seconds = max(nfe, block.nfe), seconds + block.seconds
+    return torch.cat(head), nfe, seconds
+
+
+def _check_label(cfg: "SampleConfig", classes: int) -> None:
     from sde_gen.errors import ConfigError
 
-    if cfg.label is None:
-        return {}
-    if classes == 0:
+    if cfg.label is not None and classes == 0:
         raise ConfigError(f"label={cfg.label}, but this network was trained without labels; leave label out")
-    if cfg.label == "cycle":
-        return {"label": (torch.arange(cfg.num_samples) % classes).to(device)}
-    if not 0 <= int(cfg.label) < classes:
+    if isinstance(cfg.label, int) and not 0 <= cfg.label < classes:
         raise ConfigError(f"label={cfg.label} must be one of 0..{classes - 1}, or cycle")
-    return {"label": torch.full((cfg.num_samples,), int(cfg.label), device=device)}
+
+
+def _labels(cfg: "SampleConfig", classes: int, first: int, size: int) -> "Tensor":
+    """The labels of samples `first`, ..., `first + size - 1`."""
+    import torch
+
+    if cfg.label == "cycle":
+        return torch.arange(first, first + size) % classes
+    return torch.full((size,), int(cfg.label or 0))
 
 
 class _Target:
     """Where the results go: a folder, and the beginning of each file's name."""
 
-    def __init__(self, folder: Path, stem: str) -> None:
-        self.folder, self.stem = folder, stem
+    def __init__(self, folder: str | Path, stem: str) -> None:
+        self.folder, self.stem = Path(folder), stem
+
+    def parts(self) -> list[str]:
+        """What the constructor takes, as text."""
+        return [str(self.folder), self.stem]
 
     @classmethod
     def of(cls, cfg: "SampleConfig", checkpoint: "Checkpoint") -> "_Target":
@@ -171,21 +240,16 @@ class _Frames:
 
 def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
     """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
-    from sde_gen.config.objects import build
+    from sde_gen.config.restore import stored_data
     from sde_gen.errors import SDEGenError
 
     if not (cfg.metrics or cfg.forward):
         return None
     try:
-        data = build(checkpoint.config.get("data"), trust=cfg.trust, where="data", stored=True)
+        return stored_data(checkpoint, cfg.trust)
     except SDEGenError as error:
         say(f"no comparison with data: {error}")
         return None
-    stored = checkpoint.state.get("data", {})
-    if data is not None and data.fingerprint != stored.get("fingerprint"):
-        say(f"no comparison with data: {data.name} is not what it was when the network was trained")
-        return None
-    return data
 
 
 def _distances(x: "Tensor", data: "Dataset") -> dict[str, Any]:
@@ -209,27 +273,6 @@ def _distances(x: "Tensor", data: "Dataset") -> dict[str, Any]:
         result["svm_accuracy"] = metrics.classifier_accuracy(generated, held_out)
         result["svm_accuracy_real"] = metrics.classifier_accuracy(real, held_out)
     return result
-
-
-def _write(
-    target: _Target, x: "Tensor", transform: "Affine", condition: Mapping[str, "Tensor"], report: Mapping[str, Any]
-) -> None:
-    import numpy as np
-
-    from sde_gen.training.files import publish, write_json
-
-    arrays = {"x": transform.inverse(x).numpy(), "model_x": x.numpy()}
-    if "label" in condition:
-        arrays["label"] = condition["label"].cpu().numpy()
-
-    savez: Any = np.savez_compressed
-
-    def save(temporary: Path) -> None:
-        with temporary.open("wb") as stream:
-            savez(stream, **arrays)
-
-    publish(target.path(".npz"), save, "the samples")
-    write_json(target.path(".json") if target.stem != "samples" else target.folder / "report.json", dict(report))
 
 
 def _draw(

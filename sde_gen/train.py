@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 from sde_gen.config.launch import launch, say
@@ -14,12 +15,6 @@ if TYPE_CHECKING:
 
 _QUIET_SECONDS = 5.0  # between two lines of progress, where there is no terminal
 
-#: Settings of the trainer that may differ when a run is continued; all others change what is computed.
-_FREE = frozenset(
-    {"steps", "max_seconds", "compile", "checkpoint_every", "keep_last", "log_every", "eval_every"}
-    | {"preview_every", "preview_samples", "preview_steps"}
-)
-
 
 def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, float]:
     """Train as `config` says and return the last row of metrics; the body of the command.
@@ -30,89 +25,91 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, float]:
     import torch
 
     from sde_gen.config.check import typed
-    from sde_gen.config.objects import build, plain
-    from sde_gen.config.restore import pick_device, resolved_network
+    from sde_gen.config.launch import job_overrides
+    from sde_gen.config.objects import plain
+    from sde_gen.config.prepare import continued, prepare
+    from sde_gen.config.restore import pick_device
     from sde_gen.config.schema import LoggerSettings, TrainConfig
+    from sde_gen.distributed import start
     from sde_gen.errors import ConfigError
-    from sde_gen.model import ScoreModel
-    from sde_gen.rng import check_seed
-    from sde_gen.training import Interrupted, Trainer, TrainerSettings, stop_on_signals
+    from sde_gen.training import Interrupted, RunDirectory, Trainer, stop_on_signals
 
-    cfg = typed(TrainConfig, plain(config))
-    settings = typed(TrainerSettings, cfg.trainer, "trainer")
+    cfg = continued(typed(TrainConfig, plain(config)), job_overrides())
     logger = typed(LoggerSettings, cfg.logger, "logger")
-    check_seed(cfg.seed)
     if logger.tensorboard and not _has_tensorboard():
         raise ConfigError("logger=tensorboard needs tensorboard; run pip install 'sde_gen[tensorboard]', or logger=csv")
     device = pick_device(cfg.device)
-    perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
-    parameterization = build(cfg.parameterization, trust=cfg.trust, where="parameterization")
-    data = build(cfg.data, trust=cfg.trust, where="data")
-    given = {"num_classes": data.num_classes} if cfg.class_conditional else {}
-    objective = build(cfg.objective, trust=cfg.trust, where="objective", **given)
-    network_node = resolved_network(cfg.network, data, cfg.class_conditional)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(cfg.seed)
-        network = build(network_node, trust=cfg.trust, where="network")
-    model = ScoreModel(network, perturbation, parameterization)
-    objective.law_for(model)  # a law of times that does not go with the perturbation is refused here
+    ready = prepare(cfg)
+    processes = start(device.type, cfg.timeout)
+    if processes.world > 1 and device.type == "cuda":
+        device = pick_device(cfg.device, processes.local_rank)
+        torch.cuda.set_device(device)
 
-    stored = {name: getattr(cfg, name) for name in ("sde", "data", "parameterization", "objective", "trainer")}
-    stored |= {"network": network_node, "seed": cfg.seed, "class_conditional": cfg.class_conditional}
-    folder = _folder(cfg, data.name)
-    with folder.locked(), stop_on_signals() as stop:
-        report = _Report(folder, settings.steps, logger.tensorboard)
+    with ExitStack() as held:
+        # Process 0 makes, locks and cleans the folder; the others are told where it is.
+        folder = RunDirectory(processes.on_main(lambda: _take_folder(cfg, ready.data.name, held)))
+        stop = held.enter_context(stop_on_signals())
+        report = _Report(folder, ready.settings.steps, logger.tensorboard, processes.is_main)
         trainer = Trainer(
-            model,
-            data,
-            objective,
-            settings,
+            ready.model,
+            ready.data,
+            ready.objective,
+            ready.settings,
             seed=cfg.seed,
             device=device,
             conditional=cfg.class_conditional,
             checkpoints=folder.checkpoints,
-            config=stored,
+            config=ready.stored,
             stop=lambda: bool(stop),
             listeners=[report],
+            processes=processes,
         )
-        _resume(trainer, folder, stored)
+        _resume(trainer, folder, ready.stored)
         report.start(trainer)
-        _write_config(folder, stored)
+        if processes.is_main:
+            _write_config(folder, ready.stored)
         try:
             last = trainer.train()
         finally:
             report.close()
-        if stop and trainer.step < settings.steps:
+        if trainer.interrupted:
             raise Interrupted(
-                f"stopped by {stop.reason} at step {trainer.step} of {settings.steps}, which is saved; "
-                f"run the same command with run={folder.path.name} to continue"
+                f"stopped by {stop.reason or 'a signal to another process'} at step {trainer.step} of "
+                f"{ready.settings.steps}, which is saved; run the same command with run={folder.path.name} to continue"
             )
         report.finish(trainer)
     return last
 
 
-def _folder(cfg: Any, data_name: str) -> "RunDirectory":
+def _take_folder(cfg: Any, data_name: str, held: ExitStack) -> str:
+    """The run's folder, locked as long as `held` is open, without what a killed run may have left."""
     from pathlib import Path
 
     from sde_gen.training import RunDirectory
+    from sde_gen.training.checkpoint import remove_leftovers
 
     root = Path(cfg.runs_dir).expanduser()
     if cfg.run is not None:
-        return RunDirectory.named(root, str(cfg.run))
-    label = str(cfg.sde.get("_target_", "run")).rpartition(".")[2].lower()
-    return RunDirectory.fresh(root, f"{label}_{data_name}")
+        folder = RunDirectory.named(root, str(cfg.run))
+    else:
+        label = str(cfg.sde.get("_target_", "run")).rpartition(".")[2].lower()
+        folder = RunDirectory.fresh(root, f"{label}_{data_name}")
+    held.enter_context(folder.locked())
+    for place in (folder.path, folder.checkpoints, folder.samples):
+        remove_leftovers(place)
+    return str(folder.path)
 
 
 def _resume(trainer: "Trainer", folder: "RunDirectory", config: Mapping[str, Any]) -> None:
     """Continue from the newest sound checkpoint of the run, if it has any."""
+    from sde_gen.config.prepare import differences
     from sde_gen.errors import CheckpointError, ConfigError
     from sde_gen.training import newest_checkpoint
-    from sde_gen.training.checkpoint import remove_leftovers
 
-    remove_leftovers(folder.checkpoints)
     found, skipped = newest_checkpoint(folder.checkpoints)
     for sentence in skipped:
         say(f"passed over: {sentence}")
+    trainer.processes.agree({"checkpoint": found.digest if found else "none"})
     if found is None:
         if skipped:
             raise CheckpointError(
@@ -120,26 +117,14 @@ def _resume(trainer: "Trainer", folder: "RunDirectory", config: Mapping[str, Any
             )
         return
     changed = differences(found.config, config)
-    if changed:
+    if refused := [str(change) for change in changed if change.matters]:
         raise ConfigError(
-            f"run {folder.path} was started with other settings ({'; '.join(changed)}); "
+            f"run {folder.path} was started with other settings ({'; '.join(refused)}); "
             "repeat those, or give another run=NAME"
         )
     trainer.resume(found)
-
-
-def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """A phrase such as "sde.beta_max was 20.0, is 10.0" for each setting that matters to a resumed run and differs."""
-    result = []
-    for key in [*old, *(key for key in new if key not in old)]:
-        if where == "trainer." and key in _FREE:
-            continue
-        a, b = old.get(key), new.get(key)
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            result += differences(a, b, f"{where}{key}.")
-        elif (list(a) if isinstance(a, tuple) else a) != (list(b) if isinstance(b, tuple) else b):
-            result.append(f"{where}{key} was {a}, is {b}")
-    return result
+    for change in changed:
+        say(f"changed: {change}")
 
 
 def _write_config(folder: "RunDirectory", config: Mapping[str, Any]) -> None:
@@ -159,14 +144,16 @@ def _has_tensorboard() -> bool:
 class _Report:
     """What the command shows and writes while a run trains."""
 
-    def __init__(self, folder: "RunDirectory", steps: int, tensorboard: bool) -> None:
-        self.folder, self.steps, self.tensorboard = folder, steps, tensorboard
+    def __init__(self, folder: "RunDirectory", steps: int, tensorboard: bool, is_main: bool = True) -> None:
+        self.folder, self.steps, self.tensorboard, self.is_main = folder, steps, tensorboard, is_main
         self._bar: Any = None
         self._events: Any = None
         self._said = 0.0
 
     def start(self, trainer: "Trainer") -> None:
         """Say what is about to happen; open the files."""
+        if not self.is_main:
+            return
         from sde_gen.training import MetricsFile
 
         parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -175,6 +162,7 @@ class _Report:
         say(
             f"{trainer.model.perturbation} on {trainer.data.name} ({len(trainer.data.train)} samples of shape "
             f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
+            + (f", {trainer.processes.world} processes" if trainer.processes.world > 1 else "")
         )
         if trainer.step:
             say(f"continued from step {trainer.step}")
@@ -190,15 +178,20 @@ class _Report:
 
     def __call__(self, event: str, trainer: "Trainer", values: Mapping[str, Any]) -> None:
         """What the trainer tells."""
-        if event == "log":
-            self._metrics.add(values)
+        if event == "preview":
+            self._preview(trainer)  # in every process: a sharded network needs them all
+        elif not self.is_main:
+            return
+        elif event == "save failed":
+            say(f"not saved: {values['error']}; training goes on, and saving is tried again")
+        elif event == "log":
+            if not self._metrics.add(values):
+                say(f"{self.folder.metrics} cannot be written; its rows wait")
             self._show(values)
             if self._events is not None:
                 for key, value in values.items():
                     if key != "step":
                         self._events.add_scalar(key, value, int(values["step"]))
-        elif event == "preview":
-            self._preview(trainer)
 
     def _show(self, row: Mapping[str, float]) -> None:
         if self._bar is not None:
@@ -216,6 +209,7 @@ class _Report:
     def _preview(self, trainer: "Trainer") -> None:
         """A picture of samples with the averaged weights."""
         from sde_gen import pictures
+        from sde_gen.errors import WriteError
         from sde_gen.samplers import DDIM
         from sde_gen.training.files import make_folder
 
@@ -228,9 +222,14 @@ class _Report:
         condition = self._labels(trainer, count)
         with trainer.ema.applied():
             x = sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition).x
+        if not self.is_main:
+            return
         picture = pictures.picture_of(x, data.test)
-        make_folder(self.folder.samples, "the folder of the pictures")
-        pictures.save_image(picture, self.folder.samples / f"step_{trainer.step:08d}.png")
+        try:
+            make_folder(self.folder.samples, "the folder of the pictures")
+            pictures.save_image(picture, self.folder.samples / f"step_{trainer.step:08d}.png")
+        except WriteError as error:
+            say(f"no picture: {error}")  # a full disk ends a run for its checkpoints' sake only
 
     @staticmethod
     def _labels(trainer: "Trainer", count: int) -> dict[str, Any]:
@@ -254,8 +253,10 @@ class _Report:
         from sde_gen.training import read_metrics
 
         picture = self.folder.samples / f"step_{trainer.step:08d}.png"
-        if not picture.is_file():
+        if trainer.processes.on_main(lambda: not picture.is_file()):
             self._preview(trainer)
+        if not self.is_main:
+            return
         if pictures.has_matplotlib():
             pictures.loss_curve(read_metrics(self.folder.metrics), self.folder.path / "loss.png")
         else:
@@ -263,6 +264,8 @@ class _Report:
         last = trainer.last
         rows = [("steps", f"{trainer.step}"), ("seconds", f"{trainer.seconds:.1f}")]
         rows += [(k.replace("_", " "), f"{last[k]:.5g}") for k in ("loss", "held_out_loss") if k in last]
+        if trainer.faults.total:
+            rows.append(("updates skipped", f"{trainer.faults.total} (loss or gradient not finite)"))
         if picture.is_file():
             rows.append(("samples", str(picture)))
         width = max(len(name) for name, _ in rows)

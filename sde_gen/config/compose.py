@@ -19,7 +19,7 @@ def load_config(
     """Compose the configuration of a command, for notebooks and scripts: the same that the command line would use.
 
     Args:
-        name: "train" or "sample".
+        name: "train", "sample" or "evaluate".
         overrides: what would follow the command, such as ["sde=ve", "trainer.steps=100"].
         config_dir: a folder of your own configurations, searched before the packaged one.
 
@@ -84,7 +84,9 @@ def _missing(error: Exception, name: str) -> ConfigError:
         return ConfigError(f"{group}={choice} is not a choice{nearest(choice, options)}; {known}")
     if not wanted:
         return ConfigError(_first_line(error))
-    return ConfigError(f"there is no configuration named {wanted!r}; use train or sample, or --config-dir for your own")
+    return ConfigError(
+        f"there is no configuration named {wanted!r}; use train, sample or evaluate, or --config-dir for your own"
+    )
 
 
 def _sentence(error: Exception, name: str) -> str:

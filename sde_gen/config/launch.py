@@ -4,6 +4,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
 from sde_gen._conf import config_dir
@@ -14,18 +15,25 @@ if TYPE_CHECKING:
     from omegaconf import DictConfig
 
 _ABORTED = 130
-_PER_JOB = {"train": ("run", "_"), "sample": ("out", "/"), "compare": ("out", "/")}
+_PER_JOB = {
+    "train": ("run", "_"),
+    "sample": ("out", "/"),
+    "evaluate": ("out", "/"),
+    "compare": ("out", "/"),
+    "import_weights": ("run", "_"),
+}
 
 
 def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str] | None = None) -> int:
     """Run the command `name` and return its exit code.
 
-    Codes: 0 done, 2 usage or configuration, 65 bad data or checkpoint, 66 missing input, 70 numerical failure,
-    73 output cannot be created or is in use, 74 input/output, 75 stopped by a signal and saved, 130 aborted.
+    Codes: 0 done, 2 usage or configuration, 65 bad data or checkpoint, 66 missing input, 69 another process of the job
+    is gone, 70 numerical failure, 73 output cannot be created or is in use, 74 input/output, 75 stopped by a signal and
+    saved, 130 aborted.
     With HYDRA_FULL_ERROR=1 in the environment every error shows its traceback.
 
     Args:
-        name: of the primary configuration, "train" or "sample".
+        name: of the primary configuration, "train", "sample" or "evaluate".
         task: called with the composed configuration, once per job.
         argv: arguments; those of the process by default.
     """
@@ -34,7 +42,9 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
 
     def job(config: "DictConfig") -> object:
         try:
-            return task(config)
+            result = task(config)
+            _wait_for_the_others()
+            return result
         except Exception as error:
             told = _as_ours(error, name)
             if debug or told is None:
@@ -49,7 +59,8 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
     try:
         overrides = [argument for argument in arguments if not argument.startswith("-")]
         reject_additions(overrides)
-        with _process(_one_folder_per_job(name, arguments)):
+        with _process(_one_folder_per_job(name, arguments)), _scratch(arguments) as more:
+            sys.argv += more
             import hydra
 
             hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
@@ -86,8 +97,26 @@ def _in_sweep() -> bool:
     return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
 
 
+def job_overrides() -> list[str]:
+    """The arguments of the command that is running, as Hydra took them; empty where none is."""
+    from hydra.core.hydra_config import HydraConfig
+
+    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def rank() -> int:
+    """Number of this process in a job of several, as the environment tells; 0 alone."""
+    number, world = (os.environ.get(name, "") for name in ("RANK", "WORLD_SIZE"))
+    return int(number) if number.isdigit() and world.isdigit() and int(world) > 1 else 0
+
+
 def say(line: str) -> None:
-    """Write a line to standard output; a reader that has gone away (`| head`) does not end a run."""
+    """Write a line to standard output; a reader that has gone away (`| head`) does not end a run.
+
+    In a job of several processes, process 0 speaks.
+    """
+    if rank():
+        return
     try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
@@ -100,14 +129,16 @@ def _silence() -> None:
 
 
 def _tell(error: BaseException) -> None:
+    if type(error).__name__ == "FailedElsewhere":  # process 0 has said it
+        return
     sys.stdout.flush()
-    sys.stderr.write(f"error: {error}\n")
+    sys.stderr.write(f"error: {error}\n" if rank() == 0 else f"error: process {rank()}: {error}\n")
     sys.stderr.flush()
 
 
 def _one_folder_per_job(name: str, arguments: list[str]) -> list[str]:
     """In a sweep, give each job its own run=NAME_<job> (or out=PATH/<job>), unless the sweep is over that very name."""
-    if not any(a in ("-m", "--multirun") or a.upper() == "HYDRA.MODE=MULTIRUN" for a in arguments):
+    if not _is_sweep(arguments):
         return arguments
     key, joint = _PER_JOB[name]
     result = []
@@ -116,6 +147,27 @@ def _one_folder_per_job(name: str, arguments: list[str]) -> list[str]:
         swept = any(mark in value for mark in ",(") or value in ("", "null")
         result.append(f"{argument}{joint}${{hydra:job.num}}" if found == key and not swept else argument)
     return result
+
+
+def _wait_for_the_others() -> None:
+    """Nobody leaves a job of several processes before the others have done their part."""
+    distributed = sys.modules.get("sde_gen.distributed")
+    if distributed is not None:
+        distributed.start().wait()
+
+
+@contextmanager
+def _scratch(arguments: list[str]) -> Iterator[list[str]]:
+    """Process 0 owns the folder that Hydra writes in a sweep; the others are given one to throw away."""
+    if rank() == 0 or not _is_sweep(arguments):
+        yield []
+        return
+    with TemporaryDirectory(prefix="sde_gen-") as folder:
+        yield [f"hydra.sweep.dir={folder}"]
+
+
+def _is_sweep(arguments: Sequence[str]) -> bool:
+    return any(a in ("-m", "--multirun") or a.upper() == "HYDRA.MODE=MULTIRUN" for a in arguments)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ _CLASSES = {
         "UniformTime UniformLambda KarrasRho Quadratic ChainNodes GivenTimes GivenLambdas"
     ),
     "sde_gen.networks": "MLP UNet",
+    "sde_gen.metrics": "NetworkFeatures Pixels efficientnet_lite0",
     "sde_gen.data": (
         "digits two_moons checkerboard swiss_roll rings mixture fashion_mnist image_folder array_file csv_file hub"
     ),

@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -10,20 +10,25 @@ import torch
 
 from sde_gen.config.objects import build
 from sde_gen.data import Affine, Dataset
-from sde_gen.errors import CheckpointError, ConfigError, MissingInputError, SDEGenError
+from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
-from sde_gen.training.checkpoint import MANIFEST, Checkpoint, newest_checkpoint, read_checkpoint
+from sde_gen.training.checkpoint import MANIFEST, Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint
+from sde_gen.training.run_dir import newest_run, run_path
 from sde_gen.training.state import load_weights
 
 _SMALL = 16  # pixels along a side up to which the default U-Net is meant
 
 
-def pick_device(name: str) -> torch.device:
+def pick_device(name: str, local_rank: int = 0) -> torch.device:
     """The device called `name`; "auto" takes CUDA, then MPS, then the CPU.
+
+    Where several processes share a machine, "auto" and "cuda" are the GPU numbered `local_rank`.
 
     Raises:
         ConfigError: a name that torch does not know, or a device that is not there.
     """
+    if local_rank and name in ("auto", "cuda") and torch.cuda.is_available():
+        name = f"cuda:{local_rank}"
     if name == "auto":
         mps = torch.backends.mps.is_available()
         return torch.device("cuda" if torch.cuda.is_available() else "mps" if mps else "cpu")
@@ -83,8 +88,12 @@ def _fits(target: str, data: Dataset) -> None:
         )
 
 
-def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Checkpoint, list[str]]:
+def find_checkpoint(path: str | os.PathLike[str], best: bool = False) -> tuple[Checkpoint, list[str]]:
     """The checkpoint at `path`, or the newest sound one if `path` is a run or its `checkpoints` folder.
+
+    Args:
+        path: folder of a checkpoint, a run or its checkpoints.
+        best: of a run, the checkpoint of the lowest held-out loss instead.
 
     Returns:
         The checkpoint, and one sentence for each newer one that was damaged.
@@ -98,12 +107,59 @@ def find_checkpoint(path: str | os.PathLike[str]) -> tuple[Checkpoint, list[str]
     if not folder.is_dir():
         raise MissingInputError(f"no checkpoint at {folder}: there is no such folder; give run=NAME or checkpoint=PATH")
     inside = folder / "checkpoints"
-    found, skipped = newest_checkpoint(inside if inside.is_dir() else folder)
+    find = best_checkpoint if best else newest_checkpoint
+    found, skipped = find(inside if inside.is_dir() else folder)
     if found is not None:
         return found, skipped
     if skipped:
         raise CheckpointError(f"no checkpoint in {folder} is sound: {skipped[0]}")
+    if best and newest_checkpoint(inside if inside.is_dir() else folder)[0] is not None:
+        raise MissingInputError(f"no checkpoint in {folder} was measured on held-out data; leave best=true out")
     raise MissingInputError(f"no checkpoint in {folder}; train it first, or give another run=NAME or checkpoint=PATH")
+
+
+def chosen_checkpoint(
+    run: str | int | float | None,
+    checkpoint: str | None,
+    runs_dir: str,
+    say: Callable[[str], object],
+    *,
+    best: bool = False,
+) -> Checkpoint:
+    """The checkpoint that a command's run=, checkpoint= and runs_dir= mean; the newest run's where both are null.
+
+    `say` is told which run was the newest, and of each damaged checkpoint that was passed over. With `best`, the one of
+    the lowest held-out loss.
+
+    Raises:
+        As `find_checkpoint`, and for a name that is not a run's `ConfigError`.
+    """
+    root = Path(runs_dir).expanduser()
+    if checkpoint is not None:
+        place = Path(checkpoint)
+    elif run is not None:
+        place = run_path(root, str(run))
+    else:
+        place = newest_run(root).path
+        say(f"newest run: {place}")
+    found, skipped = find_checkpoint(place, best=best)
+    for sentence in skipped:
+        say(f"passed over: {sentence}")
+    return found
+
+
+def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> Dataset:
+    """The data that the network of a checkpoint was trained on, read or made again.
+
+    Raises:
+        SDEGenError: it is not here.  DataError: it is not what it was.  CheckpointError: the checkpoint names none.
+    """
+    data = build(checkpoint.config.get("data"), trust=trust, where="data", stored=True)
+    if data is None:
+        raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data")
+    if data.fingerprint != checkpoint.state.get("data", {}).get("fingerprint"):
+        raise DataError(f"{data.name} is not what it was when the network was trained")
+    return data
 
 
 def load_model(

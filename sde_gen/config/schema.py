@@ -13,6 +13,11 @@ class LoggerSettings:
     tensorboard: bool = False
 
 
+def _check_timeout(seconds: float) -> None:
+    if not 0 < seconds < 1e6:
+        raise ConfigError(f"timeout={seconds} must be a positive number of seconds, such as 600")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of `python -m sde_gen.train`; conf/train.yaml says what each is."""
@@ -25,11 +30,26 @@ class TrainConfig:
     trainer: dict[str, Any] = field(default_factory=dict)
     logger: dict[str, Any] = field(default_factory=dict)
     run: str | int | float | None = None
+    resume: str | int | float | None = None
     runs_dir: str = "runs"
     seed: int = 0
     device: str = "auto"
     class_conditional: bool = False
+    timeout: float = 600.0
     trust: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportConfig(TrainConfig):
+    """Settings of `python -m sde_gen.import_weights`; conf/import_weights.yaml says what each is."""
+
+    weights: str
+    key: str | None = None
+    ema_key: str | None = None
+    strip: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,17 +66,80 @@ class SampleConfig:
     seed: int = 0
     device: str = "auto"
     weights: Literal["ema", "model"] = "ema"
+    best: bool = False
     label: int | Literal["cycle"] | None = None
     chunk: int | None = None
     metrics: bool = True
     animation: bool = False
     forward: bool = False
+    timeout: float = 600.0
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
         if self.num_samples < 1:
             raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
         if self.chunk is not None and self.chunk < 1:
             raise ConfigError(f"chunk={self.chunk} must be at least 1, or null")
         if self.run is not None and self.checkpoint is not None:
             raise ConfigError("give run=NAME or checkpoint=PATH, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class LikelihoodSettings:
+    """How `python -m sde_gen.evaluate` computes likelihoods; ranges are checked where they are used."""
+
+    samples: int | None = 512
+    divergence: Literal["auto", "exact", "hutchinson"] = "auto"
+    probes: int = 1
+    probe: Literal["auto", "rademacher", "gaussian", "fresh", "walsh"] = "auto"
+    steps: int | None = None
+    rtol: float = 1e-5
+    atol: float = 1e-5
+    max_nfe: int = 10_000
+    terms: int | None = None
+
+    def __post_init__(self) -> None:
+        for name in ("samples", "probes", "steps", "max_nfe", "terms"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"nll.{name}={value} must be at least 1")
+        for name in ("rtol", "atol"):
+            if not 0 < getattr(self, name) < 1:
+                raise ConfigError(f"nll.{name}={getattr(self, name)} must lie between 0 and 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Settings of `python -m sde_gen.evaluate`; conf/evaluate.yaml says what each is."""
+
+    sampler: dict[str, Any]
+    features: dict[str, Any]
+    sde: dict[str, Any] | None = None
+    run: str | int | float | None = None
+    checkpoint: str | None = None
+    runs_dir: str = "runs"
+    likelihood: Literal["ode", "vlb", "both", "none"] = "ode"
+    nll: dict[str, Any] = field(default_factory=dict)
+    num_samples: int = 1000
+    samples: str | None = None
+    metrics: list[str] = field(default_factory=list)
+    compared: int | None = 2000
+    out: str | int | float | None = None
+    seed: int = 0
+    device: str = "auto"
+    weights: Literal["ema", "model"] = "ema"
+    chunk: int | None = None
+    trust: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        if self.num_samples < 1:
+            raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
+        if self.compared is not None and self.compared < 2:
+            raise ConfigError(f"compared={self.compared} must be at least 2, or null")
+        if self.chunk is not None and self.chunk < 1:
+            raise ConfigError(f"chunk={self.chunk} must be at least 1, or null")
+        if self.run is not None and self.checkpoint is not None:
+            raise ConfigError("give run=NAME or checkpoint=PATH, not both")
+        if self.likelihood == "none" and not self.metrics:
+            raise ConfigError("likelihood=none and metrics=[] leave nothing to do; ask for one of them")

@@ -6,7 +6,7 @@ nodes *around* each interval, whose error is much smaller than that of an extrap
 advance: :math:`\int\nabla\cdot f\,d\lambda = \sum_m w_m (\nabla\cdot f)_m`. Each node may therefore have probes of its
 own. Hairer, Norsett & Wanner 1993, III.1.
 
-Nodes are even in :math:`\mathrm{asinh}((\lambda-1)/2)`: dense where noise is about as large as structure in the data,
+Nodes are even in :math:`\mathrm{asinh}((\lambda-1)/3)`: dense where noise is about as large as structure in the data,
 sparse towards both ends, where the slope dies away like :math:`e^{-2|\lambda|}`. The first steps, for which there are
 not k values yet, are of lower order and are made shorter in return.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 #: Where nodes are densest in lambda, and how far that reaches.
-_CENTRE, _WIDTH = 1.0, 2.0
+_CENTRE, _WIDTH = 1.0, 3.0
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ class Likelihood:
         log_prob: log-density of the samples on the model's scale; NaN for a sample whose solve failed.
         standard_error: of log_prob, over independent probes; 0 for the exact divergence, NaN for a single probe.
         nfe: network calls of the sample that took most.
-        nfe_each: network calls of each sample, (B,) int64.
+        nfe_per_sample: network calls of each sample, (B,) int64.
         prior_mismatch: log N(z; 0, prior_std^2 I) - log p(z) at the end z of each trajectory: what the standard prior
             adds to log_prob; oracles only, else None.
         truncation: log-density of the data with the least noise, minus that of the data: what starting at t_min adds
@@ -33,7 +33,7 @@ class Likelihood:
     log_prob: Tensor
     standard_error: Tensor
     nfe: int
-    nfe_each: Tensor
+    nfe_per_sample: Tensor
     latent: Tensor
     dimensions: int
     log_volume: float = 0.0
@@ -83,7 +83,7 @@ def concatenated(parts: list[Likelihood]) -> Likelihood:
         torch.cat([part.log_prob for part in parts]),
         torch.cat([part.standard_error for part in parts]),
         max(part.nfe for part in parts),
-        torch.cat([part.nfe_each for part in parts]),
+        torch.cat([part.nfe_per_sample for part in parts]),
         torch.cat([part.latent for part in parts]),
         head.dimensions,
         head.log_volume,

@@ -1,6 +1,7 @@
 """Distances between two sets of samples. They know nothing of diffusion."""
 
 from sde_gen.metrics.distances import energy_distance, maximum_mean_discrepancy, sliced_wasserstein
+from sde_gen.metrics.efficientnet import efficientnet_lite0
 from sde_gen.metrics.features import Features, NetworkFeatures, Pixels
 from sde_gen.metrics.frechet import frechet_distance, kernel_distance
 from sde_gen.metrics.manifold import PrecisionRecall, precision_recall
@@ -17,6 +18,7 @@ __all__ = [
     "PrecisionRecall",
     "classifier_accuracy",
     "classifier_two_sample",
+    "efficientnet_lite0",
     "energy_distance",
     "frechet_distance",
     "kernel_distance",

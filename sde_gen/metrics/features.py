@@ -28,7 +28,7 @@ class Features(abc.ABC):
 class Pixels(Features):
     """The points themselves, flattened: pixels of images, coordinates of vectors."""
 
-    name: str = "pixels"
+    name = "pixels"
 
     def __call__(self, x: Any) -> Tensor:
         """`x` flattened."""

@@ -36,23 +36,19 @@ def frechet_distance(x: Any, y: Any) -> float:
 
 
 def moments(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean (d,) and unbiased covariance (d, d) of points (n, d)."""
+    """Mean (d,) of points (n, d), and a factor A, (min(n, d), d), of their unbiased covariance A^T A."""
     mean = x.mean(0)
-    centred = x - mean
-    return mean, centred.T @ centred / (len(x) - 1)
+    factor = (x - mean) / (len(x) - 1) ** 0.5
+    return mean, torch.linalg.qr(factor, mode="r").R if len(x) > x.shape[1] else factor
 
 
-def gaussian_frechet(mean_x: Tensor, covariance_x: Tensor, mean_y: Tensor, covariance_y: Tensor) -> float:
-    """The formula of `frechet_distance` for given moments: (d,), (d, d) each, float64."""
-    # tr (S_x S_y)^(1/2) is the sum of the singular values of S_x^(1/2) S_y^(1/2): no root of a rounding error is taken.
-    across = torch.linalg.svdvals(_root(covariance_x) @ _root(covariance_y)).sum()
-    spread = covariance_x.trace() + covariance_y.trace() - 2 * across
+def gaussian_frechet(mean_x: Tensor, factor_x: Tensor, mean_y: Tensor, factor_y: Tensor) -> float:
+    """The formula of `frechet_distance` for what `moments` returns."""
+    # tr (S_x S_y)^(1/2) is the sum of the singular values of A B^T: no covariance is formed, no root of a rounding
+    # error taken, and fewer points than features are no special case.
+    across = torch.linalg.svdvals(factor_x @ factor_y.T).sum()
+    spread = factor_x.square().sum() + factor_y.square().sum() - 2 * across
     return float((mean_x - mean_y).square().sum() + spread)
-
-
-def _root(covariance: Tensor) -> Tensor:
-    values, vectors = torch.linalg.eigh(covariance)
-    return vectors * values.clamp_min(0).sqrt() @ vectors.T
 
 
 def kernel_distance(x: Any, y: Any) -> float:

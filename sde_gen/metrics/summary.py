@@ -113,15 +113,17 @@ def summary(
                 f"{name} needs at least {METRICS[name].smallest} points in each set, got {len(x)} samples and "
                 f"{len(y)} real points"
             )
-    extract = Pixels() if features is None else features
+    if isinstance(features, Pixels):
+        features = None
+    shown = features.name if features is not None else "pixels" if x.ndim == 4 else None
     flat = tuple(d.points(s, title) for s, title in ((x, "samples"), (y, "real"), (z, "reference")))
     looked_at = flat
     if features is not None and any(METRICS[name].of_features for name in names):
-        looked_at = tuple(extract(s) for s in (x, y, z))
+        looked_at = tuple(features(s) for s in (x, y, z))
     results = []
     for name in names:
         metric = METRICS[name]
-        title = f"{metric.title} ({extract.name})" if metric.of_features and features is not None else metric.title
+        title = f"{metric.title} ({shown})" if metric.of_features and shown is not None else metric.title
         if progress is not None:
             progress(title)
         began = time.perf_counter()

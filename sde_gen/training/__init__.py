@@ -1,7 +1,8 @@
 """Training: the loop, averaged weights, checkpoints and the folder of a run."""
 
-from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
+from sde_gen.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
+from sde_gen.training.faults import TrainingFault
 from sde_gen.training.run_dir import MetricsFile, RunDirectory, newest_run, read_metrics
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.signals import Interrupted, StopFlag, stop_on_signals
@@ -16,6 +17,8 @@ __all__ = [
     "StopFlag",
     "Trainer",
     "TrainerSettings",
+    "TrainingFault",
+    "best_checkpoint",
     "newest_checkpoint",
     "newest_run",
     "read_checkpoint",

@@ -9,6 +9,7 @@ Nothing here is executed when it is read: tensors are safetensors, everything el
 """
 
 import json
+import math
 import os
 import re
 import secrets
@@ -54,6 +55,11 @@ class Checkpoint:
         """Optimiser steps done when it was saved."""
         return int(self.state["step"])
 
+    @property
+    def digest(self) -> str:
+        """SHA-256 of its manifest, and so of everything in it."""
+        return sha256(self.path / MANIFEST)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of `model`, `ema` or `optimizer`, on the CPU."""
         path = self.path / f"{name}.safetensors"
@@ -72,8 +78,11 @@ def save_checkpoint(
     config: Mapping[str, Any],
     state: Mapping[str, Any],
     keep_last: int = 3,
+    keep_best: int = 0,
 ) -> Path:
-    """Write `folder/step_XXXXXXXX` and remove all but the newest `keep_last` checkpoints (0 keeps all).
+    """Write `folder/step_XXXXXXXX`; keep the newest `keep_last` (0: all) and the best `keep_best`, remove the others.
+
+    The best are those of the lowest `held_out_loss` in their state.
 
     Args:
         folder: the run's `checkpoints` folder, made if it is not there.
@@ -91,7 +100,7 @@ def save_checkpoint(
         try:
             temporary.mkdir()
             for stem, named in tensors.items():
-                _save_tensors(temporary / f"{stem}.safetensors", named)
+                save_tensors(temporary / f"{stem}.safetensors", named)
             (temporary / "config.json").write_text(_dump(config), encoding="utf-8")
             (temporary / "state.json").write_text(_dump({**state, "step": step}), encoding="utf-8")
             files = {path.name: _entry(path) for path in sorted(temporary.iterdir())}
@@ -105,7 +114,7 @@ def save_checkpoint(
             raise
     fsync_folder(folder)
     if keep_last > 0:
-        _prune(folder, keep_last)
+        _prune(folder, keep_last, keep_best)
     return final
 
 
@@ -118,6 +127,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """
     if not path.is_dir():
         raise MissingInputError(f"no checkpoint at {path}; give a folder that holds {MANIFEST}")
+    if (path / MANIFEST).is_symlink():
+        raise CheckpointError(f"{path / MANIFEST} is a link, which no checkpoint holds; use another checkpoint")
     manifest = _read_json(path / MANIFEST)
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
@@ -134,9 +145,26 @@ def read_checkpoint(path: Path) -> Checkpoint:
         if _entry(file) != entry:
             raise CheckpointError(f"{file} does not match its SHA-256 in {MANIFEST}; use another checkpoint")
     config, state = (_read_json(path / name) for name in _JSON_FILES)
-    if not isinstance(state.get("step"), int):
+    step = state.get("step")
+    if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise CheckpointError(f"{path / 'state.json'} names no step; use another checkpoint")
+    named = _NAME.fullmatch(path.name)
+    if named and int(named[1]) != step:
+        raise CheckpointError(f"checkpoint {path} holds step {step}; it is not what its name says")
+    if not isinstance(state.get("metrics", {}), dict):
+        raise CheckpointError(f"the metrics in {path / 'state.json'} are not named numbers; use another checkpoint")
+    if has_interpolation(config):
+        raise CheckpointError(f"the configuration in {path} holds a ${{...}}, but it must be plain data; do not use it")
     return Checkpoint(path, config, state)
+
+
+def has_interpolation(value: Any) -> bool:
+    """Whether any text in `value` holds a "${", which a configuration that is plain data never does."""
+    if isinstance(value, Mapping):
+        return any(has_interpolation(v) or has_interpolation(k) for k, v in value.items())
+    if isinstance(value, list | tuple):
+        return any(has_interpolation(v) for v in value)
+    return isinstance(value, str) and "${" in value
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
@@ -158,16 +186,54 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return None, skipped
 
 
+def best_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
+    """The sound checkpoint of the lowest held-out loss, and one sentence for each better one passed over."""
+    skipped: list[str] = []
+    for _, _, path in _by_loss(checkpoint_folders(folder)):
+        try:
+            return read_checkpoint(path), skipped
+        except (CheckpointError, MissingInputError) as error:
+            skipped.append(str(error))
+    return None, skipped
+
+
 def remove_leftovers(folder: Path) -> None:
     """Delete what a killed save left behind. Only for the process that holds the run's lock."""
     if folder.is_dir():
-        for path in folder.glob(".tmp-*"):
-            shutil.rmtree(path, ignore_errors=True)
+        for path in [*folder.glob(".tmp-*"), *folder.glob(".probe-*")]:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                with suppress(OSError):
+                    path.unlink()
 
 
-def _save_tensors(path: Path, named: Mapping[str, Tensor]) -> None:
+def _by_loss(folders: list[Path]) -> list[tuple[float, int, Path]]:
+    """(held-out loss, - step, folder) of those that were measured, best first."""
+    found = []
+    for path in folders:
+        with suppress(CheckpointError):
+            state = _read_json(path / "state.json")
+            loss, step = state.get("held_out_loss"), state.get("step")
+            if isinstance(loss, float) and math.isfinite(loss) and isinstance(step, int):
+                found.append((loss, -step, path))
+    return sorted(found)
+
+
+def save_tensors(path: Path, named: Mapping[str, Tensor], notes: dict[str, str] | None = None) -> None:
+    """Write tensors, and `notes` as the file's metadata, in safetensors format.
+
+    Raises:
+        OSError: what the system said, such as that the disk is full.
+    """
     # safetensors refuses tensors that share memory or are not contiguous; a copy on the CPU is neither.
-    save_file({name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}, path)
+    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+    try:
+        save_file(copies, path, notes)
+    except SafetensorError as error:  # its own class for what the system said, such as a full disk
+        if found := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
+        raise
     umask = os.umask(0)
     os.umask(umask)
     path.chmod(0o666 & ~umask)  # safetensors makes its files readable by the owner only
@@ -183,8 +249,12 @@ def _publish(temporary: Path, final: Path) -> None:
     os.rename(temporary, final)
 
 
-def _prune(folder: Path, keep_last: int) -> None:
-    for path in checkpoint_folders(folder)[keep_last:]:
+def _prune(folder: Path, keep_last: int, keep_best: int) -> None:
+    there = checkpoint_folders(folder)
+    best = {path for _, _, path in _by_loss(there)[:keep_best]} if keep_best else set()
+    for path in there[keep_last:]:
+        if path in best:
+            continue
         # Renamed first, so that a reader never meets a checkpoint that is half deleted.
         trash = folder / f".tmp-old-{path.name}-{secrets.token_hex(4)}"
         with suppress(OSError):

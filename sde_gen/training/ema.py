@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.errors import CheckpointError, ConfigError
+from sde_gen.training.sharding import local, put
 
 
 class EMA:
@@ -33,8 +34,11 @@ class EMA:
         self.updates = 0
         named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
         self._names = [name for name, _ in named]
-        self._params: list[Tensor] = [p for _, p in named]
-        self._shadow: list[Tensor] = [p.detach().clone() for p in self._params]
+        params = [p for _, p in named]
+        self._shadow: list[Tensor] = [p.detach().clone() for p in params]
+        # Where weights are sharded, every process averages its own part: these share memory with the tensors above.
+        self._local_params = [local(p.detach()) for p in params]
+        self._local_shadow = [local(shadow) for shadow in self._shadow]
         self._module = module
 
     def next_decay(self) -> float:
@@ -45,20 +49,20 @@ class EMA:
     @torch.no_grad()
     def update(self) -> None:
         """Move the shadow towards the current weights."""
-        torch._foreach_lerp_(self._shadow, self._params, 1.0 - self.next_decay())
+        torch._foreach_lerp_(self._local_shadow, self._local_params, 1.0 - self.next_decay())
         self.updates += 1
 
     @contextmanager
     def applied(self) -> Iterator[None]:
         """Run the block with the averaged weights in the network, and put the trained ones back after it."""
         with torch.no_grad():
-            trained = [p.detach().clone() for p in self._params]
-            torch._foreach_copy_(self._params, self._shadow)
+            trained = [p.clone() for p in self._local_params]
+            torch._foreach_copy_(self._local_params, self._local_shadow)
         try:
             yield
         finally:
             with torch.no_grad():
-                torch._foreach_copy_(self._params, trained)
+                torch._foreach_copy_(self._local_params, trained)
 
     def state_dict(self) -> dict[str, Tensor]:
         """A complete state dict of the network with the averaged weights in it."""
@@ -72,5 +76,5 @@ class EMA:
         for name, shadow in zip(self._names, self._shadow, strict=True):
             if name not in state or state[name].shape != shadow.shape:
                 raise CheckpointError(f"the averaged weights lack {name} of shape {tuple(shadow.shape)}")
-            shadow.copy_(state[name])
+            put(shadow, state[name])
         self.updates = int(updates)

@@ -70,6 +70,7 @@ def publish(path: Path, write: Callable[[Path], object], what: str = "file") -> 
             write(temporary)
             fsync_file(temporary)
             os.replace(temporary, path)
+            fsync_folder(path.parent)
         except BaseException:
             with suppress(OSError):
                 temporary.unlink()

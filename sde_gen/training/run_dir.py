@@ -6,11 +6,11 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError
+from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError, WriteError
 from sde_gen.training.checkpoint import MANIFEST, checkpoint_folders, iter_runs
 from sde_gen.training.files import make_folder, write_text, writing
 
@@ -121,7 +121,18 @@ def newest_run(root: Path) -> RunDirectory:
     return RunDirectory(max(saved)[2])
 
 
-METRIC_COLUMNS = ("step", "loss", "grad_norm", "learning_rate", "seconds", "steps_per_second", "held_out_loss")
+METRIC_COLUMNS = (
+    "step",
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "seconds",
+    "steps_per_second",
+    "held_out_loss",
+    "skipped",
+)
+_FEWEST_COLUMNS = 7  # files of older runs end before "skipped"
+_MOST_FAILURES = 3
 
 
 class MetricsFile:
@@ -134,6 +145,8 @@ class MetricsFile:
 
     def __init__(self, path: Path, step: int = 0) -> None:
         self.path = path
+        self._waiting: list[Sequence[str]] = []
+        self._failures = 0
         kept = [row for row in read_metrics(path) if row["step"] <= step] if path.is_file() else []
         buffer = io.StringIO()
         csv.writer(buffer, lineterminator="\n").writerow(METRIC_COLUMNS)
@@ -141,25 +154,56 @@ class MetricsFile:
             csv.writer(buffer, lineterminator="\n").writerow(_cells(row))
         write_text(path, buffer.getvalue(), "the metrics file")
 
-    def add(self, row: Mapping[str, float]) -> None:
-        """Append one row; columns that `row` lacks stay empty."""
-        with writing(self.path, "the metrics file"), self.path.open("a", encoding="utf-8", newline="") as stream:
-            csv.writer(stream, lineterminator="\n").writerow(_cells(row))
+    def add(self, row: Mapping[str, float]) -> bool:
+        """Append one row; columns that `row` lacks stay empty.
+
+        A row that cannot be written, because the disk is full, waits for the next; whether all are written is returned.
+
+        Raises:
+            WriteError: the third time in a row.
+        """
+        self._waiting.append(_cells(row))
+        try:
+            with writing(self.path, "the metrics file"):
+                self._append()
+        except WriteError:
+            self._failures += 1
+            if self._failures >= _MOST_FAILURES:
+                raise
+            return False
+        self._failures = 0
+        return True
+
+    def _append(self) -> None:
+        buffer = io.StringIO()
+        csv.writer(buffer, lineterminator="\n").writerows(self._waiting)
+        with self.path.open("ab", buffering=0) as stream:
+            whole = stream.tell()
+            data = buffer.getvalue().encode()
+            try:
+                while data:
+                    data = data[stream.write(data) :]
+            except OSError:
+                stream.truncate(whole)  # not half a row, to which the next would be glued
+                raise
+        self._waiting.clear()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
-    """The rows of a `metrics.csv`; empty cells are left out. A last line cut short by a crash is left out too."""
+    """The rows of a `metrics.csv`; empty cells are left out, and so are rows that a crash or a fault has damaged."""
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        lines = path.read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError as error:
         raise MissingInputError(f"cannot read {path}: {error.strerror}") from error
-    if tuple(lines[0].split(",")) != METRIC_COLUMNS:
+    columns = tuple(lines[0].split(","))
+    if columns != METRIC_COLUMNS[: max(_FEWEST_COLUMNS, len(columns))]:
         raise DataError(f"{path} is not a metrics file of a run: its first line must be {','.join(METRIC_COLUMNS)}")
     rows = []
     for line in lines[1:-1]:  # what follows the last line break is not a complete row
         cells = line.split(",")
-        if len(cells) == len(METRIC_COLUMNS):
-            rows.append({k: float(v) for k, v in zip(METRIC_COLUMNS, cells, strict=True) if v})
+        if len(cells) == len(columns) and cells[0].isdigit():
+            with suppress(ValueError):
+                rows.append({k: float(v) for k, v in zip(columns, cells, strict=True) if v})
     return rows
 
 

@@ -13,18 +13,22 @@ class TrainerSettings:
 
     Attributes:
         steps: optimiser steps in all, at least 1.
-        batch_size: samples per step, at least 1.
+        batch_size: samples per step, over all processes, at least 1.
+        accumulate: parts in which a process works through its share of a batch, one after the other, to save memory.
         learning_rate: of Adam, positive.
         warmup: steps over which the learning rate grows linearly from 0.
         schedule: "constant", or "cosine" (falls to 0 at `steps`, or at `max_seconds` if that comes first).
         clip: largest gradient norm; None switches clipping off.
         ema: decay of the averaged weights, in [0, 1).
         precision: "float32", or "bf16" (the network runs under autocast; weights stay float32).
+        strategy: how several processes share the work: "ddp" (each has the whole network) or "fsdp" (weights, averages
+            and optimiser state are sharded, for networks that do not fit).
         compile: run the network through torch.compile.
         channels_last: memory layout of images, faster on CPUs and on most GPUs.
         max_seconds: time budget of training, resumed parts counted; saved and ended when it is spent. None: no limit.
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
-        keep_last: checkpoints kept; 0 keeps all.
+        keep_last: newest checkpoints kept; 0 keeps all.
+        keep_best: checkpoints of the lowest held-out loss kept beside them; 0 keeps none and measures none.
         log_every: steps between rows of metrics.csv.
         eval_every: steps between held-out losses; 0 evaluates at the end only.
         preview_every: steps between pictures of samples; 0 draws one at the end only.
@@ -34,17 +38,20 @@ class TrainerSettings:
 
     steps: int = 3000
     batch_size: int = 128
+    accumulate: int = 1
     learning_rate: float = 1e-3
     warmup: int = 200
     schedule: Literal["constant", "cosine"] = "cosine"
     clip: float | None = 1.0
     ema: float = 0.999
     precision: Literal["float32", "bf16"] = "float32"
+    strategy: Literal["ddp", "fsdp"] = "ddp"
     compile: bool = False
     channels_last: bool = True
     max_seconds: float | None = None
     checkpoint_every: int = 1000
     keep_last: int = 3
+    keep_best: int = 1
     log_every: int = 50
     eval_every: int = 1000
     preview_every: int = 0
@@ -52,9 +59,10 @@ class TrainerSettings:
     preview_steps: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "log_every", "preview_steps"):
+        for name in ("steps", "batch_size", "accumulate", "log_every", "preview_steps"):
             _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        for name in ("warmup", "checkpoint_every", "keep_last", "eval_every", "preview_every", "preview_samples"):
+        counts = ("warmup", "checkpoint_every", "keep_last", "keep_best", "eval_every", "preview_every")
+        for name in (*counts, "preview_samples"):
             _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
         rate = self.learning_rate
         _check(math.isfinite(rate) and rate > 0, "learning_rate", rate, "a positive number such as 2e-4")
@@ -63,6 +71,8 @@ class TrainerSettings:
             value = getattr(self, name)
             _check(value is None or value > 0, name, value, "a positive number or null")
         _check(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "constant or cosine")
+        _check(self.strategy in ("ddp", "fsdp"), "strategy", self.strategy, "ddp or fsdp")
+        _check(self.accumulate <= self.batch_size, "accumulate", self.accumulate, "at most trainer.batch_size")
         _check(self.precision in ("float32", "bf16"), "precision", self.precision, "float32 or bf16")
 
     def rate(self, step: int, seconds: float = 0.0) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sde_gen.errors import CheckpointError
 from sde_gen.rng import keyed_generator
+from sde_gen.training.sharding import laid_out_like, put
 
 
 def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
@@ -23,7 +24,12 @@ def load_weights(network: nn.Module, tensors: Mapping[str, Tensor], source: Path
             there = tuple(tensors[name].shape) if name in tensors else "nothing"
             here = tuple(own[name].shape) if name in own else "nothing"
             raise CheckpointError(f"the weights in {source} do not fit: {name} is {there} there, {here} in the network")
-    network.load_state_dict(dict(tensors))
+    if not any(hasattr(tensor, "full_tensor") for tensor in own.values()):
+        network.load_state_dict(dict(tensors))
+        return
+    with torch.no_grad():
+        for name, tensor in own.items():
+            put(tensor, tensors[name])
 
 
 def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict[str, Tensor]:
@@ -57,6 +63,8 @@ def unpack_optimizer(
 
 def _laid_out_like(p: Tensor, tensor: Tensor, fused: bool) -> Tensor:
     """`tensor` on the device of `p`, with its strides: fused optimisers walk through memory without looking at them."""
+    if hasattr(p, "full_tensor") and tensor.shape == p.shape:
+        return laid_out_like(p, tensor)
     if tensor.shape != p.shape:  # the number of steps, which stays on the host unless the optimiser is fused
         return tensor.to(p.device) if fused else tensor
     return torch.empty_like(p, dtype=tensor.dtype, requires_grad=False).copy_(tensor)

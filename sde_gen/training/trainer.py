@@ -1,9 +1,10 @@
-"""The training loop: Adam, warm-up, clipping, averaged weights, checkpoints.
+"""The training loop: Adam, warm-up, clipping, averaged weights, checkpoints, on one process or many.
 
 Data order, times, noise and dropout of step k are functions of (seed, k), so that a resumed run needs no state of a
 random generator and goes on bit for bit. The loop waits for the device only where it writes a row of metrics.
 """
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,20 +14,23 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sde_gen.data import Dataset, batch_indices
-from sde_gen.errors import CheckpointError, ConfigError, NonFiniteError
+from sde_gen.data import Dataset
+from sde_gen.distributed import Processes, Pulse, talking
+from sde_gen.errors import ConfigError, SDEGenError, WriteError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed, keyed_generator
-from sde_gen.training.checkpoint import Checkpoint, save_checkpoint
+from sde_gen.training.batches import DROPOUT, HELD_OUT, Batches, part_of
+from sde_gen.training.checkpoint import Checkpoint
 from sde_gen.training.ema import EMA
+from sde_gen.training.faults import MOST_IN_A_ROW, FaultCount, fault
 from sde_gen.training.settings import TrainerSettings
-from sde_gen.training.state import global_draws, load_weights, pack_optimizer, unpack_optimizer
+from sde_gen.training.sharding import Parallel, whole
+from sde_gen.training.snapshot import restore_snapshot, save_snapshot, weights_digest
+from sde_gen.training.state import global_draws
 
-# Third key of the generators of a step: one stream for each kind of draw.
-_TIMES, _NOISE, _DROPOUT, _HELD_OUT = range(4)
-_ON_DEVICE_BYTES = 2**31  # data sets up to this size live on the device
 _HELD_OUT_SAMPLES = 1024
+_MOST_FAILED_SAVES = 3
 
 Listener = Callable[[str, "Trainer", Mapping[str, Any]], None]
 
@@ -45,17 +49,22 @@ class Trainer:
         checkpoints: folder for checkpoints; None saves nothing.
         config: stored with each checkpoint, plain data.
         stop: asked before each step; true saves and ends.
-        listeners: called as listener(event, trainer, values) with the events "log" (a row of metrics), "checkpoint"
-            (`path`) and "preview" (time to draw samples).
+        listeners: called as listener(event, trainer, values), in every process, with the events "log" (a row of
+            metrics), "checkpoint" (`path`), "save failed" (`error`) and "preview" (time to draw samples).
+        processes: of the job; each works on its share of every batch. Process 0 writes.
+        retry_seconds: pause before a failed save is tried again at the end of training.
 
     Attributes:
-        step: optimiser steps done.
+        step: optimiser steps done, skipped ones included.
         seconds: seconds of training so far, earlier parts of a resumed run included.
         ema: the averaged weights; `with trainer.ema.applied():` puts them into the network.
+        faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
+        interrupted: whether `stop` ended training before its last step.
 
     Raises:
-        ConfigError: a model without parameters, labels asked for that the data does not have.
+        ConfigError: a model without parameters, labels asked for that the data does not have, more processes or parts
+            than samples in a batch, processes that do not agree on settings, data or weights.
     """
 
     def __init__(
@@ -72,36 +81,51 @@ class Trainer:
         config: Mapping[str, Any] | None = None,
         stop: Callable[[], bool] = lambda: False,
         listeners: Sequence[Listener] = (),
+        processes: Processes | None = None,
+        retry_seconds: float = 1.0,
     ) -> None:
-        self.settings = settings = TrainerSettings() if settings is None else settings
+        self.settings = s = TrainerSettings() if settings is None else settings
+        self.processes = processes = Processes() if processes is None else processes
         if not isinstance(model.network, nn.Module) or not any(p.requires_grad for p in model.network.parameters()):
             raise ConfigError("Trainer: the model's network has no parameters to train; give a torch module that has")
         if conditional and data.train_labels is None:
             raise ConfigError(f"Trainer: the data set {data.name} has no labels, so a network cannot be given them")
+        if s.batch_size < processes.world * s.accumulate:
+            raise ConfigError(
+                f"trainer.batch_size={s.batch_size} is too small for {processes.world} processes with "
+                f"trainer.accumulate={s.accumulate}; it must be at least {processes.world * s.accumulate}"
+            )
         self.model, self.data, self.objective = model, data, objective
         self.seed, self.device, self.conditional = check_seed(seed), torch.device(device), conditional
         self.checkpoints, self.config, self.stop = checkpoints, dict(config or {}), stop
-        self.listeners = tuple(listeners)
+        self.listeners, self._retry_seconds = tuple(listeners), retry_seconds
         self.step, self.seconds = 0, 0.0
         self.last: dict[str, float] = {}
-        self.network: nn.Module = model.network.to(self.device)
-        if settings.channels_last:
+        self.faults, self.interrupted = FaultCount(), False
+        self._agree(model.network)
+        sharded = s.strategy == "fsdp" and processes.world > 1
+        self.network: nn.Module = model.network if sharded else model.network.to(self.device)
+        if s.channels_last and not sharded:  # shards are contiguous
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        if settings.compile:
+        if s.compile:
             self.network.compile()
+        self._parallel = Parallel(model, processes, s.strategy, self.device)
         self._params = [p for p in self.network.parameters() if p.requires_grad]
-        self.optimizer = torch.optim.Adam(
-            self._params, lr=settings.learning_rate, fused=self.device.type in ("cpu", "cuda")
-        )
-        self.ema = EMA(self.network, settings.ema)
-        home = self.device if data.train.nbytes <= _ON_DEVICE_BYTES else torch.device("cpu")
-        self._train = data.train.to(home)
-        self._labels = data.train_labels.to(home) if conditional and data.train_labels is not None else None
+        fused = self.device.type in ("cpu", "cuda") and not sharded
+        self.optimizer = torch.optim.Adam(self._params, lr=s.learning_rate, fused=fused)
+        self._skips_on_device = fused and self.device.type == "cuda"
+        self.ema = EMA(self.network, s.ema)
+        share = processes.rows(s.batch_size)
+        self.batches = Batches(
+            data, objective, model, size=s.batch_size, share=share, accumulate=s.accumulate, seed=self.seed,
+            device=self.device, conditional=conditional, channels_last=s.channels_last,
+        )  # fmt: skip
         self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.network.modules())
         # Filled on the device, read when a row is due: per-sample losses and gradient norms since the last row.
-        self._losses = torch.zeros(settings.log_every, settings.batch_size, device=self.device)
-        self._norms = torch.zeros(settings.log_every, device=self.device)
-        self._pending = 0
+        self._losses = torch.zeros(s.log_every, share.stop - share.start, device=self.device)
+        self._norms = torch.zeros(s.log_every, device=self.device)
+        self._pending = self._bad_in_a_row = self._failed_saves = 0
+        self._held_out: tuple[int, float] | None = None
         self._logged_at = time.monotonic()
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -110,30 +134,46 @@ class Trainer:
         """Train up to `settings.steps`, the time budget, or until `stop()`; save; return the last row of metrics.
 
         Raises:
-            NonFiniteError: a loss or gradient became NaN or infinite; nothing of that is saved.
+            TrainingFault: the losses or gradients of three steps in a row were NaN or infinite.
+            WriteError: three saves in a row failed, of a full disk for example.
+            ProcessLostError: another process of the job is gone.
         """
-        s = self.settings
+        s, pulse = self.settings, Pulse(self.processes)
         began = time.monotonic() - self.seconds
         self._logged_at = time.monotonic()
         self.network.train()
         start = self.step
-        while self.step < s.steps and not self.stop() and not self._budget_spent():
-            self._one_step()
+        stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
+        while self.step < s.steps and not stop and not self._budget_spent():
+            with talking():
+                self._one_step()
             self.step += 1
-            self.seconds = time.monotonic() - began
-            if self.step >= s.steps:
+            if self._bad_in_a_row >= MOST_IN_A_ROW:
+                self._look()
+            stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
+            if self.step >= s.steps or stop:
                 break  # the end does all of the following
-            if _due(self.step, s.log_every) or _due(self.step, s.eval_every):
+            row_due = _due(self.step, s.log_every)
+            if row_due or _due(self.step, s.eval_every):
                 self._log(held_out=_due(self.step, s.eval_every))
-            if _due(self.step, s.checkpoint_every):
-                self.save()
+            if _due(self.step, s.checkpoint_every) or (row_due and self._failed_saves):
+                if s.keep_best:
+                    self._measure()
+                self._save_or_later()
             if _due(self.step, s.preview_every):
                 self._tell("preview", {})
-            self.seconds = time.monotonic() - began
+            if self.processes.world == 1:
+                self.seconds = time.monotonic() - began
+        pulse.close()
+        self.interrupted = stop and self.step < s.steps
         if self.step > start:
-            self._log(held_out=not self.stop())
-            self.seconds = time.monotonic() - began
-            self.save()
+            self._log(held_out=not stop)
+            if self.processes.world == 1:
+                self.seconds = time.monotonic() - began
+            if s.keep_best and not stop:
+                self._measure()
+            while not self._save_or_later():
+                time.sleep(self._retry_seconds)
         return dict(self.last)
 
     def _budget_spent(self) -> bool:
@@ -141,50 +181,47 @@ class Trainer:
 
     def _one_step(self) -> None:
         s, k = self.settings, self.step
-        x0, condition = self._batch(k)
-        t, noise = self._draws(k, x0)
-        dropout = global_draws(self.seed, k, _DROPOUT, device=self.device) if self._dropout else nullcontext()
-        with self._precision(), dropout:
-            losses = self.objective(
-                self.model, x0, condition, t=t, noise=noise, generator=keyed_generator(self.seed, k, _DROPOUT, 1)
-            )
-            losses.mean().backward()
+        scale = self.processes.world / s.batch_size  # gradients are averaged over the processes
+        row = self._losses[self._pending]
+        for part in self.batches.parts(k):
+            last = part.rows.stop == len(row)
+            with self._parallel.backward_of(last), self._precision(), self._dropout_of(k, part.rows.start):
+                losses = self.objective(
+                    self._parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
+                )
+                loss = losses.sum() * scale
+                # The factor is 1, and NaN where the loss is not finite: then so is the gradient, in all processes.
+                (loss * (1 + 0 * loss.detach())).backward()
+            row[part.rows].copy_(losses.detach())
         if s.clip is None:
             norm = nn.utils.get_total_norm([p.grad for p in self._params if p.grad is not None], foreach=True)
         else:
             norm = nn.utils.clip_grad_norm_(self._params, s.clip, foreach=True)
+        norm = whole(norm)
         for group in self.optimizer.param_groups:
             group["lr"] = s.rate(k, self.seconds)
-        self.optimizer.step()
+        self._update(norm)
         self.optimizer.zero_grad(set_to_none=True)
         self.ema.update()
-        self._losses[self._pending].copy_(losses.detach())
         self._norms[self._pending].copy_(norm)
         self._pending += 1
 
-    def _batch(self, step: int) -> tuple[Tensor, dict[str, Tensor]]:
-        indices = batch_indices(len(self._train), self.settings.batch_size, step, self.seed)
-        if self._train.device.type != "cpu":
-            indices = self._send(indices)
-        x0 = self._send(self._train[indices])
-        if self.settings.channels_last and x0.ndim == 4:
-            x0 = x0.contiguous(memory_format=torch.channels_last)
-        if self._labels is None:
-            return x0, {}
-        return x0, {"label": self._send(self._labels[indices])}
+    def _update(self, norm: Tensor) -> None:
+        """Move the weights, unless the gradient is not finite."""
+        if self._skips_on_device:  # fused Adam reads this where it runs: nobody waits for the device
+            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+            self.optimizer.step()
+        elif bool(norm.isfinite()):
+            self._bad_in_a_row = 0
+            self.optimizer.step()
+        else:
+            self._bad_in_a_row += 1
 
-    def _send(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device, without waiting for what the device is doing."""
-        if tensor.device.type == "cpu" and self.device.type == "cuda":
-            return tensor.pin_memory().to(self.device, non_blocking=True)
-        return tensor.to(self.device)
-
-    def _draws(self, step: int, x0: Tensor) -> tuple[Tensor, Tensor]:
-        # Times are few and are drawn on the host; noise is drawn where it is used.
-        times = keyed_generator(self.seed, step, _TIMES)
-        t = self.objective.times(self.model, len(x0), generator=times, device="cpu")
-        noise = keyed_generator(self.seed, step, _NOISE, device=self.device)
-        return self._send(t), torch.randn(x0.shape, generator=noise, device=self.device)
+    def _dropout_of(self, step: int, first: int) -> AbstractContextManager[object]:
+        if not self._dropout:
+            return nullcontext()
+        keys = (step, DROPOUT) if self.batches.share.start + first == 0 else (step, DROPOUT, 2, first + 1)
+        return global_draws(self.seed, *keys, device=self.device)
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.settings.precision == "float32":
@@ -194,54 +231,62 @@ class Trainer:
     # -- what is measured --------------------------------------------------------------------------------------------
 
     def _log(self, held_out: bool = False) -> None:
-        losses, norms = self._check_finite()
+        losses, norms = self._look()
         now = time.monotonic()
         row: dict[str, float] = {"step": self.step, "seconds": round(self.seconds, 3)}
         row["learning_rate"] = self.settings.rate(max(0, self.step - 1), self.seconds)
-        if len(losses):
-            row["loss"] = float(losses.mean(dtype=torch.float64))
-            row["grad_norm"] = float(norms.mean(dtype=torch.float64))
-            row["steps_per_second"] = round(len(losses) / max(1e-9, now - self._logged_at), 3)
+        fresh = len(norms) > 0
+        if fresh:
+            good = norms.isfinite()
+            total = self.processes.sum(losses[good].sum(dtype=torch.float64))
+            count = int(good.sum())
+            if count:
+                row["loss"] = float(total) / (count * self.settings.batch_size)
+                row["grad_norm"] = float(norms[good].mean(dtype=torch.float64))
+            row["steps_per_second"] = round(len(norms) / max(1e-9, now - self._logged_at), 3)
+            row["skipped"] = self.faults.total
         if held_out:
             row["held_out_loss"] = self.evaluate()
         self._logged_at = time.monotonic()
-        if len(row) > 3:
+        if fresh or held_out:
             self.last = {**self.last, **row}
             self._tell("log", row)
 
-    def _check_finite(self) -> tuple[Tensor, Tensor]:
-        """Losses and norms since the last look, on the host; the first step that was not finite is an error."""
+    def _look(self) -> tuple[Tensor, Tensor]:
+        """Losses and norms since the last look, on the host; too many in a row that were not finite are an error."""
         count, self._pending = self._pending, 0
         losses, norms = self._losses[:count].cpu(), self._norms[:count].cpu()
-        bad = ~(losses.isfinite().all(1) & norms.isfinite())
-        if bool(bad.any()):
-            place = int(bad.nonzero()[0])
-            step = self.step - count + place
-            samples = (~losses[place].isfinite()).nonzero().flatten()
-            t, _ = self._draws(step, self._batch(step)[0])
-            indices = batch_indices(len(self._train), self.settings.batch_size, step, self.seed)[samples]
-            worst = t[samples].min() if len(samples) else t.min()
-            where = "training loss" if len(samples) else "gradient"
-            raise NonFiniteError(step, float(worst), indices.tolist(), where)
+        first, finite = self.step - count, norms.isfinite().tolist()
+        place = self.faults.add([not good for good in finite])
+        if place is not None:
+            known = range(max(0, place + 1 - MOST_IN_A_ROW), place + 1)
+            bad = [~self.processes.gather(losses[i].clone()).isfinite() for i in known]
+            raise fault(self.batches, [first + i for i in known], bad, self.faults.in_a_row)
         return losses, norms
 
     @torch.no_grad()
     def evaluate(self) -> float:
-        """Mean loss of the averaged weights on (at most 1,024) held-out samples, at the same times and noise always."""
-        data, size, total = self.data.test[:_HELD_OUT_SAMPLES], self.settings.batch_size, 0.0
-        labels = self.data.test_labels
+        """Mean loss of the averaged weights on (at most 1,024) held-out samples, at the same times and noise always.
+
+        Every process computes all of it, which needs no messages and gives each the same number.
+        """
+        count, size, total = min(len(self.data.test), _HELD_OUT_SAMPLES), self.settings.batch_size, 0.0
         self.network.eval()
         with self.ema.applied(), self._precision():
-            for block, first in enumerate(range(0, len(data), size)):
-                x0 = data[first : first + size].to(self.device)
-                condition = {}
-                if self.conditional and labels is not None:
-                    condition = {"label": labels[first : first + size].to(self.device)}
-                generator = keyed_generator(self.seed, block, _HELD_OUT)
+            for block, first in enumerate(range(0, count, size)):
+                rows = slice(first, min(first + size, count))
+                x0, condition = part_of(self.data, rows, self.device, self.conditional)
+                generator = keyed_generator(self.seed, block, HELD_OUT)
                 losses = self.objective(self.model, x0, condition, generator=generator)
                 total += float(losses.sum(dtype=torch.float64))
         self.network.train()
-        return total / len(data)
+        self._held_out = (self.step, total / count)
+        return total / count
+
+    def _measure(self) -> None:
+        """The held-out loss of this step, by which the best checkpoint is known, unless it has just been taken."""
+        if self.checkpoints is not None and (self._held_out is None or self._held_out[0] != self.step):
+            self.evaluate()
 
     def _tell(self, event: str, values: Mapping[str, Any]) -> None:
         for listener in self.listeners:
@@ -249,25 +294,32 @@ class Trainer:
 
     # -- saving and resuming -----------------------------------------------------------------------------------------
 
+    def _save_or_later(self) -> bool:
+        """`save()`; whether it succeeded. A full disk is told, and is an error the third time in a row."""
+        try:
+            self.save()
+        except SDEGenError as error:
+            if error.exit_code != WriteError.exit_code:
+                raise
+            self._failed_saves += 1
+            if self._failed_saves >= _MOST_FAILED_SAVES:
+                raise
+            self._tell("save failed", {"error": str(error)})
+            return False
+        self._failed_saves = 0
+        return True
+
     def save(self) -> Path | None:
-        """Publish a checkpoint of this step; None without a folder for them."""
+        """Publish a checkpoint of this step; None without a folder for them.
+
+        Raises:
+            TrainingFault: the weights are not finite.  WriteError, OutputError: they could not be written.
+        """
         self._log()
         if self.checkpoints is None:
             return None
-        state = {
-            "seconds": self.seconds,
-            "seed": self.seed,
-            "ema_updates": self.ema.updates,
-            "data": self.data.to_dict(),
-            "conditional": self.conditional,
-            "metrics": self.last,
-        }
-        tensors = {
-            "model": self.network.state_dict(),
-            "ema": self.ema.state_dict(),
-            "optimizer": pack_optimizer(self.optimizer, self.network),
-        }
-        path = save_checkpoint(self.checkpoints, self.step, tensors, self.config, state, self.settings.keep_last)
+        measured = self._held_out is not None and self._held_out[0] == self.step
+        path = save_snapshot(self, self.checkpoints, self._held_out[1] if measured and self._held_out else None)
         self._tell("checkpoint", {"path": path})
         return path
 
@@ -277,23 +329,19 @@ class Trainer:
         Raises:
             CheckpointError: it was made with other data, another seed or another network.
         """
-        state = checkpoint.state
-        stored = state.get("data")
-        if not isinstance(stored, dict) or stored.get("fingerprint") != self.data.fingerprint:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.path} was trained on other data than {self.data.name} as it is now; "
-                "restore the data, or start another run with run=NAME"
+        restore_snapshot(self, checkpoint)
+
+    def _agree(self, network: nn.Module) -> None:
+        """Every process must have been started with the same settings, data and weights."""
+        if self.processes.world > 1:
+            settings = [repr(self.settings), self.seed, self.conditional, repr(self.objective), self.config]
+            self.processes.agree(
+                {
+                    "settings": json.dumps(settings, sort_keys=True, default=str),
+                    "data": self.data.fingerprint,
+                    "weights": weights_digest(network),
+                }
             )
-        if state.get("seed") != self.seed:
-            raise CheckpointError(
-                f"checkpoint {checkpoint.path} was trained with seed={state.get('seed')}, not {self.seed}; "
-                "repeat that seed, or start another run with run=NAME"
-            )
-        load_weights(self.network, checkpoint.tensors("model"), checkpoint.path)
-        self.ema.load_state_dict(checkpoint.tensors("ema"), int(state.get("ema_updates", 0)))
-        unpack_optimizer(self.optimizer, self.network, checkpoint.tensors("optimizer"), checkpoint.path)
-        self.step, self.seconds = checkpoint.step, float(state.get("seconds", 0.0))
-        self.last = dict(state.get("metrics", {}))
 
 
 def _due(step: int, every: int) -> bool:

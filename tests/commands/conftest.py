@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from sde_gen.evaluate import main as evaluate
+from sde_gen.import_weights import main as import_weights
 from sde_gen.sample import main as sample
 from sde_gen.train import main as train
 from tests.commands.helpers import TINY, Command, Result
@@ -20,7 +22,8 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(name: str, *arguments: str) -> Result:
         capsys.readouterr()
-        code = {"train": train, "sample": sample}[name](list(arguments))
+        mains = {"train": train, "sample": sample, "evaluate": evaluate, "import_weights": import_weights}
+        code = mains[name](list(arguments))
         return Result(code, *capsys.readouterr())
 
     yield run

@@ -15,7 +15,7 @@ from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
 from sde_gen.training import TrainerSettings
 
 CONF = Path(config_dir())
-BUILT = ("sde", "objective", "parameterization", "sampler", "network", "data")
+BUILT = ("sde", "objective", "parameterization", "sampler", "network", "data", "features")
 CHOICES = [(group, path.stem) for group in BUILT for path in sorted((CONF / group).glob("*.yaml"))]
 NAMED = [pair for pair in CHOICES if pair != ("network", "auto")]
 
@@ -42,7 +42,7 @@ def test_each_file_names_every_parameter_with_its_default(group: str, choice: st
             assert value == parameter.default or list(parameter.default) == value, name
 
 
-@pytest.mark.parametrize(("group", "choice"), [p for p in NAMED if p[0] not in ("data",)])
+@pytest.mark.parametrize(("group", "choice"), [p for p in NAMED if p[0] not in ("data", "features")])
 def test_each_choice_builds(group: str, choice: str) -> None:
     name = "sample" if group == "sampler" else "train"
     assert build(load_config(name, [f"{group}={choice}"])[group], where=group) is not None

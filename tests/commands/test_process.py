@@ -41,7 +41,7 @@ def _wait_for(path: Path, process: subprocess.Popen[str], lines: int) -> None:
     pytest.fail(f"no {path}: {process.communicate()}")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=str)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1, signal.SIGINT], ids=str)
 def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, number: signal.Signals) -> None:
     with _start(tmp_path, "-m", "sde_gen.train", *TINY, *ENDLESS, "run=a") as process:
         _wait_for(tmp_path / "runs/a/metrics.csv", process, 2)

@@ -118,3 +118,63 @@ def test_samples_need_the_data_no_more(command: Command) -> None:
     result = command("sample", *QUICK, "out=o")
     assert "not what it was" in result.out
     assert "energy_distance" not in json.loads(Path("o/report.json").read_text())
+
+
+def test_many_blocks_give_what_one_gives_and_go_on_after_a_signal(
+    trained: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import signal
+
+    from sde_gen.streaming import BlockStore
+
+    quick = (*QUICK[:2], "num_samples=50", "metrics=false", "seed=3")
+    assert trained("sample", *quick, "out=one").code == 0
+    written: list[int] = []
+    armed = [True]
+    write = BlockStore.write
+
+    def spy(store: BlockStore, index: int, samples: sg.Samples) -> None:
+        write(store, index, samples)
+        written.append(index)
+        if len(written) == 3 and armed:
+            armed.clear()
+            signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(BlockStore, "write", spy)
+    stopped = trained("sample", *quick, "out=two", "chunk=8")
+    assert stopped.code == 75, stopped.err
+    assert "stopped by SIGTERM between blocks" in stopped.err
+    assert "out=two to continue" in stopped.err
+    assert written == [0, 1, 2]
+    assert [name.startswith(".partial-samples-") for name in os.listdir("two")] == [True]
+    other = trained("sample", *quick[:-1], "seed=4", "out=two", "chunk=25")
+    assert other.code == 0, "another job in the same folder has blocks of its own"
+    del written[:]
+    done = trained("sample", *quick, "out=two", "chunk=8")
+    assert done.code == 0, done.err
+    assert written == [3, 4, 5, 6]
+    assert sorted(os.listdir("two")) == ["report.json", "samples.npz", "samples.png"]
+    with np.load("one/samples.npz") as one, np.load("two/samples.npz") as two:
+        for name in ("x", "model_x"):
+            np.testing.assert_allclose(two[name], one[name], rtol=1e-5, atol=1e-6)
+            assert two[name].dtype == one[name].dtype
+
+
+def test_the_best_checkpoint(trained: Command) -> None:
+    result = trained("sample", *QUICK[:2], "num_samples=2", "metrics=false", "best=true", "out=o")
+    assert result.code == 0, result.err
+    plain = ("run=plain", "trainer.keep_best=0", "trainer.eval_every=0", "trainer.max_seconds=null")
+    assert trained("train", *TINY, *plain).code == 0
+    state = Path("runs/plain/checkpoints/step_00000004/state.json")
+    assert json.loads(state.read_text())["held_out_loss"] is not None, "the last step is always measured"
+
+
+def test_labels_run_on_from_block_to_block(command: Command) -> None:
+    assert command("train", *TINY, "run=c", "class_conditional=true").code == 0
+    arguments = ("sampler=ddim", "sampler.steps=2", "num_samples=40", "metrics=false", "label=cycle")
+    assert command("sample", *arguments, "out=a", "chunk=7").code == 0
+    assert command("sample", *arguments, "out=b").code == 0
+    with np.load("a/samples.npz") as a, np.load("b/samples.npz") as b:
+        np.testing.assert_array_equal(a["label"], np.arange(40) % 16)
+        np.testing.assert_array_equal(b["label"], a["label"])
+        np.testing.assert_allclose(a["x"], b["x"], rtol=1e-4, atol=1e-5)

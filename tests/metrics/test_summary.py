@@ -120,7 +120,7 @@ def test_images_and_progress() -> None:
     x, y = torch.rand(20, 1, 4, 4), torch.rand(20, 1, 4, 4)
     told: list[str] = []
     found = metrics.summary(x, y, y, metrics=["recall", "frechet_distance"], progress=told.append)
-    assert told == [r.title for r in found] == ["recall", "Fréchet distance"]
+    assert told == [r.title for r in found] == ["recall (pixels)", "Fréchet distance (pixels)"]
     assert found[1].value == pytest.approx(metrics.frechet_distance(x.flatten(1), y.flatten(1)))
 
 

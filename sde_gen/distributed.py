@@ -1,0 +1,262 @@
+"""Several processes on one job, by plain torch.distributed: who takes which part, and what all must agree on.
+
+    torchrun --nproc_per_node=2 -m sde_gen.train ...
+
+`start` joins the group that the environment describes (RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR, MASTER_PORT, as set
+by torchrun or by hand); without it there is one process, and everything here is a plain value and costs nothing. Short
+messages travel through gloo from host memory, so that no device has to be waited for; tensors on a GPU go by NCCL.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sde_gen.errors import ConfigError, SDEGenError
+
+T = TypeVar("T")
+# What torch's messages about a broken group have in common.
+_SIGNS = ("gloo", "NCCL", "ProcessGroup", "onnection", "pair closure", "TCPStore", "imed out", "ocket")
+
+
+class ProcessLostError(SDEGenError, RuntimeError):
+    """Another process of the job ended or fell silent (exit code 69); what was saved before is whole."""
+
+    exit_code = 69
+
+
+class FailedElsewhere(SDEGenError, RuntimeError):
+    """Process 0 failed, and says why itself; raised in the others, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = int(exit_code)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """The processes of one job, as one of them sees them.
+
+    Attributes:
+        rank: number of this process, 0 <= rank < world.
+        world: how many there are.
+        local_rank: number of this process on its machine, which picks its GPU.
+    """
+
+    rank: int = 0
+    world: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is process 0, which owns all files and the screen."""
+        return self.rank == 0
+
+    # -- who does what -----------------------------------------------------------------------------------------------
+
+    def rows(self, count: int) -> slice:
+        """The contiguous part of 0..count-1 of this process; parts differ in length by at most one."""
+        return slice(count * self.rank // self.world, count * (self.rank + 1) // self.world)
+
+    def blocks(self, count: int) -> range:
+        """The blocks of a job of `count` equal blocks that this process does: rank, rank + world, ...
+
+        Samples of one block must not depend on who computes it: key its random numbers by the block, not the process.
+        """
+        return range(self.rank, count, self.world)
+
+    # -- what all hear -----------------------------------------------------------------------------------------------
+
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of `value` over the processes."""
+        if self.world == 1:
+            return value
+        total = value.clone()
+        with talking():
+            dist.all_reduce(total)
+        return total
+
+    def gather(self, rows: Tensor) -> Tensor:
+        """The rows of all processes, in the order of the processes; their numbers may differ."""
+        if self.world == 1:
+            return rows
+        with talking():
+            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
+            dist.all_gather(sizes, torch.tensor([len(rows)]))
+            most = max(int(size) for size in sizes)
+            padded = rows.new_zeros((most, *rows.shape[1:]))
+            padded[: len(rows)] = rows
+            parts = [torch.empty_like(padded) for _ in range(self.world)]
+            dist.all_gather(parts, padded)
+        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.world > 1:
+            self.sum(torch.zeros(1))
+
+    def on_main(self, task: Callable[[], T]) -> T:
+        """`task()` of process 0, a JSON value, in every process; if it fails there, all fail with its exit code.
+
+        Raises:
+            FailedElsewhere: in the other processes, where process 0 raised one of the library's errors.
+        """
+        if self.world == 1:
+            return task()
+        raised: SDEGenError | None = None
+        message = b""
+        if self.is_main:
+            try:
+                message = json.dumps({"value": task()}).encode()
+            except SDEGenError as error:
+                raised = error
+                message = json.dumps({"error": str(error), "code": error.exit_code}).encode()
+        heard = json.loads(self._broadcast(message))
+        if raised is not None:
+            raise raised
+        if "error" in heard:
+            raise FailedElsewhere(heard["error"], heard["code"])
+        return heard["value"]
+
+    def agree(self, facts: Mapping[str, str]) -> None:
+        """Compare `facts` (what it is called, to any text) with those of process 0.
+
+        Raises:
+            ConfigError: in every process, naming what differs and where.
+        """
+        if self.world == 1:
+            return
+        digests = [list(hashlib.sha256(text.encode()).digest()) for text in facts.values()]
+        mine = torch.tensor([digests], dtype=torch.uint8)
+        everyone = self.gather(mine)
+        differs = (everyone != everyone[:1]).any(2)
+        if bool(differs.any()):
+            rank = int(differs.any(1).nonzero()[0])
+            names = [name for name, bad in zip(facts, differs[rank].tolist(), strict=True) if bad]
+            raise ConfigError(
+                f"process {rank} does not agree with process 0 on the {', '.join(names)}; "
+                "start all processes with one command on the same files"
+            )
+
+    def _broadcast(self, message: bytes) -> bytes:
+        with talking():
+            size = torch.tensor([len(message)])
+            dist.broadcast(size, 0)
+            data = torch.zeros(int(size), dtype=torch.uint8)
+            if self.is_main:
+                data = torch.frombuffer(bytearray(message), dtype=torch.uint8)
+            dist.broadcast(data, 0)
+        return bytes(data.numpy().tobytes())
+
+
+class Pulse:
+    """One short message per step, sent while the step computes: whether to stop, and the clock of process 0.
+
+    Every process hears the same, one step later than it was said, so all stop before the same step and none waits.
+    """
+
+    def __init__(self, processes: Processes) -> None:
+        self._processes = processes
+        self._message: Tensor | None = None
+        self._work: Any = None
+
+    def exchange(self, stop: bool, seconds: float) -> tuple[bool, float]:
+        """(whether any process asked to stop, seconds of process 0), as of the last call; tell ours to the next."""
+        if self._processes.world == 1:
+            return stop, seconds
+        if self._message is None:
+            self._send(stop, seconds)
+        heard = self._receive()
+        self._send(stop, seconds)
+        return heard
+
+    def close(self) -> None:
+        """Take the last message off the line."""
+        if self._message is not None:
+            self._receive()
+
+    def _send(self, stop: bool, seconds: float) -> None:
+        self._message = torch.tensor([float(stop), seconds if self._processes.is_main else -1.0], dtype=torch.float64)
+        with talking():
+            self._work = dist.all_reduce(self._message, dist.ReduceOp.MAX, async_op=True)
+
+    def _receive(self) -> tuple[bool, float]:
+        message, work = self._message, self._work
+        self._message = self._work = None
+        with talking():
+            work.wait()
+        stop, seconds = message.tolist()  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+        return stop > 0, seconds
+
+
+@contextmanager
+def talking() -> Iterator[None]:
+    """Turn the failure of a message inside the block into a `ProcessLostError`."""
+    try:
+        yield
+    except RuntimeError as error:
+        if isinstance(error, SDEGenError) or not _is_broken_group(error):
+            raise
+        first = str(error).strip().splitlines()[0][:200]
+        raise ProcessLostError(
+            f"another process of the job ended or did not answer in time ({first}); "
+            "start the job again: it goes on from the newest checkpoint"
+        ) from error
+
+
+def _is_broken_group(error: RuntimeError) -> bool:
+    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS)
+
+
+def expected() -> int:
+    """How many processes the environment announces."""
+    world = os.environ.get("WORLD_SIZE", "1")
+    return int(world) if world.isdigit() else 1
+
+
+def start(kind: str = "cpu", timeout: float = 600.0) -> Processes:
+    """Join the job that the environment describes, once per process; later calls return the same.
+
+    Args:
+        kind: "cuda" if tensors of GPUs will be exchanged.
+        timeout: seconds after which a process that does not answer ends the job.
+
+    Raises:
+        ConfigError: an environment that does not describe a job.
+        ProcessLostError: the others did not come.
+    """
+    world = expected()
+    if dist.is_available() and dist.is_initialized():
+        return Processes(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", dist.get_rank()))
+    if world == 1:
+        return Processes()
+    if not dist.is_available():
+        raise ConfigError("this build of torch has no torch.distributed; use one process")
+    if "RANK" not in os.environ:
+        raise ConfigError(f"WORLD_SIZE={world} but RANK is not set; start the processes with torchrun")
+    backend = "cpu:gloo,cuda:nccl" if kind == "cuda" else "gloo"
+    with talking():
+        try:
+            dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
+        except ValueError as error:
+            raise ConfigError(f"the environment does not describe a job of {world} processes: {error}") from error
+    return Processes(dist.get_rank(), world, _number("LOCAL_RANK", dist.get_rank()))
+
+
+def leave() -> None:
+    """Leave the group, if there is one; other processes are not waited for."""
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _number(name: str, default: int) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdigit() else default

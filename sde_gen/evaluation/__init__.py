@@ -1,0 +1,16 @@
+"""How good a trained network is: likelihood of held-out data, distances of its samples, a report and a picture."""
+
+from sde_gen.evaluation.arrays import read_samples, write_arrays
+from sde_gen.evaluation.likelihood import HeldOutLikelihood, held_out_likelihood
+from sde_gen.evaluation.picture import evaluation_picture
+from sde_gen.evaluation.report import Evaluation, rows
+
+__all__ = [
+    "Evaluation",
+    "HeldOutLikelihood",
+    "evaluation_picture",
+    "held_out_likelihood",
+    "read_samples",
+    "rows",
+    "write_arrays",
+]

@@ -1,0 +1,91 @@
+"""What a checkpoint holds of a trainer, and a trainer from what a checkpoint holds."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from sde_gen.errors import CheckpointError
+from sde_gen.training.checkpoint import Checkpoint, save_checkpoint
+from sde_gen.training.faults import TrainingFault
+from sde_gen.training.sharding import collected
+from sde_gen.training.state import load_weights, pack_optimizer, unpack_optimizer
+
+if TYPE_CHECKING:
+    from sde_gen.training.trainer import Trainer
+
+
+def save_snapshot(trainer: "Trainer", folder: Path, held_out_loss: float | None) -> Path:
+    """Publish a checkpoint of the trainer's step; every process must call it, process 0 writes.
+
+    Raises:
+        TrainingFault: the weights are not finite.  WriteError, OutputError: they could not be written.
+    """
+    state = {
+        "seconds": trainer.seconds,
+        "seed": trainer.seed,
+        "ema_updates": trainer.ema.updates,
+        "skipped": [trainer.faults.total, trainer.faults.in_a_row],
+        "data": trainer.data.to_dict(),
+        "conditional": trainer.conditional,
+        "held_out_loss": held_out_loss,
+        "metrics": trainer.last,
+    }
+    main, s = trainer.processes.is_main, trainer.settings
+    tensors = {
+        "model": collected(trainer.network.state_dict(), main),
+        "ema": collected(trainer.ema.state_dict(), main),
+        "optimizer": collected(pack_optimizer(trainer.optimizer, trainer.network), main),
+    }
+
+    def write() -> str:
+        if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
+            raise TrainingFault(trainer.step, (float("nan"), float("nan")), [], "weights", trainer.faults.in_a_row)
+        return str(save_checkpoint(folder, trainer.step, tensors, trainer.config, state, s.keep_last, s.keep_best))
+
+    return Path(trainer.processes.on_main(write))
+
+
+def restore_snapshot(trainer: "Trainer", checkpoint: Checkpoint) -> None:
+    """Weights, averaged weights, optimiser, step and counts of `checkpoint`, all or (if it does not fit) none.
+
+    Raises:
+        CheckpointError: it was made with other data, another seed or another network.
+        ConfigError: another process has found another checkpoint.
+    """
+    state, path = checkpoint.state, checkpoint.path
+    stored = state.get("data")
+    if not isinstance(stored, dict) or stored.get("fingerprint") != trainer.data.fingerprint:
+        raise CheckpointError(
+            f"checkpoint {path} was trained on other data than {trainer.data.name} as it is now; "
+            "restore the data, or start another run with run=NAME"
+        )
+    if state.get("seed") != trainer.seed:
+        raise CheckpointError(
+            f"checkpoint {path} was trained with seed={state.get('seed')}, not {trainer.seed}; "
+            "repeat that seed, or start another run with run=NAME"
+        )
+    trainer.processes.agree({"checkpoint": json.dumps([checkpoint.step, checkpoint.digest])})
+    try:
+        counts = [int(n) for n in (*state.get("skipped", (0, 0)), state.get("ema_updates", 0))]
+        seconds, last = float(state.get("seconds", 0.0)), dict(state.get("metrics", {}))
+    except (TypeError, ValueError) as error:
+        raise CheckpointError(f"{path / 'state.json'} cannot be used ({error}); use another checkpoint") from error
+    load_weights(trainer.network, checkpoint.tensors("model"), path)
+    trainer.ema.load_state_dict(checkpoint.tensors("ema"), counts[2])
+    if not state.get("imported"):  # imported weights come without an optimiser's state, and begin with a fresh one
+        unpack_optimizer(trainer.optimizer, trainer.network, checkpoint.tensors("optimizer"), path)
+    trainer.step, trainer.seconds, trainer.last = checkpoint.step, seconds, last
+    trainer.faults.total, trainer.faults.in_a_row = counts[:2]
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of all names and values of a network's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

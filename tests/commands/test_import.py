@@ -1,0 +1,114 @@
+"""`python -m sde_gen.import_weights`: tensors in, a checkpoint out, nothing executed."""
+
+import os
+import pickle
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+import sde_gen as sg
+from sde_gen.config import load_model
+from sde_gen.training import read_checkpoint
+from tests.commands.helpers import TINY, Command
+
+MODEL = ("data=mixture", "data.n=64", "data.n_test=64", "network=mlp", "network.hidden=8", "network.layers=1")
+
+
+def _weights() -> dict[str, torch.Tensor]:
+    torch.manual_seed(4)
+    return dict(sg.MLP(2, hidden=8, layers=1).state_dict())
+
+
+def _save(path: str, content: Any) -> None:
+    if path.endswith(".safetensors"):
+        save_file(content, path)
+    else:
+        torch.save(content, path)
+
+
+@pytest.mark.parametrize(
+    ("path", "wrap", "arguments"),
+    [
+        ("w.safetensors", lambda w: w, ()),
+        ("w.pt", lambda w: w, ()),
+        ("w.ckpt", lambda w: {"state": {"model": w}, "epoch": 3}, ("key=state.model",)),
+        ("w.pth", lambda w: {f"module.{k}": v for k, v in w.items()}, ("strip=module.",)),
+        ("w.bin", lambda w: {"a": {k: v * 0 for k, v in w.items()}, "b": w}, ("key=a", "ema_key=b")),
+    ],
+)
+def test_weights_become_a_run(command: Command, path: str, wrap: Any, arguments: tuple[str, ...]) -> None:
+    weights = _weights()
+    _save(path, wrap(weights))
+    result = command("import_weights", f"weights={path}", *MODEL, "run=a", *arguments)
+    assert result.code == 0, result.err
+    model = load_model("runs/a")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in model.network.state_dict().items())
+    folder = Path("runs/a/checkpoints/step_00000000")
+    assert sorted(os.listdir(folder)) == [
+        "config.json",
+        "ema.safetensors",
+        "manifest.json",
+        "model.safetensors",
+        "state.json",
+    ]
+    assert read_checkpoint(folder).state["imported"]["file"] == path
+    sampled = command("sample", "run=a", "sampler=ddim", "sampler.steps=2", "num_samples=4", "metrics=false")
+    assert sampled.code == 0, sampled.err
+
+
+def test_training_goes_on_from_imported_weights(command: Command) -> None:
+    _save("w.pt", _weights())
+    assert command("import_weights", "weights=w.pt", *MODEL, "run=a").code == 0
+    result = command("train", "resume=a", *TINY[6:], "trainer.steps=3")
+    assert result.code == 2, "the settings of training are part of the run too"
+    result = command("train", "resume=a", "trainer.steps=3", "trainer.preview_samples=0", "device=cpu")
+    assert result.code == 0, result.err
+    assert read_checkpoint(Path("runs/a/checkpoints/step_00000003")).step == 3
+
+
+class _Payload:
+    def __reduce__(self) -> tuple[object, ...]:
+        return (os.mkdir, ("owned",))
+
+
+@pytest.mark.parametrize("name", ["evil.pt", "evil.ckpt", "evil.safetensors", "evil.bin", "plain.pkl"])
+def test_payloads_do_not_run(command: Command, name: str) -> None:
+    content = {"model": _weights(), "x": _Payload()}
+    if name == "plain.pkl":
+        Path(name).write_bytes(pickle.dumps(content))
+    else:
+        torch.save(content, name)
+    result = command("import_weights", f"weights={name}", *MODEL, "key=model", "run=a")
+    assert result.code == 65, result.err
+    assert result.err.startswith("error: ")
+    assert "Traceback" not in result.err
+    assert not Path("owned").exists()
+    assert not Path("runs").exists()
+
+
+def test_what_does_not_fit_is_refused_in_one_sentence(command: Command) -> None:
+    weights = _weights()
+    _save("w.pt", {"model": weights})
+    (Path("junk.pt")).write_bytes(b"junk" * 100)
+    cases = [
+        (("weights=none.pt",), 66, "no file none.pt"),
+        (("weights=junk.pt",), 65, "junk.pt"),
+        (("weights=w.pt",), 65, "there are model; say where with key=NAME"),
+        (("weights=w.pt", "key=ema"), 65, "has nothing at key=ema; there are model"),
+        (("weights=w.pt", "key=model", "network.hidden=16"), 65, "do not fit"),
+        (("weights=w.pt", "key=model", "strip=stem."), 65, "do not fit"),
+        ((), 2, "weights"),
+    ]
+    for arguments, code, message in cases:
+        result = command("import_weights", *MODEL, *arguments, "run=a")
+        assert result.code == code, result.err
+        assert message in result.err
+        assert len(result.err.strip().splitlines()) == 1, result.err
+        assert not Path("runs").exists()
+    assert command("import_weights", *MODEL, "weights=w.pt", "key=model", "run=a").code == 0
+    again = command("import_weights", *MODEL, "weights=w.pt", "key=model", "run=a")
+    assert again.code == 73
+    assert "has checkpoints already" in again.err

@@ -1,0 +1,148 @@
+"""What is made of the likelihoods of single samples."""
+
+import math
+
+import pytest
+import torch
+
+import sde_gen as sg
+import sde_gen.likelihood
+from sde_gen.data import Affine, Mixture, digits
+from sde_gen.errors import SolverError
+from sde_gen.evaluation import held_out_likelihood, likelihood
+from sde_gen.evaluation.likelihood import Values
+from tests.evaluation.helpers import constant_model
+
+
+def _solver(monkeypatch: pytest.MonkeyPatch, values: Values, asked: list | None = None) -> None:
+    def solver(*arguments):
+        if asked is not None:
+            asked.append(arguments)
+        return values
+
+    monkeypatch.setattr(likelihood, "_ode", solver)
+    monkeypatch.setattr(likelihood, "_bound", solver)
+
+
+def test_means_and_errors(monkeypatch: pytest.MonkeyPatch) -> None:
+    log_prob, bits = torch.tensor([-1.0, -2.0, -6.0]), torch.tensor([1.0, 2.0, 3.0])
+    _solver(monkeypatch, Values(log_prob, bits, torch.tensor([0.3, 0.4, 0.0]), torch.tensor([10, 20, 60])))
+    found = held_out_likelihood("ode", constant_model(), torch.zeros(3, 2), Affine())
+    assert (found.nll, found.bits_per_dim, found.n, found.nfe) == (3.0, 2.0, 3, 30.0)
+    assert found.nll_error == pytest.approx(math.sqrt(7.0 / 3))
+    assert found.bits_per_dim_error == pytest.approx(math.sqrt(1.0 / 3))
+    assert found.probe_error == pytest.approx(0.5 / 3)
+    assert found.exact_nll is None
+    assert found.failed == {}
+
+
+def test_samples_that_fail_are_named_and_the_others_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    nan = math.nan
+    values = Values(
+        torch.tensor([nan, -1.0, -3.0, math.inf]), torch.tensor([nan, 1.0, 3.0, 1.0]), torch.full((4,), nan),
+        torch.tensor([900, 10, 20, 30]), {0: "out of budget"},
+    )  # fmt: skip
+    _solver(monkeypatch, values)
+    found = held_out_likelihood(
+        "ode", constant_model(), torch.zeros(4, 2), Affine(), indices=torch.tensor([5, 7, 8, 11])
+    )
+    assert (found.nll, found.n, found.nfe) == (2.0, 2, 15.0)
+    assert found.failed == {5: "out of budget", 11: "its log-density is NaN or infinite"}
+    assert found.indices.tolist() == [7, 8]
+    assert found.log_prob.tolist() == [-1.0, -3.0]
+    assert found.probe_error is None, "one probe tells nothing of its spread"
+    assert found.to_dict()["failed"] == {"5": "out of budget", "11": "its log-density is NaN or infinite"}
+
+
+def test_no_sample_left_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _solver(monkeypatch, Values(torch.full((2,), math.nan), torch.zeros(2), failed={0: "out of budget"}))
+    with pytest.raises(SolverError, match="none of the 2 held-out samples has a likelihood: out of budget"):
+        held_out_likelihood("ode", constant_model(), torch.zeros(2, 2), Affine())
+
+
+def test_the_exact_law_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    _solver(monkeypatch, Values(torch.tensor([0.0, math.nan]), torch.tensor([0.0, 0.0])))
+    law = Mixture(torch.ones(1).double(), torch.zeros(1, 2).double(), torch.eye(2).double()[None])
+    found = held_out_likelihood("vlb", constant_model(), torch.tensor([[1.0, 0.0], [9.0, 9.0]]), Affine(), law=law)
+    assert found.exact_nll == pytest.approx(math.log(2 * math.pi) + 0.5)
+    assert found.exact_nll_error == 0.0
+
+
+NORMAL = sg.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.49 * torch.eye(2).double()[None])
+EACH = [sg.VP(), sg.SubVP(), sg.VE(), sg.EDM(), sg.Cosine(), sg.FlowMatching(), sg.DDPM(steps=100), sg.NCSN(levels=50)]
+needs_bound = pytest.mark.skipif(not hasattr(sde_gen.likelihood, "variational_bound"), reason="no bound yet")
+
+
+@pytest.mark.parametrize("p", EACH, ids=lambda p: type(p).__name__)
+def test_every_formulation_of_an_exact_model_finds_its_law(p: sg.Perturbation) -> None:
+    x = NORMAL.sample(40, seed=1)
+    law = Mixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.49 * torch.eye(2).double()[None])
+    found = held_out_likelihood("ode", NORMAL.model(p), x, Affine(scale=2.0), law=law, steps=60)
+    assert found.n == 40
+    assert found.nfe == 60
+    # Prior mismatch and the least noise of each formulation are within this; an error of log alpha or of D is not.
+    assert found.nll == pytest.approx(found.exact_nll, abs=0.02)
+    assert found.bits_per_dim == pytest.approx((found.nll + 2 * math.log(2.0)) / (2 * math.log(2.0)))
+
+
+def test_data_on_levels_are_dequantised_and_bits_are_those_of_a_level() -> None:
+    data = digits()
+    x, shape = data.test[:4], data.shape
+    model = constant_model()
+    found = held_out_likelihood("ode", model, x, data.transform, seed=3, steps=20, probes=2)
+    assert data.transform.step == 1.0
+    spread = data.transform.dequantise(x, 3)
+    direct = sg.log_likelihood(model, spread, steps=20, probes=2, seed=3)
+    assert found.nll == pytest.approx(-float(direct.log_prob.mean()), rel=1e-9)
+    # 16 levels of width 1 to each side of 0 on a scale from -1 to 1: one level is 1/8 wide.
+    assert found.bits_per_dim == pytest.approx((found.nll + 64 * math.log(8.0)) / (64 * math.log(2.0)), rel=1e-9)
+    assert math.prod(shape) == 64
+    assert found.probe_error is not None
+
+
+def test_a_network_that_breaks_down_on_one_sample_costs_only_that_one() -> None:
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.abs().amax(1, keepdim=True) > 100, math.nan, 0.0 * x)
+
+    x = torch.randn(5, 2)
+    x[3] = 1e4
+    model = sg.ScoreModel(network, sg.VP())
+    found = held_out_likelihood("ode", model, x, Affine(), indices=torch.arange(10, 15), divergence="exact")
+    assert list(found.failed) == [13]
+    assert "NaN or infinite" in found.failed[13]
+    assert found.indices.tolist() == [10, 11, 12, 14]
+    rest = held_out_likelihood("ode", model, x[[0, 1, 2, 4]], Affine(), divergence="exact")
+    assert found.nll == pytest.approx(rest.nll, rel=1e-6)
+
+
+@needs_bound
+def test_the_bound_of_an_exact_model_is_near_its_density() -> None:
+    x = NORMAL.sample(200, seed=1)
+    bound, ode = (
+        held_out_likelihood(kind, NORMAL.model(sg.VP()), x, Affine(scale=2.0), **given)
+        for kind, given in (("vlb", {}), ("ode", {"steps": 40}))
+    )
+    # Both are of the density. An error of the scale is log 2 at least.
+    assert bound.nll == pytest.approx(ode.nll, abs=0.3)
+    assert bound.bits_per_dim == pytest.approx((bound.nll + 2 * math.log(2.0)) / (2 * math.log(2.0)))
+
+
+@needs_bound
+def test_the_bound_of_levels_is_in_the_bits_of_a_level() -> None:
+    data = digits()
+    found = held_out_likelihood("vlb", constant_model(), data.test[:4], data.transform, terms=8)
+    assert found.bits_per_dim == pytest.approx((found.nll + 64 * math.log(8.0)) / (64 * math.log(2.0)), rel=1e-6)
+    direct = sde_gen.likelihood.variational_bound(constant_model(), data.test[:4], transform=data.transform, terms=8)
+    assert found.bits_per_dim == pytest.approx(float(direct.bits_per_dim.mean()), rel=1e-9)
+
+
+@needs_bound
+def test_a_sample_without_a_bound_costs_only_itself() -> None:
+    def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
+        return torch.where(x.abs().amax(1, keepdim=True) > 100, math.nan, 0.0 * x)
+
+    x = torch.randn(5, 2)
+    x[3] = 1e4
+    found = held_out_likelihood("vlb", sg.ScoreModel(network, sg.VP()), x, Affine())
+    assert list(found.failed) == [3]
+    assert found.n == 4
