@@ -27,7 +27,7 @@ COPIED = {
 HALF_WAY = """<script>
 document.getElementById("sampler").value = {sampler};
 document.getElementById("sampler").dispatchEvent(new Event("change"));
-document.getElementById("time").value = 560;
+document.getElementById("time").value = 720;
 document.getElementById("time").dispatchEvent(new Event("input"));
 document.querySelectorAll("header, nav, h2, section > p, .wide").forEach(function (e) {{ e.remove(); }});
 document.querySelectorAll("section").forEach(function (s) {{ if (!s.querySelector("canvas")) s.remove(); }});
@@ -43,7 +43,7 @@ def photograph(browser: str, page: Path, target: Path, width: int, height: int) 
              "--virtual-time-budget=3000", f"--window-size={width},{height}", f"--screenshot={target}", page.as_uri()],
             check=True, capture_output=True,
         )  # fmt: skip
-    Image.open(target).convert("RGB").quantize(64).save(target, optimize=True)
+    Image.open(target).convert("RGB").quantize(128).save(target, optimize=True)
 
 
 def main() -> None:

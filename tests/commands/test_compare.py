@@ -94,9 +94,10 @@ def test_parts_in_a_sweep_then_the_report(compare: Compare, tmp_path: Path) -> N
 @pytest.mark.slow
 def test_parts_in_processes_of_a_launcher(tmp_path: Path) -> None:
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    done = _python(tmp_path, "--multirun", "experiment=oracle_2d", *TINY, "part=1,2", "parts=2",
-                   "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")  # fmt: skip
-    assert done.wait(timeout=300) == 0, done.communicate()
+    parts = ("--multirun", "part=1,2", "parts=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with _python(tmp_path, *parts, "experiment=oracle_2d", *TINY) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
     assert len(list((tmp_path / "runs/comparisons/.cache/cells").glob("*.json"))) == 26
 
 

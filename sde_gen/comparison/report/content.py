@@ -194,7 +194,9 @@ def likelihoods(results: Results) -> Section | None:
         "data, whose levels are spread out by uniform noise."
     )
     header = ["formulation", "training seed", "nats/dimension", "of the exact law", "bits/dimension", "calls"]
-    return Section("Likelihood", [Text(words), Table(header, rows, "", [1, 2, 3, 4, 5])])
+    used = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
+    header, rows = [header[i] for i in used], [[row[i] for i in used] for row in rows]
+    return Section("Likelihood", [Text(words), Table(header, rows, "", range(1, len(header)))])
 
 
 def _pm(line: Ranked) -> str:
