@@ -36,12 +36,24 @@ class Prediction:
         noise: eps = (x - alpha x0hat)/sigma.
         score: grad log p_t(x) = -eps/sigma.
         v: alpha eps - sigma x0hat.
+        log_variance_fraction: where the log-variance of a reverse step lies between its two bounds, 0 at the
+            posterior's ("small") and 1 at b^2 ("large"); not cut to [0, 1]. None unless the network has a learned
+            variance. Nichol & Dhariwal 2021, arXiv:2102.09672.
 
     All are shaped like x and in its dtype. At sigma = 0, where they have no value, noise, v and score are not finite.
     """
 
-    def __init__(self, x: Tensor, raw: Tensor, alpha: Tensor, sigma: Tensor, skip: Tensor, out: Tensor) -> None:
-        self._x, self._raw = x, raw
+    def __init__(
+        self,
+        x: Tensor,
+        raw: Tensor,
+        alpha: Tensor,
+        sigma: Tensor,
+        skip: Tensor,
+        out: Tensor,
+        variance: Tensor | None = None,
+    ) -> None:
+        self._x, self._raw, self._variance = x, raw, variance
         self._alpha, self._sigma, self._skip, self._out = alpha, sigma, skip, out
 
     def _combine(self, of_x: Tensor, of_raw: Tensor) -> Tensor:
@@ -76,10 +88,34 @@ class Prediction:
             self._alpha * of_x - self._sigma * self._skip, self._alpha * of_raw - self._sigma * self._out
         )
 
+    @cached_property
+    def log_variance_fraction(self) -> Tensor | None:
+        """(1 + second half of the network's output)/2."""
+        return None if self._variance is None else 0.5 * (1 + self._variance)
+
 
 def wrong_shape(raw: Tensor, x: Tensor) -> ConfigError:
     """What to say of a network whose output is not shaped like its input."""
-    return ConfigError(f"the network must return the shape of its input, {tuple(x.shape)}, got {tuple(raw.shape)}")
+    hint = ""
+    if raw.ndim == x.ndim >= 2 and raw.shape[1] == 2 * x.shape[1]:
+        hint = "; a network whose second half is a learned variance says so with an attribute learned_variance = True"
+    return ConfigError(
+        f"the network must return the shape of its input, {tuple(x.shape)}, got {tuple(raw.shape)}{hint}"
+    )
+
+
+def halves(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """F and the second half of the output of a network with a learned variance, views of it, each shaped like x.
+
+    Raises:
+        ConfigError: for an output that is not twice as wide as x in its dimension 1.
+    """
+    if x.ndim < 2 or raw.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
+        raise ConfigError(
+            f"a network with learned_variance = True must return twice its input in dimension 1, "
+            f"for {tuple(x.shape)}, got {tuple(raw.shape)}"
+        )
+    return raw[:, : x.shape[1]], raw[:, x.shape[1] :]
 
 
 class ScoreModel(nn.Module):
@@ -87,7 +123,8 @@ class ScoreModel(nn.Module):
 
     Args:
         network: `network(x, c_noise, **condition) -> Tensor shaped like x`, a module or any callable; it is given the
-            scaled state c_in x, (B, *shape), and c_noise, (B,), float32.
+            scaled state c_in x, (B, *shape), and c_noise, (B,), float32. One with an attribute learned_variance = True
+            returns twice as much in dimension 1: what is predicted, then the variance of a reverse step.
         perturbation: the formulation the network is (to be) trained under.
         parameterization: what its raw output means; noise by default.
 
@@ -170,15 +207,22 @@ class ScoreModel(nn.Module):
     def predict(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Mapping[str, Any]) -> Prediction:
         """Prediction at a noise level given by float64 (alpha, sigma) of shape () or (B,), not by a time."""
         c = self.coefficients(alpha, sigma)
-        raw = self.raw(x, alpha, sigma, c, condition)
-        return Prediction(x, raw, alpha, sigma, c.skip, c.out)
+        if not self.learned_variance:
+            return Prediction(x, self.raw(x, alpha, sigma, c, condition), alpha, sigma, c.skip, c.out)
+        raw, variance = halves(self._output(x, c, condition), x)
+        return Prediction(x, raw, alpha, sigma, c.skip, c.out, variance)
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         """The parameterization's coefficients at (alpha, sigma)."""
         return self.parameterization.coefficients(alpha, sigma)
 
     def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
-        """The network's output F(c_in x, c_noise), in the dtype of x: the one place where a network is called."""
+        """F(c_in x, c_noise), in the dtype of x: the network's output without a learned variance."""
+        raw = self._output(x, c, condition)
+        return halves(raw, x)[0] if self.learned_variance else raw
+
+    def _output(self, x: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
+        """All that the network says: the one place where it is called (samplers have their own)."""
         if self.network is None:
             raise ConfigError(
                 "ScoreModel: this model has no network; give one, or use an oracle's .model(perturbation)"
@@ -188,16 +232,21 @@ class ScoreModel(nn.Module):
         return self.call_network(scaled, noise if noise.ndim else noise.expand(x.shape[0]), condition)
 
     def call_network(self, scaled: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
-        """F in the network's own precision, returned in the dtype of `scaled`."""
+        """The network's output in its own precision, returned in the dtype of `scaled`."""
         dtype = self.network_dtype
         network = self.network
         if dtype is None or dtype == scaled.dtype:
             raw = network(scaled, noise, **condition)  # pyright: ignore[reportOptionalCall]
         else:
             raw = network(scaled.to(dtype), noise, **condition)  # pyright: ignore[reportOptionalCall]
-        if raw.shape != scaled.shape:
+        if raw.shape != scaled.shape and not self.learned_variance:  # else `halves` looks at the shape
             raise wrong_shape(raw, scaled)
         return raw if raw.dtype == scaled.dtype else raw.to(scaled.dtype)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether the network says, in a second half of its output, what the variance of a reverse step is."""
+        return bool(getattr(self.network, "learned_variance", False))
 
     @property
     def network_dtype(self) -> torch.dtype | None:

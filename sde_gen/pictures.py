@@ -22,6 +22,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
+    from sde_gen.likelihood import VariationalBound
+
 _LARGEST = 4096  # pixels along one side of a picture
 
 
@@ -167,6 +169,52 @@ def loss_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
     if values:
         axes.legend()
     return save_image(_rendered(figure), path)
+
+
+def bound_terms(bounds: Mapping[str, "VariationalBound"]) -> "Image":
+    """The terms of variational bounds against time: what the steps cost, and how it adds up.
+
+    Left: bits per dimension per unit of t, mean over the samples, on logarithmic axes (terms that are not positive are
+    left out). Right: the decoder's term, and from there their sum up to time t, with the prior term at the end.
+
+    Args:
+        bounds: name of each curve, and the bound; times that are drawn are gathered in 100 equal parts of [0, 1].
+
+    Raises:
+        ConfigError: nothing to draw.
+    """
+    if not bounds:
+        raise ConfigError("bound_terms: give at least one bound")
+    figure = _figure(10.0, 4.0)
+    each, total = figure.add_subplot(1, 2, 1), figure.add_subplot(1, 2, 2)
+    for name, bound in bounds.items():
+        unit = bound.dim * math.log(2)
+        first, ends, terms = _terms(bound)
+        widths = torch.tensor([first, *ends], dtype=torch.float64).diff()
+        rates = [v if v > 0 else math.nan for v in (terms / widths / unit).tolist()]
+        each.plot(ends, rates, "-", linewidth=1, label=name)
+        sums = (float(bound.reconstruction.mean()) + torch.cat([torch.zeros(1), terms]).cumsum(0)) / unit
+        last = float(sums[-1]) + float(bound.prior.mean()) / unit
+        total.plot([first, *ends, 1.0], [*sums.tolist(), last], "-", linewidth=1, label=f"{name}: {last:.3f}")
+    each.set_yscale("log")
+    each.set_ylabel("bits per dimension per unit of t")
+    total.set_ylabel("bits per dimension, up to t")
+    for axes in (each, total):
+        axes.set_xscale("log")
+        axes.set_xlabel("t")
+        axes.legend()
+    return _rendered(figure)
+
+
+def _terms(bound: "VariationalBound") -> tuple[float, list[float], Tensor]:
+    """The first time, and of each step (or part of the time) where it ends and its mean over the samples, in nats."""
+    if bound.times.ndim == 1:
+        return float(bound.times[0]), bound.times[1:].tolist(), bound.terms[:, 1:].mean(0).cpu()
+    parts, first = 100, float(bound.times[0, 0])
+    index = (bound.times[:, 1:] * parts).long().clamp_max(parts - 1).flatten()
+    sums = torch.zeros(parts, dtype=torch.float64).index_add_(0, index, bound.terms[:, 1:].cpu().flatten())
+    ends = (torch.arange(parts, dtype=torch.float64) + 1) / parts
+    return first, ends[ends > first].tolist(), sums[ends > first] / len(bound.terms)
 
 
 def forward_strip(perturbation: Perturbation, data: Tensor, seed: int = 0, columns: int = 9) -> "Image":

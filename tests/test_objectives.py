@@ -6,6 +6,7 @@ import pytest
 import torch
 from scipy import stats
 from torch import nn
+from torch.distributions import Normal, kl_divergence
 
 import sde_gen as sg
 from sde_gen.objectives import WEIGHTINGS
@@ -36,12 +37,33 @@ def by_definition(weighting, p, out, x0, noise, t, gamma, sd):
         "snr": snr * of_data,
         "min-snr": snr.clamp_max(gamma) * of_data,
         "edm": (s**2 + sd**2) / (s * sd) ** 2 * of_data,
+        "vlb": bound_by_definition(p, out, x0, t) if p.is_chain else g**2 / 2 * of_score,
     }
     return each[weighting].mean((1, 2))
 
 
+def bound_by_definition(p, out, x0, t):
+    """K times the KL of the two Gaussians of a step, by torch.distributions; the density of the decoder at node 1."""
+    each = []
+    for i, node in enumerate(t):
+        before = node - 1 / p.length
+        if float(node) <= 1 / p.length + 1e-12:
+            rho = p.sigma(node) / p.alpha(node)
+            each.append(-Normal(out.denoised[i], rho).log_prob(x0[i]))
+        else:
+            of_x, of_data, std = p.posterior(before, node)
+            x = p.alpha(node) * out.denoised[i] + p.sigma(node) * out.noise[i]
+            pair = (Normal(of_x * x + of_data * d[i], std) for d in (x0, out.denoised))
+            each.append(kl_divergence(*pair))
+    return p.length * torch.stack(each)
+
+
+#: "hybrid" needs a learned variance: tests/test_learned_variance.py.
+PLAIN = [w for w in WEIGHTINGS if w != "hybrid"]
+
+
 @pytest.mark.parametrize("p", DEFAULTS, ids=str)
-@pytest.mark.parametrize("weighting", WEIGHTINGS)
+@pytest.mark.parametrize("weighting", PLAIN)
 def test_weights_against_the_papers(p, weighting):
     model = sg.ScoreModel(Net(), p, sg.VPrediction())
     objective = sg.DenoisingScoreMatching(weighting, "uniform", gamma=3.0, sigma_data=0.7)
@@ -70,7 +92,7 @@ def test_importance_weight_is_the_mean_weight(p):
 
 def test_law_for():
     vp, chain = (sg.ScoreModel(Net(), p) for p in (sg.VP(), sg.DDPM()))
-    auto = {w: sg.DenoisingScoreMatching(w) for w in WEIGHTINGS}
+    auto = {w: sg.DenoisingScoreMatching(w) for w in PLAIN}
     assert {w: o.law_for(vp) for w, o in auto.items()} == {
         "simple": "stratified",
         "score": "stratified",
@@ -78,13 +100,35 @@ def test_law_for():
         "snr": "stratified",
         "min-snr": "stratified",
         "edm": "log-normal",
+        "vlb": "importance",
     }
-    assert {o.law_for(chain) for w, o in auto.items() if w != "likelihood"} == {"nodes"}
-    assert auto["likelihood"].law_for(chain) == "importance"
+    weighted = ("likelihood", "vlb")
+    assert {o.law_for(chain) for w, o in auto.items() if w not in weighted} == {"nodes"}
+    assert {auto[w].law_for(chain) for w in weighted} == {"importance"}
+    learned = sg.ScoreModel(sg.MLP(2, learned_variance=True), sg.DDPM())
+    assert sg.DenoisingScoreMatching("hybrid").law_for(learned) == "nodes"
+    for refused in (sg.DenoisingScoreMatching("hybrid"), sg.DenoisingScoreMatching("vlb", variance="learned")):
+        with pytest.raises(sg.ConfigError, match="needs a network with a learned variance"):
+            refused.law_for(chain)
+    with pytest.raises(sg.ConfigError, match=r"'hybrid' learns the variance of a chain's steps, .* VP\("):
+        sg.DenoisingScoreMatching("hybrid").law_for(vp)
     assert sg.DenoisingScoreMatching("edm", "uniform").law_for(vp) == "uniform"
     for call in (lambda o: o.law_for(vp), lambda o: o.times(vp, 3), lambda o: o(vp, torch.zeros(2, 2))):
         with pytest.raises(sg.ConfigError, match=r"times_law='nodes' needs a chain .* but the perturbation is VP\("):
             call(sg.DenoisingScoreMatching("simple", "nodes"))
+
+
+@pytest.mark.parametrize("variance", ["small", "large"])
+@pytest.mark.parametrize("law", ["nodes", "importance"])
+def test_vlb_with_a_fixed_variance_is_a_weighted_error_and_a_constant(variance, law):
+    p = sg.DDPM(40)
+    model, objective = sg.ScoreModel(Net(), p), sg.DenoisingScoreMatching("vlb", law, variance=variance)
+    x0, noise = torch.randn(2, 40, 3, dtype=F64)
+    loss = objective(model, x0, t=p.nodes, noise=noise)
+    error = (model(p.perturb(x0, p.nodes, noise), p.nodes).noise - noise).square().mean(1)
+    want = objective.weight(model, p.nodes) * error + objective.constant(model, p.nodes)
+    torch.testing.assert_close(loss, want, rtol=1e-9, atol=1e-12)
+    assert bool((objective.constant(model, p.nodes)[1:] != 0).all()) == (variance == "large")
 
 
 def test_per_sample_losses_do_not_mix_samples():
@@ -190,8 +234,12 @@ REFUSED = [
     ({"num_classes": 2.0}, "num_classes must be"),
     (
         {"weighting": "simple", "times_law": "importance"},
-        "importance sampling of weighting='likelihood', got .*'simple'",
+        "importance sampling of weighting='likelihood' and 'vlb', got .*'simple'",
     ),
+    ({"variance": "smal"}, "variance must be one of 'auto', .*did you mean 'small'"),
+    ({"vlb_weight": 0.0}, r"vlb_weight must be a finite number in \(0, inf\), got 0.0"),
+    ({"levels": 1}, "levels must be a whole number, at least 2, got 1"),
+    ({"weighting": "hybrid", "variance": "small"}, "'hybrid' trains a learned variance, got variance='small'"),
 ]
 
 

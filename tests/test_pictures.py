@@ -69,6 +69,25 @@ def test_density_curve_and_strip(tmp_path: Path) -> None:
         pictures.forward_strip(sg.VP(), images, columns=1)
 
 
+def test_the_terms_of_bounds() -> None:
+    law = sg.GaussianMixture([1.0], [[0.5, 0.0]], [torch.eye(2).tolist()])
+    x = law.sample(20)
+    bounds = {
+        "chain": sg.variational_bound(law.model(sg.DDPM(50)), x),
+        "some": sg.variational_bound(law.model(sg.DDPM(50)), x, terms=5),
+        "sde": sg.variational_bound(law.model(sg.VP()), x),
+    }
+    assert pictures.bound_terms(bounds).size == (1000, 400)
+    for bound in bounds.values():  # what is drawn adds up to the bound
+        first, ends, terms = pictures._terms(bound)
+        total = float(terms.sum() + bound.reconstruction.mean() + bound.prior.mean())
+        assert total == pytest.approx(-float(bound.log_prob.mean()), rel=1e-9)
+        assert [first, *ends] == sorted({first, *ends})
+        assert len(ends) == len(terms) > 1
+    with pytest.raises(ConfigError, match="at least one"):
+        pictures.bound_terms({})
+
+
 def test_an_animation_has_its_frames(tmp_path: Path) -> None:
     frames = [pictures.image_grid(torch.full((1, 1, 4, 4), v)) for v in (-1.0, 0.0, 1.0)]
     path = pictures.save_animation(frames, tmp_path / "a.gif")

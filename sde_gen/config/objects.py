@@ -19,6 +19,7 @@ _CLASSES = {
         "NoisePrediction DataPrediction VPrediction ScorePrediction EDMPreconditioning DenoisingScoreMatching "
         "EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin PredictorCorrector ProbabilityFlow "
         "DPMSolverPP2M Langevin "
+        "ExponentialSDE SDEDPMSolverPP StochasticHeun EDMChurn Restart AdaptiveSDE "
         "UniformTime UniformLambda KarrasRho Quadratic ChainNodes GivenTimes GivenLambdas"
     ),
     "sde_gen.networks": "MLP UNet",

@@ -218,7 +218,7 @@ def _bound(
     progress: bool,
     settings: Mapping[str, Any],
 ) -> Values:
-    from sde_gen.likelihood import variational_bound  # pyright: ignore[reportAttributeAccessIssue]
+    from sde_gen.likelihood import variational_bound
 
     kept, failed = torch.arange(len(x)), dict[int, str]()
     while True:

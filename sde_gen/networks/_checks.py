@@ -30,6 +30,13 @@ def probability(owner: str, name: str, value: object) -> float:
     return float(value)
 
 
+def switch(owner: str, name: str, value: object) -> bool:
+    """`value` if it is True or False; raises ConfigError."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{owner}: {name} must be True or False, got {value!r}")
+    return value
+
+
 def noise_levels(owner: str, c_noise: Tensor, batch: int) -> Tensor:
     """`c_noise` of shape () or (B,) as a (B,) tensor; raises ConfigError for any other shape."""
     if c_noise.dim() == 0:

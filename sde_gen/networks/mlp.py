@@ -43,13 +43,16 @@ class MLP(nn.Module):
         frequencies: number of octaves of sines and cosines of the features; 0: none.
         dropout: probability of dropping a feature inside the blocks, in [0, 1).
         num_classes: number of class labels; 0: no labels.
+        learned_variance: whether the output has twice the features, the second half of which says how the variance of
+            a reverse step lies between its two bounds (Nichol & Dhariwal 2021, arXiv:2102.09672).
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
 
     Shapes:
         x (B, D), any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf allowed; label () or (B,) int64
-        in 0..num_classes, where `num_classes`, or no label at all, means "no label". Returns the shape and dtype of x.
+        in 0..num_classes, where `num_classes`, or no label at all, means "no label". Returns the shape and dtype of x,
+        (B, 2 D) with learned_variance.
     """
 
     def __init__(
@@ -61,6 +64,7 @@ class MLP(nn.Module):
         frequencies: int = 4,
         dropout: float = 0.0,
         num_classes: int = 0,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.features = _checks.whole("MLP", "features", features, 1)
@@ -69,13 +73,14 @@ class MLP(nn.Module):
         self.frequencies = _checks.whole("MLP", "frequencies", frequencies, 0)
         dropout = _checks.probability("MLP", "dropout", dropout)
         self.num_classes = _checks.whole("MLP", "num_classes", num_classes, 0)
+        self.learned_variance = _checks.switch("MLP", "learned_variance", learned_variance)
         if hidden % 2:
             raise ConfigError(f"MLP: hidden must be even, got {hidden}; try {hidden + 1}")
         self.embedding = ConditionEmbedding(hidden, self.num_classes, "MLP")
         self.stem = nn.Linear(self.features * (1 + 2 * self.frequencies), hidden)
         self.blocks = nn.ModuleList(_ResidualBlock(hidden, hidden, dropout) for _ in range(layers))
         self.head_norm = nn.LayerNorm(hidden)
-        self.head = nn.Linear(hidden, self.features)
+        self.head = nn.Linear(hidden, self.features * (2 if learned_variance else 1))
         self.gain = nn.Linear(hidden, self.features)
         for layer in (self.head, self.gain):
             nn.init.zeros_(layer.weight)
@@ -93,4 +98,7 @@ class MLP(nn.Module):
         h = self.stem(inputs.to(self.stem.weight.dtype))
         for block in self.blocks:
             h = block(h, embedding)
-        return (self.head(F.silu(self.head_norm(h))) + self.gain(embedding) * x.to(h.dtype)).to(x.dtype)
+        out, tail = self.head(F.silu(self.head_norm(h))), self.gain(embedding) * x.to(h.dtype)
+        if self.learned_variance:  # the gain is for what is predicted, not for its variance
+            tail = F.pad(tail, (0, self.features))
+        return (out + tail).to(x.dtype)

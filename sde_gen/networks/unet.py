@@ -96,6 +96,8 @@ class UNet(nn.Module):
         attention: levels (0 is full resolution, -1 the last) that get self-attention.
         dropout: probability of dropping a feature inside the residual blocks, in [0, 1).
         num_classes: number of class labels; 0: no labels.
+        learned_variance: whether the output has twice the channels, the second half of which says how the variance of
+            a reverse step lies between its two bounds (Nichol & Dhariwal 2021, arXiv:2102.09672).
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
@@ -103,7 +105,7 @@ class UNet(nn.Module):
     Shapes:
         x (B, channels, H, W), any H, W >= 1 and any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf
         allowed; label () or (B,) int64 in 0..num_classes, where `num_classes`, or no label at all, means "no label".
-        Returns the shape and dtype of x.
+        Returns the shape and dtype of x, (B, 2 channels, H, W) with learned_variance.
     """
 
     def __init__(
@@ -116,6 +118,7 @@ class UNet(nn.Module):
         attention: Sequence[int] = (-1,),
         dropout: float = 0.0,
         num_classes: int = 0,
+        learned_variance: bool = False,
     ) -> None:
         super().__init__()
         self.channels = _checks.whole("UNet", "channels", channels, 1)
@@ -124,6 +127,7 @@ class UNet(nn.Module):
         self.blocks = _checks.whole("UNet", "blocks", blocks, 1)
         dropout = _checks.probability("UNet", "dropout", dropout)
         self.num_classes = _checks.whole("UNet", "num_classes", num_classes, 0)
+        self.learned_variance = _checks.switch("UNet", "learned_variance", learned_variance)
         if not widths:
             raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
         attends = _levels(attention, len(widths))
@@ -149,7 +153,7 @@ class UNet(nn.Module):
                 self.grow.append(nn.Conv2d(wide, widths[level - 1], 3, padding=1))
 
         self.head_norm = _norm(widths[0])
-        self.head = _zeroed(nn.Conv2d(widths[0], channels, 3, padding=1))
+        self.head = _zeroed(nn.Conv2d(widths[0], channels * (2 if learned_variance else 1), 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.channels:

@@ -6,15 +6,23 @@ r"""Steps that draw from the exact posterior of the forward process, with x0hat 
 `Ancestral` is DDPM's sampler (Ho et al. 2020, arXiv:2006.11239). `DDIM` keeps the marginal N(alpha_s x0, sigma_s^2)
 but draws only a part eta of the posterior's noise (Song, Meng & Ermon 2021, arXiv:2010.02502); at eta = 0 it is the
 exponential Euler step of the probability-flow ODE in lambda, exact when x0hat does not change along the step.
+
+A network may say what the variance of a step is (Nichol & Dhariwal 2021, arXiv:2102.09672): with f in each dimension,
+
+.. math:: \log std^2 = (1 - f)\,\log\frac{b^2\sigma_s^2}{\sigma_t^2} + f\,\log b^2 .
 """
 
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from sde_gen import _checks as check
+from sde_gen.bound import VARIANCES, chosen_variance, log_variance_gap
+from sde_gen.model import halves
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import OneStepSampler
+from sde_gen.samplers.base import OneStepSampler, Run, Step, combine, require_finite
 
 
 @dataclass(frozen=True)
@@ -23,10 +31,11 @@ class Ancestral(OneStepSampler):
 
     Args:
         variance: "small", the posterior's b^2 sigma_s^2/sigma_t^2 (beta-tilde of a DDPM chain; right for data at a
-            point), or "large", b^2 (beta of a DDPM chain; right for standard normal data).
+            point), or "large", b^2 (beta of a DDPM chain; right for standard normal data), or "learned", between the
+            two as the network says; a step to sigma = 0 draws no noise.
 
     Raises:
-        ConfigError: for another variance.
+        ConfigError: for another variance, or, when run, for "learned" with a network that has no learned variance.
     """
 
     variance: str = "small"
@@ -35,7 +44,7 @@ class Ancestral(OneStepSampler):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check.choice("Ancestral", "variance", self.variance, ("small", "large"))
+        check.choice("Ancestral", "variance", self.variance, VARIANCES)
 
     @property
     def order(self) -> float:
@@ -47,7 +56,30 @@ class Ancestral(OneStepSampler):
 
     def coefficients(self, p: Perturbation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         of_x, of_data, std = p.posterior(s, t)
-        return of_x, of_data, std if self.variance == "small" else p.transition(s, t)[1]
+        return of_x, of_data, p.transition(s, t)[1] if self.variance == "large" else std
+
+    def stepper(self, run: Run) -> Step:
+        if self.variance != "learned":
+            return super().stepper(run)
+        e, (t, s) = run.evaluation, (run.times[:-1], run.times[1:])
+        chosen_variance("Ancestral: variance='learned'", "learned", e.model)
+        a, b, small = self.coefficients(run.perturbation, t, s)
+        require_finite(self, run.perturbation, t, a, b, small)
+        of_x, of_raw = (a + b * e.skip[:-1]).tolist(), (b * e.out[:-1]).tolist()
+        # log std = log small + (1 + v)/4 gap, v the second half of the output
+        quarter = 0.25 * log_variance_gap(run.perturbation, s, t, e.model.trained_under)
+        drawn, middle, slope = (small > 0).tolist(), (small.log() + quarter).tolist(), quarter.tolist()
+        noise, scratch = run.draw, run.scratch()
+
+        def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+            (f, v), new = halves(e.output(k, x), x), scratch.other(x)
+            if not drawn[k]:
+                return combine(x, of_x[k], f, of_raw[k], new), None
+            std = torch.mul(v, slope[k]).add_(middle[k]).exp_()
+            new = torch.mul(noise(x, k, 0, new), std, out=new)
+            return new.add_(x, alpha=of_x[k]).add_(f, alpha=of_raw[k]), None
+
+        return step
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError
-from sde_gen.model import ScoreModel, wrong_shape
+from sde_gen.model import ScoreModel, halves, wrong_shape
 from sde_gen.parameterizations import half_log_snr
 from sde_gen.perturbations import Perturbation
 from sde_gen.perturbations.discrete import Chain
@@ -44,11 +44,12 @@ class Evaluation:
         apart = total.abs() > 1e-6 * size
         self.scale = torch.where(apart, total, 1.0)
         self._weight = [w if ok else None for w, ok in zip((self.out / total).tolist(), apart.tolist(), strict=True)]
-        self.calls = 0
+        self._counter, self._like = [0], like
         self._skip, self._out = self.skip.tolist(), self.out.tolist()
         self._condition = dict(condition)
-        self._model = model
+        self.model = model
         self._network = model.network
+        self.learned_variance = model.learned_variance
         if self._network is None:
             alphas, sigmas = (c.to(like.device).unbind(0) for c in (self.alpha, self.sigma))
             self._levels, self._coefficients = list(zip(alphas, sigmas, strict=True)), coefficients
@@ -61,19 +62,35 @@ class Evaluation:
         dtype = model.network_dtype
         self._cast = dtype if dtype is not None and dtype != like.dtype else None
 
+    @property
+    def calls(self) -> int:
+        """Network calls made so far, those at other times (`at`) included."""
+        return self._counter[0]
+
+    def at(self, times: Tensor) -> "Evaluation":
+        """The same model at other times, for rules that leave the grid; one count of calls for both."""
+        other = Evaluation(self.model, times, self._like, self._condition)
+        other._counter = self._counter
+        return other
+
     def raw(self, k: int, x: Tensor) -> Tensor:
-        """The network's output at time k, in the dtype of x."""
-        self.calls += 1
+        """F at time k, in the dtype of x; a learned variance is dropped."""
+        raw = self.output(k, x)
+        return halves(raw, x)[0] if self.learned_variance else raw
+
+    def output(self, k: int, x: Tensor) -> Tensor:
+        """All that the network says at time k, in the dtype of x."""
+        self._counter[0] += 1
         network = self._network
         if network is None:
             alpha, sigma = self._levels[k]
-            return self._model.raw(x, alpha, sigma, self._coefficients, self._condition)
+            return self.model.raw(x, alpha, sigma, self._coefficients, self._condition)
         scale = self._input[k]
         scaled = x if scale == 1.0 else x * scale
         if self._cast is not None:
             scaled = scaled.to(self._cast)
         raw = network(scaled, self._noise[k], **self._condition)
-        if raw.shape != x.shape:
+        if raw.shape != x.shape and not self.learned_variance:  # else `halves` looks at the shape
             raise wrong_shape(raw, x)
         return raw if raw.dtype == x.dtype else raw.to(x.dtype)
 

@@ -15,6 +15,7 @@ from sde_gen.samplers.base import GridSampler, Run, Step
 from sde_gen.samplers.euler import ReverseDiffusion
 from sde_gen.samplers.grids import TimeGrid
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
+from sde_gen.samplers.restart import Restart
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,9 @@ class PredictorCorrector(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         p, c = self.predictor, self.corrector
-        if p is not None and (not isinstance(p, GridSampler) or isinstance(p, PredictorCorrector | AnnealedLangevin)):
+        if p is not None and (
+            not isinstance(p, GridSampler) or isinstance(p, PredictorCorrector | AnnealedLangevin | Restart)
+        ):
             raise ConfigError(
                 "PredictorCorrector: predictor must be a sampler with a step rule such as ReverseDiffusion(), or None, "
                 f"got {p!r}"

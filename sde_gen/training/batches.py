@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 
 from sde_gen.data import Dataset, batch_indices
+from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import keyed_generator
 from sde_gen.samplers.noise import _fill, block_size
 
 # Third key of the generators of a step: one stream for each kind of draw.
-TIMES, NOISE, DROPOUT, HELD_OUT = range(4)
+TIMES, NOISE, DROPOUT, HELD_OUT, LEVELS = range(5)
 _ON_DEVICE_BYTES = 2**31  # data sets up to this size live on the device
 
 
@@ -48,6 +49,10 @@ class Batches:
         device: where the network is.
         conditional: whether labels are given.
         channels_last: memory layout of images.
+        dequantise: whether discrete levels are spread out by uniform noise, new at each step.
+
+    Raises:
+        ConfigError: levels are to be spread out that the data does not have.
     """
 
     def __init__(
@@ -63,13 +68,21 @@ class Batches:
         device: torch.device,
         conditional: bool,
         channels_last: bool,
+        dequantise: bool = False,
     ) -> None:
+        if dequantise and data.transform.step is None:
+            raise ConfigError(
+                f"trainer.dequantise=true spreads out discrete levels, but {data.name} is continuous; leave it out"
+            )
         home = device if data.train.nbytes <= _ON_DEVICE_BYTES else torch.device("cpu")
         self._samples = data.train.to(home)
         labels = data.train_labels if conditional else None
         self._labels = None if labels is None else labels.to(home)
         self._objective, self._model, self._size, self._seed, self._device = objective, model, size, seed, device
         self._channels_last = channels_last
+        # On the model's scale; a number for each feature, or one for all.
+        scale = torch.as_tensor(data.transform.scale, dtype=torch.float32)
+        self._width = (data.transform.step or 0.0) / scale.to(device) if dequantise else None
         self.share = share
         count = share.stop - share.start
         cuts = [count * part // accumulate for part in range(accumulate + 1)]
@@ -93,6 +106,9 @@ class Batches:
         for rows in self._parts:
             first = self.share.start + rows.start
             x0 = self._send(self._samples[indices[rows]])
+            if self._width is not None:
+                uniform = torch.special.ndtr(self._noise(step, first, x0, LEVELS))
+                x0 = x0 + (uniform - 0.5) * self._width
             if self._channels_last and x0.ndim == 4:
                 x0 = x0.contiguous(memory_format=torch.channels_last)
             condition: dict[str, Tensor] = {}
@@ -102,7 +118,7 @@ class Batches:
                 rows, x0, condition, self._send(t[rows]), self._noise(step, first, x0), self._others(step, first)
             )
 
-    def _noise(self, step: int, first: int, x0: Tensor) -> Tensor:
+    def _noise(self, step: int, first: int, x0: Tensor, kind: int = NOISE) -> Tensor:
         """Standard normal numbers for the rows `first`, `first` + 1, ... of the batch, drawn where they are used."""
         drawn = torch.empty(x0.shape, device=x0.device)
         count, size = len(x0), x0[0].numel()
@@ -110,7 +126,7 @@ class Batches:
         while done < count:
             index, offset = divmod(first + done, block)
             taken = min(block - offset, count - done)
-            generator = keyed_generator(self._seed, step, NOISE, index, device=x0.device)
+            generator = keyed_generator(self._seed, step, kind, index, device=x0.device)
             _fill(flat[done : done + taken], offset, block, size, generator)
             done += taken
         return drawn

@@ -23,6 +23,8 @@ class TrainerSettings:
         precision: "float32", or "bf16" (the network runs under autocast; weights stay float32).
         strategy: how several processes share the work: "ddp" (each has the whole network) or "fsdp" (weights, averages
             and optimiser state are sharded, for networks that do not fit).
+        dequantise: add uniform noise of one level's width to discrete data, new at each step, for a network that learns
+            a density over their cells, which likelihoods in bits per dimension need.
         compile: run the network through torch.compile.
         channels_last: memory layout of images, faster on CPUs and on most GPUs.
         max_seconds: time budget of training, resumed parts counted; saved and ended when it is spent. None: no limit.
@@ -46,6 +48,7 @@ class TrainerSettings:
     ema: float = 0.999
     precision: Literal["float32", "bf16"] = "float32"
     strategy: Literal["ddp", "fsdp"] = "ddp"
+    dequantise: bool = False
     compile: bool = False
     channels_last: bool = True
     max_seconds: float | None = None

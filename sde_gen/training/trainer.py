@@ -118,7 +118,7 @@ class Trainer:
         share = processes.rows(s.batch_size)
         self.batches = Batches(
             data, objective, model, size=s.batch_size, share=share, accumulate=s.accumulate, seed=self.seed,
-            device=self.device, conditional=conditional, channels_last=s.channels_last,
+            device=self.device, conditional=conditional, channels_last=s.channels_last, dequantise=s.dequantise,
         )  # fmt: skip
         self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.network.modules())
         # Filled on the device, read when a row is due: per-sample losses and gradient norms since the last row.
@@ -276,6 +276,8 @@ class Trainer:
             for block, first in enumerate(range(0, count, size)):
                 rows = slice(first, min(first + size, count))
                 x0, condition = part_of(self.data, rows, self.device, self.conditional)
+                if self.settings.dequantise:
+                    x0 = self.data.transform.dequantise(x0, self.seed, first)
                 generator = keyed_generator(self.seed, block, HELD_OUT)
                 losses = self.objective(self.model, x0, condition, generator=generator)
                 total += float(losses.sum(dtype=torch.float64))

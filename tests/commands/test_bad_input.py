@@ -8,7 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
+from sde_gen._conf import config_dir
 from tests.commands.helpers import TINY, Command
+
+SAMPLERS = sorted(path.stem for path in (Path(config_dir()) / "sampler").glob("*.yaml"))
 
 TRAIN_ERRORS = [
     (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp"),
@@ -54,7 +57,7 @@ TRAIN_ERRORS = [
 ]
 
 SAMPLE_ERRORS = [
-    (["sampler=pcc"], 2, "did you mean pc?); choose one of ald, ancestral, ddim, dpmpp2m, em, heun, ode, pc, reverse"),
+    (["sampler=pcc"], 2, "did you mean pc?); choose one of " + ", ".join(SAMPLERS)),
     (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
     (["sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),

@@ -1,6 +1,7 @@
 """The configuration folder: every choice composes and builds, and agrees with what it builds."""
 
 import inspect
+import json
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,7 @@ def test_each_file_names_every_parameter_with_its_default(group: str, choice: st
         if parameter.default is inspect.Parameter.empty:
             assert value == "???"
         elif not isinstance(value, dict) and name != "weighting":
-            assert value == parameter.default or list(parameter.default) == value, name
+            assert value == parameter.default or json.loads(json.dumps(parameter.default)) == value, name
 
 
 @pytest.mark.parametrize(("group", "choice"), [p for p in NAMED if p[0] not in ("data", "features")])

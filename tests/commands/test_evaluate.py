@@ -83,7 +83,6 @@ def test_a_budget_that_no_sample_keeps_is_70(trained: Command) -> None:
     assert os.listdir("o") == []
 
 
-@pytest.mark.skipif(not hasattr(sde_gen.likelihood, "variational_bound"), reason="no bound yet")
 def test_both_likelihoods_of_a_chain_with_labels(command: Command) -> None:
     assert command("train", *TINY, "sde=ddpm", "sde.steps=100", "run=a", "class_conditional=true").code == 0
     result = command("evaluate", "likelihood=both", "metrics=[]", "nll.samples=20", "nll.steps=30", "out=o")

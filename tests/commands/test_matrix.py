@@ -29,7 +29,7 @@ def perturbations() -> dict[str, sg.Perturbation]:
 
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_every_sde_with_every_sampler(sampler: str, perturbations: dict[str, sg.Perturbation]) -> None:
-    steps = ["sampler.rtol=0.03", "sampler.atol=0.03"] if sampler == "ode" else ["sampler.steps=4"]
+    steps = ["sampler.rtol=0.03", "sampler.atol=0.03"] if sampler in ("ode", "adaptive_sde") else ["sampler.steps=4"]
     made = build(load_config("sample", [f"sampler={sampler}", *steps]).sampler)
     torch.manual_seed(0)
     network = sg.MLP(2, hidden=8, layers=1)

@@ -70,7 +70,6 @@ def test_the_exact_law_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
 
 NORMAL = sg.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.49 * torch.eye(2).double()[None])
 EACH = [sg.VP(), sg.SubVP(), sg.VE(), sg.EDM(), sg.Cosine(), sg.FlowMatching(), sg.DDPM(steps=100), sg.NCSN(levels=50)]
-needs_bound = pytest.mark.skipif(not hasattr(sde_gen.likelihood, "variational_bound"), reason="no bound yet")
 
 
 @pytest.mark.parametrize("p", EACH, ids=lambda p: type(p).__name__)
@@ -115,7 +114,6 @@ def test_a_network_that_breaks_down_on_one_sample_costs_only_that_one() -> None:
     assert found.nll == pytest.approx(rest.nll, rel=1e-6)
 
 
-@needs_bound
 def test_the_bound_of_an_exact_model_is_near_its_density() -> None:
     x = NORMAL.sample(200, seed=1)
     bound, ode = (
@@ -127,7 +125,6 @@ def test_the_bound_of_an_exact_model_is_near_its_density() -> None:
     assert bound.bits_per_dim == pytest.approx((bound.nll + 2 * math.log(2.0)) / (2 * math.log(2.0)))
 
 
-@needs_bound
 def test_the_bound_of_levels_is_in_the_bits_of_a_level() -> None:
     data = digits()
     found = held_out_likelihood("vlb", constant_model(), data.test[:4], data.transform, terms=8)
@@ -136,7 +133,6 @@ def test_the_bound_of_levels_is_in_the_bits_of_a_level() -> None:
     assert found.bits_per_dim == pytest.approx(float(direct.bits_per_dim.mean()), rel=1e-9)
 
 
-@needs_bound
 def test_a_sample_without_a_bound_costs_only_itself() -> None:
     def network(x: torch.Tensor, c_noise: torch.Tensor) -> torch.Tensor:
         return torch.where(x.abs().amax(1, keepdim=True) > 100, math.nan, 0.0 * x)

@@ -231,6 +231,9 @@ def grid(curve: Curve, kind: str, n: int) -> list[float]:
     first, last = curve.lam(high), curve.lam(low)
     if kind == "lambda":
         lams = first + u * (last - first)
+    elif kind == "arctan":  # centre 1, width 3
+        angles = [math.atan(math.exp((1 - v) / 3)) for v in (first, last)]
+        lams = 1 - 3 * np.log(np.tan(angles[0] + u * (angles[1] - angles[0])))
     else:  # karras, rho = 7
         ends = [math.exp(-first / 7), math.exp(-last / 7)]
         lams = -7 * np.log(ends[0] + u * (ends[1] - ends[0]))

@@ -16,6 +16,7 @@ import torch
 
 import sde_gen
 import sde_gen as sg
+from tests.properties import curves, recursions
 
 #: Commands and their configuration: nothing to sample with, and slow to import.
 _NOT_WALKED = {"train", "sample", "evaluate", "compare", "config", "pictures", "training", "data", "metrics"}
@@ -72,6 +73,12 @@ class Case:
     stochastic: bool = False
     default: str = "uniform"
     """Grid taken on a continuous process when none is given."""
+    nfe: Callable[[int, bool], int] | None = None
+    """Network calls of `steps` and `denoise` under VP, where they are not `calls` for each step."""
+    fitted_on: tuple[str, ...] = ()
+    """Grids on which its order is fitted, under VP (and the chains on "lambda"), instead of all of both."""
+    draws: Callable[[int], int] = lambda n: n
+    """Normal vectors drawn in n whole steps."""
     predictor: "Case | None" = None
     corrector_steps: int = 0
     snr: float = 0.1
@@ -98,6 +105,85 @@ PREDICTORS: dict[str, Case] = {
     ),
 }
 
+#: Stochastic solvers; one of each class is tested inside a `PredictorCorrector` too.
+STOCHASTIC_RULES: dict[str, Case] = {
+    **{
+        f"ExponentialSDE(eta={eta:g})": Case(
+            lambda eta=eta, **k: sg.ExponentialSDE(eta=eta, **k),
+            "sde",
+            (1, eta),
+            stochastic=True,
+            default="arctan",
+            fitted_on=("lambda",),
+        )
+        for eta in (0.5, 2.0)
+    },
+    **{
+        f"SDEDPMSolverPP({order}, eta={eta:g})": Case(
+            lambda order=order, eta=eta, **k: sg.SDEDPMSolverPP(solver_order=order, eta=eta, **k),
+            "sde",
+            (order, eta),
+            order=float(min(order, 2)),
+            stochastic=True,
+            default="arctan",
+            # A parabola through a step after a much shorter one is left out: grids on which it never is.
+            fitted_on=("lambda", "karras") if order == 3 else ("uniform", "lambda", "quadratic"),
+        )
+        for order, eta in ((1, 1.0), (2, 1.0), (2, 0.3), (3, 1.0))
+    },
+    **{
+        f"StochasticHeun(eta={eta:g})": Case(
+            lambda eta=eta, **k: sg.StochasticHeun(eta=eta, **k),
+            "sde-heun",
+            (eta,),
+            calls=2,
+            order=2.0,
+            stochastic=eta > 0,
+            default="arctan",
+            fitted_on=("uniform", "lambda"),
+        )
+        for eta in (1.0, 0.4)
+    },
+    "EDMChurn": Case(
+        lambda **k: sg.EDMChurn(s_churn=6.0, s_tmin=0.0, s_tmax=float("inf"), **k),
+        "churn",
+        (6.0, 0.0, 1e9, 1.0),
+        draws=lambda n: n - 1,
+        calls=2,
+        order=2.0,
+        stochastic=True,
+        default="karras",
+        fitted_on=("uniform", "lambda"),
+    ),
+    "EDMChurn(between levels)": Case(
+        lambda **k: sg.EDMChurn(s_churn=20.0, s_tmin=0.1, s_tmax=5.0, s_noise=1.01, **k),
+        "churn",
+        (20.0, 0.1, 5.0, 1.01),
+        calls=2,
+        order=None,
+        stochastic=True,
+        default="karras",
+        fitted_on=("uniform", "lambda"),
+    ),
+}
+
+
+def _restart(rule: str, default: str, *intervals: tuple[float, float, int, int | None]) -> Case:
+    inner = PREDICTORS[rule]
+    even = all(steps is None for *_, steps in intervals)
+
+    def nfe(n: int, denoise: bool) -> int:
+        times = curves.grid(curves.CURVES["VP"], default, n if denoise else n + 1)
+        laps = recursions.restart_laps(curves.CURVES["VP"], times, intervals)
+        return inner.calls * sum(len(lap) - 1 for lap in laps) + denoise
+
+    return Case(
+        lambda **k: sg.Restart(rule=inner.make(), intervals=list(intervals), **k), "restart", intervals,
+        calls=inner.calls, order=inner.order if even else None, stochastic=True, default=default,
+        fitted_on=("uniform", "lambda"),
+        nfe=nfe, draws=lambda n: sum(repeats for _, _, repeats, _ in intervals), predictor=inner,
+    )  # fmt: skip
+
 
 def _annealed(name: str, per_level: int, snr: float) -> Case:
     return Case(
@@ -107,7 +193,7 @@ def _annealed(name: str, per_level: int, snr: float) -> Case:
 
 
 def _corrected(predictor: str | None, steps: int) -> Case:
-    inner = None if predictor is None else PREDICTORS[predictor]
+    inner = None if predictor is None else (PREDICTORS | STOCHASTIC_RULES)[predictor]
     snr = 0.1
     corrector = sg.Langevin(snr=snr, steps=steps, step="fixed") if steps else None
     return Case(
@@ -126,6 +212,9 @@ def _corrected(predictor: str | None, steps: int) -> Case:
 
 SAMPLERS: dict[str, Case] = {
     **PREDICTORS,
+    **STOCHASTIC_RULES,
+    "Restart(Heun)": _restart("Heun", "karras", (0.25, 1.5, 2, None)),
+    "Restart(DPMSolverPP2M)": _restart("DPMSolverPP2M", "lambda", (0.1, 0.4, 1, 3), (0.4, 4.0, 2, 2)),
     "AnnealedLangevin(1)": _annealed("1", 1, 0.176),
     "AnnealedLangevin(3)": _annealed("3", 3, 0.4),
     **{
@@ -134,11 +223,16 @@ SAMPLERS: dict[str, Case] = {
         for steps in (0, 1, 2)
         if name or steps
     },
+    **{
+        f"PC({name}, 1)": _corrected(name, 1)
+        for name in ("ExponentialSDE(eta=0.5)", "SDEDPMSolverPP(2, eta=1)", "StochasticHeun(eta=1)", "EDMChurn")
+    },
 }
 
 #: Samplers without a fixed number of steps, which have their own properties.
 OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "ProbabilityFlow": sg.ProbabilityFlow,
+    "AdaptiveSDE": sg.AdaptiveSDE,
 }
 
 GRIDS: dict[str, Any] = {
@@ -148,6 +242,8 @@ GRIDS: dict[str, Any] = {
     "quadratic": sg.Quadratic(),
     "nodes": sg.ChainNodes(),
 }
+#: Grids without a name.
+UNNAMED_GRIDS: dict[str, Any] = {"arctan": sg.ArctanLambda()}
 #: Grids that are a list of numbers.
 LISTED_GRIDS: dict[str, type] = {"times": sg.GivenTimes, "lambdas": sg.GivenLambdas}
 

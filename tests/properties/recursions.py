@@ -46,6 +46,7 @@ class Problem:
 
     def __init__(self, mean: np.ndarray, cov: np.ndarray, curve: Curve) -> None:
         self.mean, self.cov, self.curve, self.drawn = mean, cov, curve, 0
+        self.times: list[float] = []
         self._precisions: dict[float, np.ndarray] = {}
 
     def precision(self, t: float) -> np.ndarray:
@@ -152,8 +153,102 @@ def two_m(q: Problem, x: Affine, t: float, s: float, memory: Any, exact: bool) -
     return new, (now, begin)
 
 
+def sde_parts(q: Problem, t: float, s: float, eta: float) -> tuple[float, float, np.ndarray, np.ndarray, float]:
+    """Of dy = c (D - y) dlambda + eta sqrt(2) e^-lambda dw, c = 1 + eta^2, by quadrature: h, the factor of x, the nodes
+    lambda - lambda_t with their weights in the integral of D, and the variance of the noise."""
+    h, c = q.curve.lam(s) - q.curve.lam(t), 1 + eta**2
+    at = 0.5 * h * (_NODES + 1)
+    weights = 0.5 * h * _WEIGHTS * q.curve.alpha(s) * c * np.exp(-c * (h - at))
+    # alpha_s^2 e^(-2 lambda) = sigma_s^2 e^(2 (h - at))
+    noise = 0.5 * h * _WEIGHTS * 2 * eta**2 * q.curve.variance(s) * np.exp(2 * (h - at) - 2 * c * (h - at))
+    return h, q.curve.alpha(s) / q.curve.alpha(t) * math.exp(-c * h), at, weights, float(noise.sum())
+
+
+def sde(q: Problem, x: Affine, t: float, s: float, memory: Any, order: int, eta: float) -> tuple[Affine, Any]:
+    """The variation-of-constants formula with the Lagrange polynomial through the last `order` denoised estimates,
+    fewer after a step that was much shorter."""
+    h, carried, at, weights, variance = sde_parts(q, t, s, eta)
+    known = [(q.denoised(x, t), q.curve.lam(t)), *(memory or [])]
+    places = [lam - q.curve.lam(t) for _, lam in known]
+    used = 1
+    if order > 1 and len(known) > 1 and h <= 3 * -places[1]:
+        used = 2
+        if order > 2 and len(known) > 2 and h <= 1.5 * min(-places[1], places[1] - places[2]):
+            used = 3
+    new = carried * x
+    for i in range(used):
+        basis = np.ones_like(at)
+        for j in range(used):
+            if j != i:
+                basis = basis * (at - places[j]) / (places[i] - places[j])
+        new = new + float(weights @ basis) * known[i][0]
+    return (new + math.sqrt(variance) * q.normal() if eta else new), known[:2]
+
+
+def sde_heun(q: Problem, x: Affine, t: float, s: float, memory: Any, eta: float) -> tuple[Affine, Any]:
+    """The line between D at t and D at the end of a first-order step with the same noise."""
+    h, carried, at, weights, variance = sde_parts(q, t, s, eta)
+    d = q.denoised(x, t)
+    first = carried * x + float(weights.sum()) * d
+    if eta:
+        first = first + math.sqrt(variance) * q.normal()
+    return first + float(weights @ at) / h * (q.denoised(first, s) - d), None
+
+
+def churn(
+    q: Problem, x: Affine, t: float, s: float, memory: Any, total: float, low: float, high: float, factor: float
+) -> tuple[Affine, Any]:
+    """Karras et al. 2022, Algorithm 2, for y = x/alpha; no level above the first."""
+    c = q.curve
+
+    def level(time: float) -> float:
+        return c.sigma(time) / c.alpha(time)
+
+    gamma = min(total / len(q.times), math.sqrt(2) - 1) if low <= level(t) <= high else 0.0
+    raised = min(level(t) * (1 + gamma), level(q.times[0]))
+    y, there = (1 / c.alpha(t)) * x, level(s)
+    if raised > level(t):
+        y = y + factor * math.sqrt(raised**2 - level(t) ** 2) * q.normal()
+        hat = c.time(-math.log(raised))
+    else:
+        raised, hat = level(t), t
+    slope = (1 / raised) * (y - q.denoised(c.alpha(hat) * y, hat))
+    euler = y + (there - raised) * slope
+    end = (1 / there) * (euler - q.denoised(c.alpha(s) * euler, s))
+    return c.alpha(s) * (y + 0.5 * (there - raised) * (slope + end)), None
+
+
 RULES: dict[str, Rule] = {"euler": euler, "reverse": reverse, "ancestral": ancestral, "ddim": ddim, "heun": heun,
-                          "2m": two_m}  # fmt: skip
+                          "2m": two_m, "sde": sde, "sde-heun": sde_heun, "churn": churn}  # fmt: skip
+
+
+def restart_laps(curve: Curve, times: list[float], intervals: Any) -> list[list[float]]:
+    """The descending stretches that Xu et al. 2023, Algorithm 1, visits in turn, levels sigma/alpha."""
+
+    def level(t: float) -> float:
+        return curve.sigma(t) / curve.alpha(t)
+
+    ends = level(times[-1]), level(times[0])
+    used = [(max(low, ends[0]), min(high, ends[1]), n, steps) for low, high, n, steps in intervals]
+    used = [u for u in used if u[0] < u[1]]
+    down = list(times)
+    for edge in {e for low, high, _, _ in used for e in (low, high)}:
+        if all(abs(math.log(level(t) / edge)) > 1e-9 for t in down):
+            down.append(curve.time(-math.log(edge)))
+    down.sort(reverse=True)
+    laps, rest = [], down
+    for low, high, repeats, steps in sorted(used, reverse=True):
+        bottom = min(down, key=lambda t: abs(math.log(level(t) / low)))
+        top = min(down, key=lambda t: abs(math.log(level(t) / high)))
+        laps.append([t for t in rest if t >= bottom])
+        again = [t for t in down if top >= t >= bottom]
+        if steps is not None:
+            roots = np.linspace(level(top) ** (1 / 7), level(bottom) ** (1 / 7), steps + 1)[1:-1]
+            again = [top, *(curve.time(-7 * math.log(r)) for r in roots), bottom]
+        laps += [list(again) for _ in range(repeats)]
+        # the last lap goes on downwards
+        rest = [*laps.pop(), *(t for t in down if t < bottom)]
+    return [*laps, rest]
 
 
 def langevin(q: Problem, x: Affine, t: float, size: float) -> Affine:
@@ -177,6 +272,18 @@ def run(q: Problem, times: list[float], case: Any, denoise: bool, start: Affine 
                 x = langevin(q, x, t, 2 * snr**2 * c.variance(t))
         return q.denoised(x, last) if denoise else x
 
+    if case.rule == "restart":
+        laps = restart_laps(c, times, case.args)
+        for i, lap in enumerate(laps):
+            if i:
+                a, b2 = kernel(c, laps[i - 1][-1], lap[0])
+                x = a * x + math.sqrt(b2) * q.normal()
+            memory = None
+            for t, s in pairwise(lap):
+                x, memory = RULES[case.predictor.rule](q, x, t, s, memory, *case.predictor.args)
+        return q.denoised(x, last) if denoise else x
+
+    q.times = times
     predictor = case if case.rule != "corrected" else case.predictor
 
     def correct(x: Affine, t: float, after: float | None) -> Affine:

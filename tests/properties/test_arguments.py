@@ -3,6 +3,7 @@
 import math
 import pickle
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,33 @@ BAD: list[tuple[Callable[..., Any], dict[str, Any], str]] = [
         sg.EulerMaruyama, sg.DDIM, sg.PredictorCorrector, sg.ProbabilityFlow) for v in (1, None, "yes")],
     *[(sg.EulerMaruyama, {"eta": v}, "eta must be a") for v in (-0.1, math.nan, math.inf, "1", None, True)],
     *[(sg.DDIM, {"eta": v}, "eta must be a") for v in (-0.1, 1.1, math.nan, "1")],
+    *[(c, {"eta": v}, "eta must be a") for c in (sg.ExponentialSDE, sg.StochasticHeun, sg.SDEDPMSolverPP,
+      sg.AdaptiveSDE) for v in (-0.1, math.nan, math.inf, "1", None, True)],
+    *[(c, {"eta": 0.0}, "eta must be a") for c in (sg.SDEDPMSolverPP, sg.AdaptiveSDE)],
+    *[(sg.SDEDPMSolverPP, {"solver_order": v}, "solver_order must be a whole number, between 1 and 3")
+      for v in (0, 4, 2.0, "2", True)],
+    *[(sg.EDMChurn, {k: v}, f"{k} must be a") for k in ("s_churn", "s_tmin", "s_tmax", "s_noise")
+      for v in (-1.0, math.nan, "1", None)],
+    (sg.EDMChurn, {"s_noise": 0.0}, "s_noise must be a"),
+    (sg.EDMChurn, {"s_tmin": 3.0, "s_tmax": 2.0}, r"s_tmin=3.0 must not be above s_tmax=2.0"),
+    *[(sg.Restart, {"rule": v}, "rule must be a deterministic fixed-step sampler") for v in (sg.Ancestral(),
+      sg.ProbabilityFlow(), sg.Restart(), sg.PredictorCorrector(), "heun", None)],
+    *[(sg.Restart, {"rule": v}, "set steps and grid on the Restart") for v in (
+      sg.Heun(steps=3), sg.DDIM(grid="lambda"))],
+    *[(sg.Restart, {"intervals": v}, r"intervals must be a list of \(low, high, repeats, steps\)")
+      for v in ("x", 3, None)],
+    *[(sg.Restart, {"intervals": [v]}, r"each interval must be \(low, high, repeats, steps\)")
+      for v in ((1, 2), "abcd", 1)],
+    *[(sg.Restart, {"intervals": [v]}, "low end") for v in ((0, 1, 1, 1), (-1, 1, 1, 1), (math.nan, 1, 1, 1))],
+    *[(sg.Restart, {"intervals": [v]}, "high end") for v in ((1, 1, 1, 1), (1, 0.5, 1, 1), (1, math.inf, 1, 1))],
+    *[(sg.Restart, {"intervals": [(0.1, 1, v, 1)]}, "repeats of an interval") for v in (0, 1.5, None)],
+    *[(sg.Restart, {"intervals": [(0.1, 1, 1, v)]}, "steps of an interval") for v in (0, 1.5, "2")],
+    (sg.PredictorCorrector, {"predictor": sg.Restart()}, "predictor must be a sampler with a step rule"),
+    *[(sg.AdaptiveSDE, {k: v}, f"{k} must be a") for k in ("rtol", "atol", "max_step") for v in (0.0, -1.0, math.nan)],
+    *[(sg.AdaptiveSDE, {"max_nfe": v}, "max_nfe must be a whole number") for v in (0, 1.5, None)],
+    (sg.AdaptiveSDE, {"denoise": 1}, "denoise must be True or False"),
+    *[(sg.ArctanLambda, {"width": v}, "width must be a") for v in (0.0, -1.0, math.nan, "3")],
+    *[(sg.ArctanLambda, {"centre": v}, "centre must be a") for v in (math.inf, math.nan, "0")],
     (sg.Ancestral, {"variance": "smal"}, "did you mean 'small'"),
     (sg.Ancestral, {"variance": None}, "variance must be one of 'small', 'large'"),
     *[(sg.DPMSolverPP2M, {"exact": v}, "exact must be True or False") for v in (1, "no", None)],
@@ -101,6 +129,17 @@ DOMAIN = [
     (sg.DPMSolverPP2M(grid=[0.5, 0.1, 0.0]), sg.VP(), None),
     (sg.EulerMaruyama(grid=[0.5, 0.1, 0.0]), sg.VP(), None),
     (sg.Ancestral(grid=[0.5, 0.1, 0.0]), sg.VP(), None),
+    *[
+        (s, sg.VP(), None)
+        for s in (
+            sg.ExponentialSDE(grid=[0.5, 0.1, 0.0]),
+            *(sg.SDEDPMSolverPP(solver_order=o, grid=[0.5, 0.4, 0.3, 0.0]) for o in (1, 2, 3)),
+            sg.StochasticHeun(grid=[0.5, 0.1, 0.0]),
+            sg.EDMChurn(grid=[0.5, 0.1, 0.0]),
+            sg.Restart(grid=[0.5, 0.1, 0.0]),
+        )
+    ],
+    (sg.EDMChurn(grid=[1.0, 0.5]), sg.FlowMatching(), "its step from t = 1 "),
     (sg.AnnealedLangevin(grid=[0.5, 0.0]), sg.VP(), "its last level needs noise"),
     (sg.AnnealedLangevin(step_size=1.0), sg.NCSN(), "diverges; it must be below 2: lower step_size"),
     (sg.DDIM(grid="nodes"), sg.VP(), "is not a chain; use"),
@@ -117,9 +156,12 @@ def test_grids_that_leave_the_domain(sampler: sg.Sampler, p: sg.Perturbation, me
     if message is None:
         result = sampler(model, (3, 2), dtype=torch.float64)
         assert result.x.isfinite().all()
-        if isinstance(sampler, sg.DDIM | sg.Heun | sg.DPMSolverPP2M | sg.Ancestral):  # the last step lands on x0hat
+        lands = sg.DDIM | sg.Heun | sg.DPMSolverPP2M | sg.Ancestral | sg.ExponentialSDE | sg.SDEDPMSolverPP
+        if isinstance(sampler, lands):  # the last step lands on x0hat
             t, s = sampler.grid.values[-2:]
-            before = type(sampler)(grid=sampler.grid.values[:-1], denoise=False)(model, (3, 2), dtype=torch.float64).x
+            before = replace(sampler, grid=sampler.grid.values[:-1], denoise=False)(
+                model, (3, 2), dtype=torch.float64
+            ).x
             torch.testing.assert_close(result.x, model(before, t).denoised, rtol=0, atol=1e-12)
             assert s == 0
     else:

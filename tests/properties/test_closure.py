@@ -16,6 +16,7 @@ from tests.properties.discovery import (
     GRIDS,
     PERTURBATIONS,
     SAMPLERS,
+    UNNAMED_GRIDS,
     Case,
     gaussian,
     oracle,
@@ -59,7 +60,7 @@ def test_law_on_the_default_grid(sampler: str, name: str) -> None:
 LONG_PC = {"PC(ReverseDiffusion, 2)", "PC(Ancestral(small), 1)", "PC(None, 1)", "PC(DPMSolverPP2M, 1)"}
 
 
-@pytest.mark.parametrize("kind", GRIDS)
+@pytest.mark.parametrize("kind", GRIDS | UNNAMED_GRIDS)
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_law_on_every_grid(sampler: str, kind: str) -> None:
     case = SAMPLERS[sampler]
@@ -69,7 +70,9 @@ def test_law_on_every_grid(sampler: str, kind: str) -> None:
     for name in names:
         for n, denoise in ((7, True), (5, False)):
             times = curves.grid(curves.CURVES[name], kind, number_of_times(case, n, denoise))
-            check_law(case.make(steps=n, denoise=denoise, grid=GRIDS[kind]), name, case, times, denoise)
+            check_law(
+                case.make(steps=n, denoise=denoise, grid=(GRIDS | UNNAMED_GRIDS)[kind]), name, case, times, denoise
+            )
 
 
 @pytest.mark.parametrize("name", CHAINS)

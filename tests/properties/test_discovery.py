@@ -18,7 +18,8 @@ from tests.properties.discovery import concrete_subclasses
         ),
         (
             sg.TimeGrid,
-            {type(g) for g in discovery.GRIDS.values()} | set(discovery.LISTED_GRIDS.values()),
+            {type(g) for g in (discovery.GRIDS | discovery.UNNAMED_GRIDS).values()}
+            | set(discovery.LISTED_GRIDS.values()),
             "GRIDS, and curves.grid",
         ),
         (sg.Corrector, {type(c) for c in discovery.CORRECTORS.values()}, "CORRECTORS"),
@@ -39,7 +40,11 @@ def test_every_case_has_a_curve() -> None:
 
 def test_every_predictor_is_tested_in_a_predictor_corrector() -> None:
     inside = {type(c.make().predictor) for name, c in discovery.SAMPLERS.items() if name.startswith("PC(")}
-    allowed = {c for c in concrete_subclasses(sg.GridSampler) if c not in (sg.PredictorCorrector, sg.AnnealedLangevin)}
+    allowed = {
+        c
+        for c in concrete_subclasses(sg.GridSampler)
+        if c not in (sg.PredictorCorrector, sg.AnnealedLangevin, sg.Restart)
+    }
     assert inside - {type(None)} == allowed
 
 

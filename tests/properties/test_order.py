@@ -35,7 +35,7 @@ GRID_NAMES = [name for name in GRIDS if name != "nodes"]
 
 def grids_of(sampler: str) -> list[str]:
     """A predictor without a corrector, which closure shows to be its predictor, on one grid only."""
-    return ["lambda"] if sampler.startswith("PC(") else GRID_NAMES
+    return ["lambda"] if sampler.startswith("PC(") else list(SAMPLERS[sampler].fitted_on) or GRID_NAMES
 
 
 ON_GRIDS = [(s, g) for s in DETERMINISTIC for g in grids_of(s)]
@@ -183,7 +183,7 @@ def weak_order(errors: list[np.ndarray], order: float) -> float:
 def test_weak_order(sampler: str, grid: str) -> None:
     """Mean and covariance against the exact marginal, from the exact marginal. No sampling: the law is read off."""
     case = SAMPLERS[sampler]
-    names = CONTINUOUS if case.predictor is None else ["VP"]
+    names = CONTINUOUS if case.predictor is None and not case.fitted_on else ["VP"]
     for name in [*names, *(["DDPM-linear", "NCSN"] if grid == "lambda" and case.invariant else [])]:
         curve, model = curves.CURVES[name], window(name, False)
         high, low = curve.time(HIGH), curve.time(LOW)
@@ -192,7 +192,7 @@ def test_weak_order(sampler: str, grid: str) -> None:
         means, covs = [], []
         for n in [2**i * (64 if "Euler" in sampler else 40) for i in range(4)]:
             sampled = case.make(steps=n, grid=GRIDS[grid], denoise=False)
-            mean, cov, _ = law_of(sampled, model, DIM, DIM * n, start)
+            mean, cov, _ = law_of(sampled, model, DIM, DIM * case.draws(n), start)
             means.append(mean - curve.alpha(low) * MEAN)
             covs.append(cov - curve.alpha(low) ** 2 * COV - curve.variance(low) * np.eye(DIM))
         got = weak_order(covs, case.order)

@@ -27,6 +27,7 @@ MANY: dict[str, sg.Sampler] = {
         if not (isinstance(c, sg.Langevin) and c.norm == "batch")
     },
     "ProbabilityFlow": sg.ProbabilityFlow(rtol=1e-2, atol=1e-2),
+    "AdaptiveSDE": sg.AdaptiveSDE(rtol=0.1, atol=0.1),
     "ProbabilityFlow(rk4)": sg.ProbabilityFlow(method="rk4", steps=3),
     "ProbabilityFlow(RK23)": sg.ProbabilityFlow(method="RK23", rtol=0.3, atol=0.3),
 }
@@ -294,7 +295,9 @@ def test_nfe_is_what_was_called_and_what_was_promised(name: str, denoise: bool) 
         assert result.nfe == network.calls
         assert result.nfe_per_sample is None
         assert result.seconds > 0
-        if case.rule == "annealed":
+        if case.nfe is not None:
+            expected = case.nfe(n, denoise)
+        elif case.rule == "annealed":
             expected = n * case.calls + denoise
         else:  # N times: corrector and predictor at all but the last, corrector and denoiser there; or N whole steps
             expected = (n - 1) * case.calls + case.corrector_steps + 1 if denoise else n * case.calls

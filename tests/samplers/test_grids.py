@@ -1,6 +1,7 @@
 """Time grids against their definitions, written out in numpy in `tests/properties/curves.py`."""
 
 import math
+from functools import partial
 
 import numpy as np
 import pytest
@@ -9,9 +10,9 @@ import torch
 import sde_gen as sg
 from sde_gen.samplers.grids import as_grid
 from tests.properties import curves
-from tests.properties.discovery import CHAINS, CONTINUOUS, GRIDS, PERTURBATIONS, concrete_subclasses
+from tests.properties.discovery import CHAINS, CONTINUOUS, GRIDS, PERTURBATIONS, UNNAMED_GRIDS, concrete_subclasses
 
-NAMES = [n for n in GRIDS if n != "nodes"]
+NAMES = [n for n in GRIDS | UNNAMED_GRIDS if n != "nodes"]
 
 
 def ends(p: sg.Perturbation) -> tuple[float, float]:
@@ -25,7 +26,7 @@ def test_times_follow_the_definition(name: str, kind: str) -> None:
     low, high = ends(p)
     assert (low, high) == (curve.t_low, curve.t_max)
     for n in (1, 2, 3, 10, 101):
-        times = GRIDS[kind].times(p, n, low, high)
+        times = (GRIDS | UNNAMED_GRIDS)[kind].times(p, n, low, high)
         assert times.dtype == torch.float64
         assert times.shape == (n,)
         assert times[0] == high  # the ends exactly as asked
@@ -40,7 +41,7 @@ def test_times_follow_the_definition(name: str, kind: str) -> None:
 
 @pytest.mark.parametrize("kind", NAMES)
 def test_other_ends(kind: str) -> None:
-    times = GRIDS[kind].times(sg.VP(), 4, 0.2, 0.7)
+    times = (GRIDS | UNNAMED_GRIDS)[kind].times(sg.VP(), 4, 0.2, 0.7)
     assert times[[0, -1]].tolist() == [0.7, 0.2]
     middle = {"uniform": 0.7 - 0.5 / 3, "quadratic": (0.7**0.5 + (0.2**0.5 - 0.7**0.5) / 3) ** 2}
     if kind in middle:
@@ -122,15 +123,19 @@ def model(p: sg.Perturbation) -> sg.ScoreModel:
 @pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler), key=lambda c: c.__name__))
 def test_default_grids_and_step_counts(kind: type) -> None:
     defaults = {"EulerMaruyama": 1000, "ReverseDiffusion": 1000, "Ancestral": 1000, "DDIM": 50, "Heun": 18,
-                "DPMSolverPP2M": 20, "AnnealedLangevin": 232, "PredictorCorrector": 500}  # fmt: skip
-    grids = {"Heun": "karras", "DPMSolverPP2M": "lambda"}
+                "DPMSolverPP2M": 20, "AnnealedLangevin": 232, "PredictorCorrector": 500, "ExponentialSDE": 100,
+                "SDEDPMSolverPP": 20, "StochasticHeun": 20, "EDMChurn": 18, "Restart": 18}  # fmt: skip
+    grids = {"Heun": "karras", "DPMSolverPP2M": "lambda", "ExponentialSDE": "arctan", "SDEDPMSolverPP": "arctan",
+             "StochasticHeun": "arctan", "EDMChurn": "karras", "Restart": "karras"}  # fmt: skip
     assert kind.__name__ in defaults, f"say here how many steps {kind.__name__} takes by default, and on which grid"
     n, grid = defaults[kind.__name__], grids.get(kind.__name__, "uniform")
     own = kind.__name__ in ("ReverseDiffusion", "Ancestral", "AnnealedLangevin")  # takes all nodes of a chain
     extra = kind.__name__ != "AnnealedLangevin"
-    p = sg.VP()
-    assert torch.equal(kind().times(model(p)), GRIDS[grid].times(p, n, *ends(p)))
-    assert torch.equal(kind(denoise=False).times(model(p)), GRIDS[grid].times(p, n + extra, *ends(p)))
+    if kind is sg.Restart:  # without intervals: with them it visits more
+        kind = partial(sg.Restart, intervals=())
+    p, all_grids = sg.VP(), GRIDS | UNNAMED_GRIDS
+    assert torch.equal(kind().times(model(p)), all_grids[grid].times(p, n, *ends(p)))
+    assert torch.equal(kind(denoise=False).times(model(p)), all_grids[grid].times(p, n + extra, *ends(p)))
     assert len(kind(steps=7).times(model(p))) == 7
     assert len(kind(steps=7, denoise=False).times(model(p))) == 7 + extra
     for length in (40, 1500):
