@@ -63,7 +63,7 @@ def fitted_order(sampler: Sampler, p: Perturbation) -> dict[str, Any]:
     """
     claimed = sampler.order
     if claimed is None:
-        raise ConfigError("claims no order: it is not a convergent discretisation (a Langevin step has its own bias)")
+        raise ConfigError("claims no order: more steps alone do not make it exact")
     if "steps" not in getattr(sampler, "__dataclass_fields__", {}) or (
         isinstance(sampler, ProbabilityFlow) and sampler.is_adaptive
     ):

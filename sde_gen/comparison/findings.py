@@ -10,8 +10,13 @@ from sde_gen.comparison.ranking import Difference, difference, mean_of
 from sde_gen.errors import ConfigError
 
 _KEYS = ("formulation", "sampler", "budget")
-#: What a fitted order may fall short of the claimed one.
+#: What a fitted order may fall short of the claimed one, besides three standard errors of the fit.
 ORDER_MARGIN = 0.1
+
+
+def falls_short(row: Mapping[str, Any]) -> bool:
+    """Whether a fitted order is below the claimed one, beyond the margin and the error of the fit."""
+    return bool(row["fitted"] < row["claimed"] - max(ORDER_MARGIN, 3 * row["standard_error"]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,7 +31,7 @@ class Finding:
             differences over the seeds: pass; beyond it the other way round: fail; else tie.
         equal, to: the two agree within `tolerance` for every seed.
         below, limit: the selection's mean is below `limit` times that of as many real samples.
-        order_of: every fitted order of the selection is at least the claimed one, less 0.1.
+        order_of: every fitted order of the selection is at least the claimed one, less 0.1 or three errors of the fit.
         measure: which one; None: the first of the comparison.
         tolerance: of `equal`, relative to the larger value.
 
@@ -140,7 +145,7 @@ class Finding:
         chosen = [row for row in orders if row["status"] == "ok" and _fits(row, self.order_of or {})]
         if not chosen:
             return "no data", "no order was fitted"
-        short = [row for row in chosen if row["fitted"] < row["claimed"] - ORDER_MARGIN]
+        short = [row for row in chosen if falls_short(row)]
         numbers = ", ".join(
             f"{row['formulation']} {row['sampler']} {row['fitted']:.2f} (claimed {row['claimed']:g})"
             for row in (short or chosen)[:4]

@@ -121,12 +121,20 @@ def test_what_a_selection_leaves_open_is_paired() -> None:
 
 
 def test_findings_about_orders() -> None:
-    def order(fitted: float) -> dict[str, Any]:
-        return {"formulation": "A", "sampler": "s", "status": "ok", "fitted": fitted, "claimed": 2.0}
+    def order(fitted: float, error: float = 0.01) -> dict[str, Any]:
+        return {
+            "formulation": "A",
+            "sampler": "s",
+            "status": "ok",
+            "fitted": fitted,
+            "claimed": 2.0,
+            "standard_error": error,
+        }
 
     finding = sg.Finding(claim="", order_of={})
     assert finding.check([], [order(1.95), order(2.4)], REAL, "energy_distance")["verdict"] == "pass"
     assert finding.check([], [order(1.95), order(1.8)], REAL, "energy_distance")["verdict"] == "fail"
+    assert finding.check([], [order(1.95), order(1.8, 0.1)], REAL, "energy_distance")["verdict"] == "pass"
     assert finding.check([], [{**order(1.0), "status": "skipped"}], REAL, "energy_distance")["verdict"] == "no data"
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sde_gen.comparison.findings import ORDER_MARGIN, shown
+from sde_gen.comparison.findings import falls_short, shown
 from sde_gen.comparison.quality import title_of
 from sde_gen.comparison.ranking import Ranked, mean_of
 from sde_gen.comparison.report.blocks import Badge, Fold, Section, Table, Text
@@ -147,7 +147,7 @@ def orders(results: Results) -> Section | None:
             rows.append([sampler, "", "none", *["" for _ in names], next(iter(mine.values()))["reason"]])
             continue
         cells = [_order(mine.get(name)) for name in names]
-        low = [r for r in ok if r["fitted"] < r["claimed"] - ORDER_MARGIN]
+        low = [r for r in ok if falls_short(r)]
         mark = Badge("below its claim") if low else Badge("as claimed")
         rows.append([sampler, ok[0]["error_kind"], f"{ok[0]['claimed']:g}", *cells, mark])
     words = (
