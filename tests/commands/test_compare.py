@@ -24,7 +24,8 @@ ROOT = str(Path(sde_gen.__file__).parents[1])
 EXPERIMENTS = sorted(path.stem for path in (Path(config_dir()) / "experiment").glob("*.yaml"))
 TINY = (
     "data.n=64", "data.n_test=64", "num_samples=64", "budgets=[3,6]", "seeds=[0,1]", "workers=1", "orders=false",
-    "trajectories=false", "likelihood=0", "~formulations.DDPM", "~formulations.subVP", "~samplers.ODE", "~samplers.PC",
+    "trajectories=false", "likelihood=0", "measures=[energy_distance]",
+    "~formulations.DDPM", "~formulations.subVP", "~samplers.ODE", "~samplers.PC",
     "~samplers.Heun", "~samplers.Ancestral", "~samplers.SDE_DPMpp2M", "findings=[]",
 )  # fmt: skip
 Compare = Callable[..., Result]

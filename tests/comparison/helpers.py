@@ -21,6 +21,7 @@ def small(**changes: Any) -> sg.Comparison:
         "budgets": (4, 9),
         "seeds": (0, 1),
         "num_samples": 64,
+        "measures": ("energy_distance",),
         "orders": False,
         "trajectories": False,
     }
