@@ -3,6 +3,7 @@
 # make test-slow   the slow tests: real training
 # make test-faults crashes, kills, full disks, flipped bits, payloads, several processes: all of tests/faults
 # make test-peers  the comparison with other libraries, which it installs
+# make test-report the report of a comparison in headless Chromium, which it installs where it may (Debian's package)
 # make coverage    the tests once more, with a table of lines and branches that they do not reach
 # make mutation    how many small faults planted in the core the tests find (long); writes docs/verification/mutation.md
 # make lint        style, layers, types
@@ -32,7 +33,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $$($(PY) -m pip --version >/dev/null 2>&1 
 # torch has its own line: everything else is installed under the constraints without it.
 INSTALL = $(PIP) install --quiet -c $(VENV)/constraints.txt
 
-.PHONY: help demo test test-faults test-slow test-peers coverage mutation lint style layers types format wheel-test clean clean-all
+.PHONY: help demo test test-faults test-slow test-peers test-report coverage mutation lint style layers types format wheel-test clean clean-all
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -88,6 +89,14 @@ $(VENV)/.peers: $(VENV)/.test
 test-peers: $(VENV)/.peers
 	$(PY) -m pytest $(PYTEST_ARGS) tests/peers
 
+# Without Chromium the tests are skipped, and say so.
+test-report: $(VENV)/.test
+	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing chromium"; \
+	apt-get install -y --no-install-recommends chromium >/dev/null || echo "chromium cannot be installed" >&2; \
+	else echo "no Chromium: install Debian's package chromium to run these tests" >&2; fi; }
+	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/comparison/test_browser.py
+
 coverage: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) --cov=sde_gen --cov-branch --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
 
@@ -131,6 +140,7 @@ wheel-test: $(VENV)/.dev
 	"$$py" -m sde_gen.evaluate run=tiny num_samples=8 sampler.steps=3 nll.samples=2 nll.rtol=1e-2 nll.atol=1e-2; \
 	"$$tmp/venv/bin/sde-gen-train" sde=ddpm run=tiny2 trainer.steps=2 trainer.batch_size=8; \
 	"$$tmp/venv/bin/sde-gen-sample" sampler=ddim run=tiny2 num_samples=4 sampler.steps=3; \
+	"$$tmp/venv/bin/sde-gen-compare" data.n_test=64 budgets=[4] seeds=[0] num_samples=32 orders=false likelihood=0 workers=2; \
 	mkdir -p mine/sde; cp "$$tmp"/venv/lib/python*/site-packages/sde_gen/conf/sde/vp.yaml mine/sde/mine.yaml; \
 	"$$py" -m sde_gen.train --config-dir mine sde=mine run=tiny3 trainer.steps=2 trainer.batch_size=8; \
 	find . -type f | sort; \

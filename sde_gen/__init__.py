@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOME = {
+    "sde_gen.comparison": ("Comparison", "Finding", "Formulation", "Results"),
     "sde_gen.config": ("load_config",),
     "sde_gen.errors": (
         "BetweenNodesWarning",
@@ -114,6 +115,7 @@ _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
 
 if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two lists equal
+    from sde_gen.comparison import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
     from sde_gen.likelihood import *  # noqa: F403

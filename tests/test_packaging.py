@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 HATCH = PYPROJECT["tool"]["hatch"]["build"]["targets"]
-COMMANDS = ("train", "sample", "evaluate", "import_weights")
+COMMANDS = ("train", "sample", "evaluate", "compare", "import_weights")
 
 
 def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -160,6 +160,7 @@ def test_help_lists_the_groups_and_does_not_import_torch(command: str, tmp_path:
     assert "sde_gen.errors" in imported  # the pattern reads what importtime writes
     assert not imported & {"torch", "scipy", "sklearn", "matplotlib"}
     groups = {"train": ("sde", "network", "objective", "data"), "sample": ("sde", "sampler")}
+    groups["compare"] = ("experiment", "sde", "sampler", "network", "data")
     for group in groups.get(command, ("sde", "sampler", "features")):
         assert re.search(rf"^\W*{group}\b", done.stdout, flags=re.MULTILINE), f"--help does not list {group}"
     assert list(tmp_path.iterdir()) == []  # and writes nothing

@@ -37,6 +37,7 @@ CONTRACT = [
     "ScorePrediction",
     "EDMPreconditioning",
     "DenoisingScoreMatching",
+    "Comparison",
 ]
 
 

@@ -19,6 +19,7 @@ _PER_JOB = {
     "train": ("run", "_"),
     "sample": ("out", "/"),
     "evaluate": ("out", "/"),
+    "compare": ("out", "/"),
     "import_weights": ("run", "_"),
 }
 

@@ -20,7 +20,8 @@ _CLASSES = {
         "EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin PredictorCorrector ProbabilityFlow "
         "DPMSolverPP2M Langevin "
         "DPMSolverPP3M AdamsBashforth UniPC DEIS LMS PLMS SingleStep Auto "
-        "ExponentialSDE SDEDPMSolverPP StochasticHeun EDMChurn Restart AdaptiveSDE"
+        "ExponentialSDE SDEDPMSolverPP StochasticHeun EDMChurn Restart AdaptiveSDE ArctanLambda "
+        "UniformTime UniformLambda KarrasRho Quadratic ChainNodes GivenTimes GivenLambdas"
     ),
     "sde_gen.networks": "MLP UNet",
     "sde_gen.metrics": "NetworkFeatures Pixels efficientnet_lite0",

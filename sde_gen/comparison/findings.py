@@ -1,0 +1,179 @@
+"""What a comparison should show, stated before it is run, and checked afterwards with its numbers."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any
+
+from sde_gen import _checks as check
+from sde_gen.comparison.quality import badness, title_of
+from sde_gen.comparison.ranking import Difference, difference, mean_of
+from sde_gen.errors import ConfigError
+
+_KEYS = ("formulation", "sampler", "budget")
+#: What a fitted order may fall short of the claimed one, besides three standard errors of the fit.
+ORDER_MARGIN = 0.1
+
+
+def falls_short(row: Mapping[str, Any]) -> bool:
+    """Whether a fitted order is below the claimed one, beyond the margin and the error of the fit."""
+    return bool(row["fitted"] < row["claimed"] - max(ORDER_MARGIN, 3 * row["standard_error"]))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finding:
+    """A claim, and how it is checked; exactly one of `better`, `equal`, `below` and `order_of` is given.
+
+    A selection names a formulation, a sampler, a budget, or some of them; what it leaves open is paired row by row.
+
+    Args:
+        claim: in words.
+        better, than: the first selection has a smaller measure than the second, beyond the error of the paired
+            differences over the seeds: pass; beyond it the other way round: fail; else tie.
+        equal, to: the two agree within `tolerance` for every seed.
+        below, limit: the selection's mean is below `limit` times that of as many real samples.
+        order_of: every fitted order of the selection is at least the claimed one, less 0.1 or three errors of the fit.
+        measure: which one; None: the first of the comparison.
+        tolerance: of `equal`, relative to the larger value.
+
+    Raises:
+        ConfigError: for none or several of them, or a key that no selection has.
+    """
+
+    claim: str
+    better: Mapping[str, Any] | None = None
+    than: Mapping[str, Any] | None = None
+    equal: Mapping[str, Any] | None = None
+    to: Mapping[str, Any] | None = None
+    below: Mapping[str, Any] | None = None
+    limit: float | None = None
+    order_of: Mapping[str, Any] | None = None
+    measure: str | None = None
+    tolerance: float = 1e-6
+
+    def __post_init__(self) -> None:
+        pairs = {"better": self.than, "equal": self.to, "below": self.limit, "order_of": {}}
+        given = [name for name in pairs if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise ConfigError(f"finding {self.claim!r}: give one of {', '.join(pairs)}, got {given or 'none'}")
+        if pairs[given[0]] is None:
+            other = {"better": "than", "equal": "to", "below": "limit"}[given[0]]
+            raise ConfigError(f"finding {self.claim!r}: {given[0]} needs {other}")
+        for name in ("better", "than", "equal", "to", "below", "order_of"):
+            for key in getattr(self, name) or {}:
+                check.choice(f"finding {self.claim!r}", name, key, _KEYS)
+
+    @classmethod
+    def of(cls, value: Any) -> "Finding":
+        """A finding from one, or from a mapping of its arguments."""
+        if isinstance(value, Finding):
+            return value
+        if not isinstance(value, Mapping):
+            raise ConfigError(f"a finding must be a group with a claim, got {value!r}")
+        names = [f.name for f in fields(cls)]
+        for key in value:
+            check.choice("finding", "key", key, names)
+        if not isinstance(value.get("claim"), str):
+            raise ConfigError(f"a finding needs a claim in words, got {dict(value)!r}")
+        return cls(**value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Its arguments, without those that were not given."""
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return {n: dict(v) if isinstance(v, Mapping) else v for n, v in values.items() if v is not None}
+
+    def check(
+        self,
+        rows: Sequence[Mapping[str, Any]],
+        orders: Sequence[Mapping[str, Any]],
+        real: Mapping[str, float],
+        measure: str,
+    ) -> dict[str, Any]:
+        """Verdict ("pass", "fail", "tie", or "no data") and the numbers behind it.
+
+        Args:
+            rows: the tidy rows.  orders: the fitted orders.
+            real: measure to its mean for real samples.  measure: the comparison's first.
+        """
+        name = self.measure or measure
+        ok = [row for row in rows if row["status"] == "ok" and row.get(name) is not None]
+        if self.better is not None:
+            verdict, numbers = self._better(ok, name)
+        elif self.equal is not None:
+            verdict, numbers = self._equal(ok, name)
+        elif self.below is not None:
+            verdict, numbers = self._below(ok, name, real.get(name))
+        else:
+            verdict, numbers = self._order(orders)
+        return {"claim": self.claim, "verdict": verdict, "numbers": numbers}
+
+    def _better(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
+        pairs = _pairs(rows, self.better or {}, self.than or {}, name)
+        first_bad, second_bad = (
+            {seed: mean_of(badness(name, pair[i]) for pair in values).mean for seed, values in pairs.items()}
+            for i in (0, 1)
+        )
+        found = difference(first_bad, second_bad)
+        if found is None:
+            return "no data", "no seed has both"
+        first, second = (mean_of(v[i] for values in pairs.values() for v in values).mean for i in (0, 1))
+        verdict = {-1: "pass", 0: "tie", 1: "fail"}[found.sign]
+        return verdict, f"{title_of(name)} {first:.4g} against {second:.4g}; difference {shown(found)}"
+
+    def _equal(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
+        pairs = _pairs(rows, self.equal or {}, self.to or {}, name)
+        gaps = [abs(a - b) / max(abs(a), abs(b), 1e-300) for values in pairs.values() for a, b in values]
+        if not gaps:
+            return "no data", "no seed has both"
+        verdict = "pass" if max(gaps) <= self.tolerance else "fail"
+        return (
+            verdict,
+            f"largest relative difference of {title_of(name)}: {max(gaps):.2g} (allowed: {self.tolerance:g})",
+        )
+
+    def _below(self, rows: Sequence[Mapping[str, Any]], name: str, real: float | None) -> tuple[str, str]:
+        chosen = [float(row[name]) for row in rows if _fits(row, self.below or {})]
+        if not chosen or real is None or self.limit is None:
+            return "no data", "nothing was measured"
+        mean = mean_of(chosen).mean
+        verdict = "pass" if badness(name, mean) < self.limit * badness(name, real) else "fail"
+        return (
+            verdict,
+            f"{title_of(name)} {mean:.4g}, {mean / real:.2f} times that of real samples (allowed: {self.limit:g})",
+        )
+
+    def _order(self, orders: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+        chosen = [row for row in orders if row["status"] == "ok" and _fits(row, self.order_of or {})]
+        if not chosen:
+            return "no data", "no order was fitted"
+        short = [row for row in chosen if falls_short(row)]
+        numbers = ", ".join(
+            f"{row['formulation']} {row['sampler']} {row['fitted']:.2f} (claimed {row['claimed']:g})"
+            for row in (short or chosen)[:4]
+        )
+        more = len(short or chosen) - 4
+        return ("fail" if short else "pass"), numbers + (f" and {more} more" if more > 0 else "")
+
+
+def shown(d: Difference) -> str:
+    """A difference with its 95 % interval."""
+    if d.half is None:
+        return f"{d.mean:+.3g} (one seed: no error)"
+    return f"{d.mean:+.3g} ± {d.half:.2g} (95 %, {d.n} seeds)"
+
+
+def _fits(row: Mapping[str, Any], selection: Mapping[str, Any]) -> bool:
+    return all(row.get(key) == value for key, value in selection.items())
+
+
+def _pairs(
+    rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any], second: Mapping[str, Any], name: str
+) -> dict[Any, list[tuple[float, float]]]:
+    """Seed to the pairs of values of the two selections that agree in everything which neither of them names."""
+    free = [key for key in _KEYS if key not in first and key not in second]
+    others = {(*(row[key] for key in free), row["seed"]): float(row[name]) for row in rows if _fits(row, second)}
+    result: dict[Any, list[tuple[float, float]]] = {}
+    for row in rows:
+        key = (*(row[k] for k in free), row["seed"])
+        if _fits(row, first) and key in others:
+            result.setdefault(row["seed"], []).append((float(row[name]), others[key]))
+    return result

@@ -1,0 +1,160 @@
+"""Cells over processes: each result is written by the process that computed it, at once and in one piece.
+
+Killing everything loses only the cells that are being computed, one for each process; a network in training goes on
+from its last checkpoint. Workers that outlive their parent finish their cell (a training saves and stops) and end.
+"""
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing import connection
+from typing import Any
+
+from sde_gen.comparison.compute import Context, compute
+from sde_gen.comparison.store import Cell, Store
+from sde_gen.errors import ConfigError, NonFiniteError, OutputError, SolverError, WriteError
+from sde_gen.training import Interrupted
+
+#: Told of each cell that is done: (cell, result, whether it was there already).
+Listener = Callable[[Cell, dict[str, Any], bool], None]
+
+
+def run_cells(
+    cells: Sequence[Cell], context: Context, *, workers: int = 1, fresh: bool = False, tell: Listener | None = None
+) -> dict[str, dict[str, Any]]:
+    """The results of all cells by their keys; those that the cache holds are read, not computed.
+
+    A result has a `status`: "ok", "skipped" (a combination that makes no sense) or "failed", with a `reason`.
+
+    Args:
+        cells: in the order in which they are best begun.
+        context: what they share.
+        workers: processes, >= 1; 1 computes here.
+        fresh: compute also what the cache holds.
+        tell: called after each.
+
+    Raises:
+        Interrupted: a signal stopped a training; all results so far are in the cache.
+    """
+    store = Store(context.cache)
+    results: dict[str, dict[str, Any]] = {}
+    tell = tell or (lambda cell, result, known: None)
+    todo: dict[str, Cell] = {}
+    for cell in cells:
+        known = None if fresh else store.read(cell)
+        if known is None:
+            todo[cell.key] = cell
+        elif cell.key not in results:
+            results[cell.key] = known
+            tell(cell, known, True)
+    if workers <= 1 or len(todo) <= 1:
+        for key, cell in todo.items():
+            results[key] = _after(cell, results) or _one(cell, context, store)
+            tell(cell, results[key], False)
+        return results
+    _in_processes(todo, context, min(workers, len(todo)), results, tell)
+    return results
+
+
+def _in_processes(
+    todo: dict[str, Cell], context: Context, workers: int, results: dict[str, dict[str, Any]], tell: Listener
+) -> None:
+    waiting = dict(todo)
+    while waiting:
+        running: dict[Future[dict[str, Any]], Cell] = {}
+        spawn = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context,))
+        try:
+            while waiting or running:
+                for key in [k for k, c in waiting.items() if c.needs is None or c.needs in results]:
+                    if len(running) >= 2 * workers:
+                        break
+                    cell = waiting.pop(key)
+                    refused = _after(cell, results)
+                    if refused:
+                        results[key] = refused
+                        tell(cell, refused, False)
+                    else:
+                        running[pool.submit(_in_worker, cell)] = cell
+                done = wait(running, return_when=FIRST_COMPLETED).done if running else set()
+                for future in done:
+                    cell = running.pop(future)
+                    results[cell.key] = future.result()
+                    tell(cell, results[cell.key], False)
+        except BrokenProcessPool:
+            # Which of the cells ended its process cannot be told: those that were running are given up, as a row says.
+            store = Store(context.cache)
+            lost = {key: c for key, c in todo.items() if key not in results and key not in waiting}
+            for key, cell in lost.items():
+                gone = {"status": "failed", "reason": "its process ended abruptly (out of memory?); run again"}
+                results[key] = store.read(cell) or gone
+                tell(cell, results[key], False)
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _after(cell: Cell, results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+    """A cell whose network could not be trained is not computed, and says why."""
+    model = results.get(cell.needs) if cell.needs is not None else None
+    if model is None or model["status"] == "ok":
+        return None
+    return {"status": model["status"], "reason": f"its network: {model['reason']}"}
+
+
+def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+    """Compute a cell and publish its result, whatever it is; only what nobody foresaw is not kept for the next time."""
+    began = time.time()
+    arrays: dict[str, Any] = {}
+    keep = True
+    try:
+        made, arrays = compute(cell, context, stop)
+        result = {"status": "ok", **made}
+    except (Interrupted, OutputError, WriteError):
+        raise  # of the run, not of the cell
+    except ConfigError as error:
+        result = {"status": "skipped", "reason": str(error)}
+    except (NonFiniteError, SolverError) as error:
+        result = {"status": "failed", "reason": str(error)}
+    except Exception as error:  # noqa: BLE001 - a fault in one cell is a row of the result; the rest goes on
+        result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
+        keep = False
+    result |= {"wall_seconds": time.time() - began, "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
+    if keep:
+        store.write(cell, result, arrays)
+    return {**result, "arrays": bool(arrays)}
+
+
+# -- in a worker -------------------------------------------------------------------------------------------------------
+
+_CONTEXT: list[Context] = []
+_ORPHANED = threading.Event()
+_BUSY = threading.Lock()
+
+
+def _begin(context: Context) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
+    _CONTEXT[:] = [context]
+    threading.Thread(target=_watch, daemon=True).start()
+
+
+def _watch() -> None:
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        connection.wait([parent.sentinel])
+        _ORPHANED.set()
+        with _BUSY:
+            os._exit(0)
+
+
+def _in_worker(cell: Cell) -> dict[str, Any]:
+    context = _CONTEXT[0]
+    with _BUSY:
+        return _one(cell, context, Store(context.cache), _ORPHANED.is_set)

@@ -1,0 +1,91 @@
+"""What the report says of its own making: networks, what was left out, configuration and commands."""
+
+import json
+from typing import Any
+
+from sde_gen.comparison.describe import short
+from sde_gen.comparison.report.blocks import Badge, Code, Fold, Section, Table, Text
+from sde_gen.comparison.results import Results
+
+
+def networks(results: Results) -> Section | None:
+    """What was trained."""
+    if not results.networks:
+        return None
+    rows = []
+    for r in results.networks:
+        if r["status"] == "ok":
+            numbers = [f"{r[k]:.4g}" if r.get(k) is not None else "" for k in ("loss", "held_out_loss")]
+            rows.append([r["formulation"], str(r["seed"]), str(r["steps"]), f"{r['seconds']:.0f}", *numbers, r["cell"]])
+        else:
+            rows.append([r["formulation"], str(r["seed"]), Badge(r["status"]), "", "", "", r["reason"]])
+    size = next((r["parameters"] for r in results.networks if r.get("parameters")), None)
+    words = (
+        f"One configuration{f' of {size:,} parameters' if size else ''} for all. Losses of different objectives or "
+        "perturbations are on different scales and cannot be compared with each other."
+    )
+    header = ["formulation", "seed", "steps", "seconds", "loss", "held-out loss", "cell"]
+    return Section("Networks", [Text(words), Table(header, rows, "", [1, 2, 3, 4, 5])])
+
+
+def left_out(results: Results) -> Section | None:
+    """Rows that have no result, with the reason; those that share it share a line."""
+    joined: dict[tuple[str, ...], list[Any]] = {}
+    fitted = {row["sampler"] for row in results.orders if row["status"] == "ok"}
+    orders = [{**row, "sampler": f"order of {row['sampler']}"} for row in results.orders if row["sampler"] in fitted]
+    for row in [*results.rows, *results.likelihoods, *orders]:
+        if row["status"] != "ok":
+            key = (row["status"], row["formulation"], row.get("sampler", "likelihood"), row.get("reason") or "")
+            joined.setdefault(key, []).append(row.get("budget"))
+    if not joined:
+        return None
+    rows = []
+    for (status, formulation, sampler, reason), budgets in joined.items():
+        named = sorted({b for b in budgets if b is not None})
+        rows.append([Badge(status), formulation, sampler, ", ".join(map(str, named)), reason])
+    return Section("What was left out", [Table(["", "formulation", "sampler", "budgets", "reason"], rows)])
+
+
+def provenance(results: Results) -> Section:
+    """The exact configuration and commands."""
+    spec = results.spec
+    formulations = [
+        [name, short(node["perturbation"]), short(node["parameterization"]), short(node["objective"])]
+        for name, node in spec["formulations"].items()
+    ]
+    samplers = [[name, short(node)] for name, node in spec["samplers"].items()]
+    made = [row for row in results.rows if row.get("cell")]
+    code = made[0]["code"] if made else ""
+    dates = sorted(row["date"] for row in made if row.get("date"))
+    when = f" Computed between {dates[0]} and {dates[-1]} UTC." if dates else ""
+    known = [row["seconds"] for row in made if row.get("seconds")]
+    words = (
+        f"Version `{code}`, data `{results.data.fingerprint[:16]}`, device {spec['device']}.{when} Seconds are those "
+        "of one "
+        "sampling run in a process of one thread beside others, and vary."
+    )
+    table = results.tidy()
+    cells = [_cell(r, results.measure) for r in table if r["cell"]]
+    first = next((row["cell"] for row in made), "CELL")
+    blocks: list[Any] = [
+        Text(words),
+        Text("This comparison again (what the cache holds is not computed again):"),
+        Code(results.command),
+        Text("Any one of its cells again, from the table below, compared with what the cache holds:"),
+        Code(f"{results.command} cell={first}"),
+        Table(["formulation", "perturbation", "parameterization", "objective"], formulations),
+        Table(["sampler", "settings"], samplers),
+        Fold("The whole configuration", [Code(json.dumps(dict(spec), indent=1))]),
+    ]
+    if known:
+        header = ["formulation", "sampler", "budget", "seed", "status", "calls", results.measure, "cell"]
+        blocks.append(Fold(f"All {len(cells)} cells", [Table(header, cells, "", [2, 3, 5, 6])]))
+    return Section("How it was made", blocks)
+
+
+def _cell(row: Any, measure: str) -> list[Any]:
+    status = Badge(row["status"]) if row["status"] != "ok" else "ok"
+    labels = [row["formulation"], row["sampler"], str(row["budget"] or ""), str(row["seed"])]
+    calls, value = row["nfe"], row[measure]
+    numbers = ["" if calls is None else str(calls), "" if value is None else f"{value:.4g}"]
+    return [*labels, status, *numbers, f"`{row['cell']}`"]

@@ -1,0 +1,138 @@
+"""The cache of a comparison: one JSON file (and at times one .npz) for each cell, one folder for each trained network.
+
+    cells/<kind>-<key>.json  cells/<kind>-<key>.npz     results, each published by one rename
+    models/<key>/checkpoints/step_*/                    trained networks, as `python -m sde_gen.train` leaves them
+
+A key is a digest of everything that determines the result: configuration, data and code. An entry counts only if its
+own words agree with that, so a damaged file, or one of another version, is computed again.
+"""
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sde_gen.comparison.describe import canonical, digest
+from sde_gen.comparison.version import code_version
+from sde_gen.training.files import make_folder, publish, write_json, writing
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One thing to compute.
+
+    Attributes:
+        kind: "model", "samples", "real", "likelihood", "order" or "trace".
+        config: everything that determines the result, as plain data.
+        labels: where it stands in the comparison: formulation, sampler, budget, seed.
+        needs: key of the cell of the trained network that it uses, or None.
+    """
+
+    kind: str
+    config: Mapping[str, Any]
+    labels: Mapping[str, Any] = field(default_factory=dict)
+    needs: str | None = None
+
+    @property
+    def code(self) -> str:
+        """Version of the code that computes it."""
+        return code_version(self.kind)
+
+    @property
+    def key(self) -> str:
+        """Digest of the kind, the configuration and the code."""
+        return digest({"kind": self.kind, "config": self.config, "code": self.code})
+
+
+class Store:
+    """Cells on disk.
+
+    Args:
+        root: the cache folder, made if it is not there.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.cells = make_folder(root / "cells", "the cache of the comparison")
+        self.models = make_folder(root / "models", "the cache of the comparison")
+
+    def path(self, cell: Cell, ending: str = ".json") -> Path:
+        """Where a cell's file lies."""
+        return self.cells / f"{cell.kind}-{cell.key}{ending}"
+
+    def model(self, key: str) -> Path:
+        """Folder of a trained network."""
+        return self.models / key
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """The stored result of a cell, or None if there is none that fits it."""
+        try:
+            entry = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            if entry["format"] != FORMAT or entry["key"] != cell.key or entry["code"] != cell.code:
+                return None
+            if canonical(entry["config"]) != canonical(cell.config):
+                return None
+            result = entry["result"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if result.get("arrays") and not self.path(cell, ".npz").is_file():
+            return None
+        if cell.kind == "model" and result["status"] == "ok" and not self.model(cell.key).is_dir():
+            return None
+        return dict(result)
+
+    def write(self, cell: Cell, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
+        """Publish a result; the arrays first, so that an entry is never without them."""
+        if arrays:
+            savez: Any = np.savez_compressed
+
+            def save(temporary: Path) -> None:
+                with temporary.open("wb") as stream:
+                    savez(stream, **arrays)
+
+            publish(self.path(cell, ".npz"), save, "the arrays of a cell")
+        entry = {
+            "format": FORMAT,
+            "kind": cell.kind,
+            "key": cell.key,
+            "code": cell.code,
+            "config": json.loads(canonical(cell.config)),
+            "result": {**result, "arrays": bool(arrays)},
+        }
+        write_json(self.path(cell), entry, "the result of a cell")
+
+    def arrays(self, cell: Cell) -> dict[str, np.ndarray]:
+        """The arrays stored with a cell; empty where there are none that can be read."""
+        try:
+            with np.load(self.path(cell, ".npz"), allow_pickle=False) as data:
+                return {name: data[name] for name in data.files}
+        except (OSError, ValueError, KeyError):
+            return {}
+
+
+@contextmanager
+def exclusive(folder: Path) -> Iterator[None]:
+    """Hold `folder` for this process; waits for another one that has it. The system lets go when a process ends."""
+    try:
+        import fcntl
+    except ImportError:  # not a POSIX system: no advisory locks there
+        yield
+        return
+    make_folder(folder, "the folder of a network")
+    with writing(folder / ".lock", "the lock file"):
+        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,189 @@
+"""`python -m sde_gen.compare`: one command, one report, any cell again, bad input."""
+
+import csv
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sde_gen
+from sde_gen._conf import config_dir
+from sde_gen.compare import main
+from sde_gen.comparison import Comparison
+from sde_gen.config import load_config
+from tests.commands.helpers import Result
+
+ROOT = str(Path(sde_gen.__file__).parents[1])
+EXPERIMENTS = sorted(path.stem for path in (Path(config_dir()) / "experiment").glob("*.yaml"))
+TINY = (
+    "data.n=64", "data.n_test=64", "num_samples=64", "budgets=[3,6]", "seeds=[0,1]", "workers=1", "orders=false",
+    "trajectories=false", "likelihood=0", "measures=[energy_distance]",
+    "~formulations.DDPM", "~formulations.subVP", "~samplers.ODE", "~samplers.PC",
+    "~samplers.Heun", "~samplers.Ancestral", "~samplers.SDE_DPMpp2M", "findings=[]",
+)  # fmt: skip
+Compare = Callable[..., Result]
+
+
+@pytest.fixture
+def compare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Compare:
+    """`compare("experiment=...", ...)` in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*arguments: str) -> Result:
+        capsys.readouterr()
+        return Result(main(list(arguments)), *capsys.readouterr())
+
+    return run
+
+
+def test_one_command_one_report_and_any_cell_again(compare: Compare, tmp_path: Path) -> None:
+    done = compare("experiment=oracle_2d", *TINY, "name=first")
+    assert done.code == 0, done.err
+    home = tmp_path / "runs/comparisons/first"
+    assert sorted(p.name for p in home.iterdir() if p.is_file()) == [
+        "comparison.json", "report.html", "report.md", "rows.csv", "rows.json",
+    ]  # fmt: skip
+    with (home / "rows.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 2 * 3 * 2 * 2
+    command = shlex.split(rows[7]["command"])
+    assert command[:3] == ["python", "-m", "sde_gen.compare"]
+    assert not any(word.startswith("workers") for word in command)
+    again = compare(*command[3:])
+    assert again.code == 0, again.err
+    assert "equal to what the cache held" in again.out
+    assert json.loads(again.out[: again.out.index("}") + 1])["energy_distance"] == float(rows[7]["energy_distance"])
+
+
+def test_a_report_made_in_python_names_its_own_description(compare: Compare, tmp_path: Path) -> None:
+    config = load_config("compare", ["experiment=oracle_2d", *TINY])
+    from sde_gen.config.objects import plain
+
+    settings = {k: v for k, v in plain(config).items() if k in Comparison.__dataclass_fields__}
+    results = Comparison(**settings).run("cache")
+    results.report("my report")
+    with (tmp_path / "my report" / "rows.csv").open(newline="") as stream:
+        row = next(csv.DictReader(stream))
+    command = shlex.split(row["command"])
+    assert command[3] == "spec=my report/comparison.json"
+    again = compare(*command[3:], "cache=cache")
+    assert again.code == 0, again.err
+    assert "equal to what the cache held" in again.out
+
+
+def test_parts_in_a_sweep_then_the_report(compare: Compare, tmp_path: Path) -> None:
+    swept = compare("--multirun", "experiment=oracle_2d", *TINY, "part=1,2,3", "parts=3")
+    assert swept.code == 0, swept.err
+    assert swept.out.count("part done") == 3
+    assert not (tmp_path / "runs/comparisons/oracle_2d").exists()
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs/comparisons/.cache/cells").glob("*.json")}
+    assert len(before) == 24 + 2
+    done = compare("experiment=oracle_2d", *TINY)
+    assert done.code == 0, done.err
+    assert "26 of 26 cells (26 from the cache)" in done.out
+    assert before == {p: p.stat().st_mtime_ns for p in before}
+    assert (tmp_path / "runs/comparisons/oracle_2d/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_parts_in_processes_of_a_launcher(tmp_path: Path) -> None:
+    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
+    parts = ("--multirun", "part=1,2", "parts=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    with _python(tmp_path, *parts, "experiment=oracle_2d", *TINY) as process:
+        _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert len(list((tmp_path / "runs/comparisons/.cache/cells").glob("*.json"))) == 26
+
+
+def _python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sde_gen.compare", *arguments],
+        cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def test_killed_at_any_point_it_loses_at_most_the_cell_in_hand(tmp_path: Path, compare: Compare) -> None:
+    cells = tmp_path / "runs/comparisons/.cache/cells"
+    arguments = ("experiment=oracle_2d", *TINY, "seeds=[0,1,2,3]", "budgets=[30,60]")
+    with _python(tmp_path, *arguments) as process:
+        until = time.monotonic() + 120
+        while time.monotonic() < until and process.poll() is None and len(list(cells.glob("[!.]*.json"))) < 4:
+            time.sleep(0.005)
+        os.killpg(process.pid, signal.SIGKILL)
+        out, err = process.communicate()
+    assert process.returncode == -signal.SIGKILL, (out, err)
+    before = {p.name: p.stat().st_mtime_ns for p in cells.glob("[!.]*.json")}
+    assert 4 <= len(before) < 52
+    assert all(json.loads((cells / name).read_text())["result"]["status"] == "ok" for name in before)
+    done = compare(*arguments)
+    assert done.code == 0, done.err
+    assert f"52 of 52 cells ({len(before)} from the cache)" in done.out
+    after = {p.name: p.stat().st_mtime_ns for p in cells.glob("[!.]*.json")}
+    assert {name: after[name] for name in before} == before
+    assert len(after) == 52
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_experiments_can_be_planned(experiment: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    from sde_gen.config.objects import plain
+
+    data = [] if "fashion" not in experiment else ["data=digits"]  # 70,000 images that may not be here
+    quick = ["seeds=[0]"]
+    for name, node in load_config("compare", [f"experiment={experiment}"]).samplers.items():
+        if node.get("steps"):
+            quick.append(f"samplers.{name}.steps=4")
+    config = plain(load_config("compare", [f"experiment={experiment}", *data, *quick]))
+    comparison = Comparison(**{k: v for k, v in config.items() if k in Comparison.__dataclass_fields__})
+    kinds = {cell.kind for cell in comparison.cells()}
+    assert {"samples", "real"} < kinds
+    assert comparison.question.endswith("?")
+    assert len(comparison.findings) >= 5, "what should come out is stated beforehand"
+    for finding in comparison.findings:  # and names what there is
+        for selection in (finding.better, finding.than, finding.equal, finding.to, finding.below, finding.order_of):
+            for key, value in (selection or {}).items():
+                there = {"formulation": comparison.formulations, "sampler": comparison.samplers}
+                assert value in there.get(key, comparison.budgets), (finding.claim, key, value)
+
+
+BAD = [
+    (["experiment=oracel_2d"], 2, "did you mean oracle_2d?"),
+    (["~experiment"], 2, "formulations must map names to objects"),
+    (["mode=orcale"], 2, "did you mean 'oracle'"),
+    (["budgets=[x]"], 2, "budgets=['x'] must be a list, each entry a whole number"),
+    (["seeds=[]"], 2, "at least one seed"),
+    (["measures=[fid]"], 2, "measures must be one of"),
+    (["samplers.DDIM.eat=1"], 2, "did you mean samplers.DDIM.eta"),
+    (["formulations.VP.perturbation.beta_min=-1"], 2, "beta_min"),
+    (["formulations.VP.perturbation._target_=os.system"], 2, "not one of sde_gen's own classes"),
+    (["workers=0"], 2, "workers=0 must be at least 1, or auto"),
+    (["workers=many"], 2, "workers='many' must be"),
+    (["part=1"], 2, "part=K and parts=N go together"),
+    (["part=3", "parts=2", "workers=1"], 2, "part=3 must be between 1 and parts=2"),
+    (["cell=abc"], 2, "cell=abc names no cell of this comparison"),
+    (["mode=network", "network=unet"], 2, "use network=mlp"),
+    (["mode=shared", "checkpoint=nowhere"], 66, "no checkpoint at nowhere"),
+    (["spec=nowhere.json"], 66, "cannot read spec=nowhere.json"),
+    (["experiment=oracle_2d", "data=csv_file", "data.path=none.csv"], 66, "none.csv"),
+    (["cache=file/cache", "workers=1"], 73, "cannot create"),
+    (["device=tpu"], 2, "use auto, cpu, cuda"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "words"), BAD, ids=lambda v: str(v)[:50])
+def test_bad_input(arguments: list[str], code: int, words: str, compare: Compare, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    tiny = [] if "experiment" in arguments[0] else TINY
+    done = compare(*tiny, *arguments)
+    assert done.code == code, (done.out, done.err)
+    assert words in done.err
+    assert done.err.count("\n") == 1, "one sentence"
+    assert "Traceback" not in done.err

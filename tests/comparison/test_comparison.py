@@ -1,0 +1,316 @@
+"""What a comparison computes, skips, keeps and repeats."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import sde_gen as sg
+from sde_gen.comparison import version
+from sde_gen.comparison.describe import canonical, describe, digest
+from tests.comparison.helpers import DATA, Broken, Diverges, files, small
+
+
+class Told:
+    """Counts what was computed and what was known."""
+
+    def __init__(self) -> None:
+        self.known: list[str] = []
+        self.computed: list[str] = []
+
+    def __call__(self, cell: Any, result: Any, known: bool) -> None:
+        (self.known if known else self.computed).append(cell.kind)
+
+
+def reasons(results: sg.Results) -> dict[tuple[Any, ...], tuple[str, str]]:
+    return {
+        (r["formulation"], r["sampler"], r["budget"]): (r["status"], r["reason"])
+        for r in results.rows
+        if r["status"] != "ok"
+    }
+
+
+# -- plans -------------------------------------------------------------------------------------------------------------
+
+
+def test_one_row_for_each_cell_and_seed(tmp_path: Path) -> None:
+    results = small().run(tmp_path)
+    asked = {(f, s, b, seed) for f in ("VP", "VE") for s in ("DDIM", "PC") for b in (4, 9) for seed in (0, 1)}
+    assert {(r["formulation"], r["sampler"], r["budget"], r["seed"]) for r in results.rows} == asked
+    for row in results.rows:
+        assert row["status"] == "ok"
+        assert row["nfe"] <= row["budget"]
+        assert row["nfe"] == (row["budget"] if row["sampler"] == "DDIM" else 2 * row["steps"])
+        assert row["energy_distance"] > 0
+        assert row["seconds"] > 0
+    assert len(results.real) == 2
+    assert results.complete
+
+
+def test_what_makes_no_sense_is_a_row_that_says_why(tmp_path: Path) -> None:
+    results = small(
+        formulations={
+            "VP": sg.VP(),
+            "again": sg.Formulation(sg.VP(), parameterization=sg.VPrediction()),
+            "law": sg.Formulation(sg.VE(), objective=sg.DenoisingScoreMatching(times_law="nodes")),
+        },
+        samplers={"nodes": sg.DDIM(grid="nodes"), "PC": sg.PredictorCorrector()},
+        budgets=(1, 4),
+        seeds=(0,),
+    ).run(tmp_path)
+    found = reasons(results)
+    assert "is not a chain" in found["VP", "nodes", 4][1]
+    assert "below the 2 that one step needs" in found["VP", "PC", 1][1]
+    assert "differs from VP only in what is learned" in found["again", "PC", None][1]
+    assert "needs a chain" in found["law", "nodes", None][1]
+    assert {status for status, _ in found.values()} == {"skipped"}
+    assert [r["budget"] for r in results.rows if r["status"] == "ok"] == [4]
+
+
+def test_one_seed_is_one_noise_for_every_cell(tmp_path: Path) -> None:
+    # A deterministic sampler on matched noise levels gives the same samples under every formulation: only if all cells
+    # of a seed begin from the same noise.
+    results = small(
+        formulations={"VP": sg.VP(), "VE": sg.VE(), "subVP": sg.SubVP(), "DDPM": sg.DDPM()},
+        samplers={"DDIM": sg.DDIM(), "2M": sg.DPMSolverPP2M()},
+        budgets=(12,),
+        grid="matched",
+        findings=[
+            {"claim": "equal", "equal": {"formulation": "VP"}, "to": {"formulation": other}, "tolerance": 1e-8}
+            for other in ("VE", "subVP", "DDPM")
+        ],
+    ).run(tmp_path)
+    drawn: dict[str, list[Any]] = {}
+    for cell in results.cells.values():
+        if cell.kind == "samples" and cell.labels["seed"] == 0:
+            drawn.setdefault(cell.labels["sampler"], []).append(results.store.arrays(cell)["x"])
+    for arrays in drawn.values():
+        assert len(arrays) == 4
+        for other in arrays[1:]:
+            np.testing.assert_allclose(other, arrays[0], rtol=0, atol=1e-6)
+    assert not np.allclose(drawn["DDIM"][0], drawn["2M"][0], atol=1e-3)
+    assert [f["verdict"] for f in results.findings] == ["pass"] * 3
+    values = {r["seed"]: r["energy_distance"] for r in results.rows if r["formulation"] == "VP"}
+    assert values[0] != values[1]
+
+
+def test_samplers_with_steps_of_their_own_run_once(tmp_path: Path) -> None:
+    comparison = small(samplers={"own": sg.DDIM(steps=3), "ODE": sg.ProbabilityFlow(rtol=0.1, atol=0.1)}, seeds=(0,))
+    results = comparison.run(tmp_path)
+    assert [(r["sampler"], r["budget"]) for r in results.rows] == [("own", None), ("ODE", None)] * 2
+    assert {r["nfe"] for r in results.rows if r["sampler"] == "own"} == {3}
+    assert all(r["nfe"] > 5 for r in results.rows if r["sampler"] == "ODE")
+
+
+# -- faults ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_cell_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None:
+    comparison = small(samplers={"DDIM": sg.DDIM(), "Diverges": Diverges(), "Broken": Broken()}, seeds=(0,))
+    told = Told()
+    found = reasons(comparison.run(tmp_path, tell=told))
+    for f in ("VP", "VE"):
+        for budget in (4, 9):
+            status, words = found[f, "Diverges", budget]
+            assert status == "failed"
+            assert "NaN or infinite at step 1" in words
+    assert set(found) == {(f, s, b) for f in ("VP", "VE") for s, b in (("Diverges", 4), ("Diverges", 9), ("Broken", 9))}
+    again = Told()
+    assert reasons(comparison.run(tmp_path, tell=again)) == found
+    # A numerical failure is a result; a fault of a program is tried again.
+    assert again.computed == ["samples"] * 2
+
+
+# -- the cache ---------------------------------------------------------------------------------------------------------
+
+
+def test_nothing_is_computed_twice(tmp_path: Path) -> None:
+    first, second = Told(), Told()
+    a, b = small().run(tmp_path, tell=first), small().run(tmp_path, tell=second)
+    assert (len(first.computed), len(first.known)) == (18, 0)
+    assert (len(second.computed), len(second.known)) == (0, 18)
+    assert a.tidy() == b.tidy()
+
+
+def test_only_what_another_setting_changes_is_computed(tmp_path: Path) -> None:
+    small().run(tmp_path)
+    told = Told()
+    small(formulations={"VP": sg.VP(), "VE": sg.VE(sigma_max=7.0)}).run(tmp_path, tell=told)
+    assert (told.computed, len(told.known)) == (["samples"] * 8, 10)
+    told = Told()
+    small(data={**DATA, "seed": 1}).run(tmp_path, tell=told)
+    assert not told.known
+
+
+def test_results_of_another_version_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small().run(tmp_path)
+    from sde_gen.comparison import store
+
+    monkeypatch.setattr(store, "code_version", lambda kind: "another")
+    told = Told()
+    small().run(tmp_path, tell=told)
+    assert not told.known
+
+
+def test_the_version_follows_the_code_and_not_its_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = tmp_path / "sde_gen"
+    (package / "comparison").mkdir(parents=True)
+    monkeypatch.setattr(version, "__file__", str(package / "comparison" / "version.py"))
+
+    def of(text: str, kind: str = "samples", name: str = "model.py") -> str:
+        (package / name).write_text(text)
+        version.code_version.cache_clear()
+        return version.code_version(kind)
+
+    try:
+        first = of("def f(x):\n    return x + 1\n")
+        assert of('def f(x):\n    """A sentence."""\n    return (x + 1)  # why\n') == first
+        assert of("def f(x):\n    return x + 2\n") != first
+        # A trained network does not depend on the samplers.
+        network, drawn = version.code_version("model"), version.code_version("samples")
+        assert of("x = 1\n", "model", "oracles.py") == network
+        assert version.code_version("samples") != drawn
+    finally:
+        version.code_version.cache_clear()
+
+
+@pytest.mark.parametrize("damage", ["{", "config"])
+def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
+    results = small().run(tmp_path)
+    path = next((tmp_path / "cells").glob("samples-*.json"))
+    if damage == "config":
+        entry = json.loads(path.read_text())
+        entry["config"]["num_samples"] = 65
+        damage = json.dumps(entry)
+    path.write_text(damage)
+    told = Told()
+    again = small().run(tmp_path, tell=told)
+    assert told.computed == ["samples"]
+    for before, after in zip(results.rows, again.rows, strict=True):
+        assert before["energy_distance"] == after["energy_distance"]
+
+
+def test_parts_share_a_cache(tmp_path: Path) -> None:
+    counts = []
+    for k in (1, 2, 3):
+        told = Told()
+        results = small().run(tmp_path, part=(k, 3), tell=told)
+        counts.append(len(told.computed))
+        assert results.complete == (k == 3)
+    assert counts == [6, 6, 6]
+    told = Told()
+    small().run(tmp_path, tell=told)
+    assert not told.computed
+    with pytest.raises(sg.ConfigError, match="part=4 must be between 1 and parts=3"):
+        small().run(tmp_path, part=(4, 3))
+
+
+def test_one_cell_again(tmp_path: Path) -> None:
+    results = small().run(tmp_path)
+    row = results.rows[5]
+    before = files(tmp_path)
+    result, known = small().rerun(row["cell"][:8], tmp_path)
+    assert known is not None
+    assert result["energy_distance"] == known["energy_distance"] == row["energy_distance"]
+    after = files(tmp_path)
+    assert [name for name in before if before[name] != after[name]] == [f"samples-{row['cell']}.json"]
+    with pytest.raises(sg.ConfigError, match="no cell of this comparison, which has 18"):
+        small().rerun("zzzz", tmp_path)
+    with pytest.raises(sg.ConfigError, match="no cell"):
+        small(num_samples=32).rerun(row["cell"], tmp_path)
+
+
+def test_processes_give_what_one_gives(tmp_path: Path) -> None:
+    comparison = small(formulations={"VP": sg.VP()}, budgets=(4,))
+    one, two = comparison.run(tmp_path / "a"), comparison.run(tmp_path / "b", workers=2)
+    for a, b in zip(one.rows, two.rows, strict=True):
+        assert a["energy_distance"] == b["energy_distance"]
+        assert a["cell"] == b["cell"]
+
+
+# -- tidy data ---------------------------------------------------------------------------------------------------------
+
+
+def test_tables(tmp_path: Path) -> None:
+    results = small(budgets=(1, 4)).run(tmp_path / "cache")
+    with results.to_csv(tmp_path / "rows.csv").open(newline="") as stream:
+        table = list(csv.DictReader(stream))
+    assert len(table) == len(results.rows)
+    assert tuple(table[0]) == results.columns
+    assert {row["status"] for row in table} == {"ok", "skipped"}
+    stored = json.loads(results.to_json(tmp_path / "rows.json").read_text())
+    assert [row["cell"] for row in stored["rows"]] == [row["cell"] or None for row in results.tidy()]
+    assert stored["comparison"] == results.spec
+
+
+def test_a_data_frame_where_pandas_is_there(tmp_path: Path) -> None:
+    results = small(seeds=(0,), budgets=(4,)).run(tmp_path)
+    try:
+        import pandas as pd  # noqa: F401
+    except ImportError:
+        with pytest.raises(sg.MissingInputError, match="pip install pandas"):
+            results.to_dataframe()
+    else:
+        assert list(results.to_dataframe().columns) == list(results.columns)
+
+
+# -- data and descriptions ---------------------------------------------------------------------------------------------
+
+
+def test_data_may_be_a_law(tmp_path: Path) -> None:
+    law = sg.GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [[[0.1, 0.0], [0.0, 0.1]]] * 2)
+    results = small(data=law, samplers={"2M": sg.DPMSolverPP2M()}, budgets=(20,), likelihood=16).run(tmp_path)
+    # The ODE's likelihood of an exact model is that of the law, but for the ends of the process: VE's narrow prior.
+    for row in results.likelihoods:
+        assert row["nll"] == pytest.approx(row["nll_exact"], abs=0.02 if row["formulation"] == "VE" else 2e-3)
+    assert results.rows[0]["nll"] == results.likelihoods[0]["nll"]
+
+
+def test_a_description_makes_the_same_comparison() -> None:
+    from sde_gen.comparison.comparison import from_spec
+
+    comparison = small(samplers={"PC": sg.PredictorCorrector(predictor=sg.DDIM(), corrector=sg.Langevin(snr=0.05))})
+    again = from_spec(json.loads(json.dumps(comparison.spec)))
+    assert again.spec == comparison.spec
+    assert [cell.key for cell in again.cells()] == [cell.key for cell in comparison.cells()]
+
+
+def test_equal_descriptions_have_one_digest() -> None:
+    assert digest({"a": 1, "b": 2.0}) == digest({"b": 2, "a": 1.0})
+    assert digest({"a": 1}) != digest({"a": 1.5})
+    assert canonical([True, None, "x"]) == '[true,null,"x"]'
+    assert describe(sg.VE(sigma_max=3.0), "p") == {"_target_": "sde_gen.VE", "sigma_min": 0.01, "sigma_max": 3.0}
+    with pytest.raises(sg.ConfigError, match="cannot be written down"):
+        describe({"a": object()}, "where")
+
+
+BAD = [
+    ({"mode": "orcale"}, "did you mean 'oracle'"),
+    ({"grid": "same"}, "grid must be one of"),
+    ({"formulations": {}}, "at least one"),
+    ({"formulations": {"VP": "vp"}}, "must be a Formulation"),
+    ({"formulations": {"VP": {"perturbation": {"_target_": "os.system"}}}}, "not one of sde_gen's own classes"),
+    ({"formulations": {"VP": {"perturbation": sg.VP(), "sampelrs": []}}}, "did you mean 'samplers'"),
+    ({"formulations": {"VP": sg.Formulation(sg.VP(), samplers=["DDMI"])}}, "did you mean 'DDIM'"),
+    ({"samplers": {}}, "at least one"),
+    ({"budgets": (0,)}, "budgets must be a whole number, at least 1"),
+    ({"budgets": (4, 4)}, "must be different"),
+    ({"seeds": ()}, "at least one seed"),
+    ({"seeds": (-1,)}, "seed must be"),
+    ({"measures": ()}, "at least one distance"),
+    ({"measures": ("energy_distanse",)}, "did you mean 'energy_distance'"),
+    ({"num_samples": 1}, "num_samples"),
+    ({"likelihood": -1}, "likelihood"),
+    ({"checkpoint": "somewhere"}, "is for mode='shared'"),
+    ({"shared_from": "V"}, "shared_from must be one of"),
+    ({"findings": [{"better": {}}]}, "needs a claim"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), BAD, ids=lambda v: str(v)[:40])
+def test_bad_comparisons_are_refused(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(sg.ConfigError, match=words):
+        small(**changes).cells()

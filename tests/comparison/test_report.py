@@ -1,0 +1,186 @@
+"""The report: one file that needs nothing else, and its twin."""
+
+import base64
+import io
+import json
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import sde_gen as sg
+from sde_gen.comparison.report import page_of, plots
+from sde_gen.comparison.report.images import cloud
+from tests.comparison.helpers import small
+
+
+class Read(HTMLParser):
+    """What a browser would load or read aloud."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text: dict[str, list[str]] = {}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "input", "path", "rect", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        if tag not in ("path", "rect"):
+            assert self.open.pop() == tag, f"</{tag}> closes another"
+
+    def handle_data(self, data: str) -> None:
+        if self.open:
+            self.text.setdefault(self.open[-1], []).append(data)
+
+    def all(self, tag: str) -> list[dict[str, str | None]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A report with every section, of a comparison with skipped cells and a name that needs escaping."""
+    place = tmp_path_factory.mktemp("report")
+    comparison = small(
+        name="a <b> & c",
+        question="Which | is `better`?",
+        samplers={"DDIM": sg.DDIM(), "PC": sg.PredictorCorrector(), "EM": sg.EulerMaruyama()},
+        budgets=(1, 4, 9),
+        orders=True,
+        trajectories=True,
+        likelihood=4,
+        findings=[
+            {"claim": "More calls are better", "better": {"budget": 9}, "than": {"budget": 4}},
+            {"claim": "Orders", "order_of": {}},
+            {"claim": "Nothing", "better": {"sampler": "DDIM", "budget": 7}, "than": {"sampler": "PC", "budget": 7}},
+        ],
+    )
+    comparison.run(place / "cache").report(place / "out")
+    return place / "out"
+
+
+@pytest.fixture(scope="module")
+def html(folder: Path) -> Read:
+    read = Read((folder / "report.html").read_text(encoding="utf-8"))
+    assert read.open == [], "every tag is closed"
+    return read
+
+
+def test_everything_is_inside(folder: Path, html: Read) -> None:
+    for tag, attrs in html.tags:
+        for name in ("src", "href", "srcset", "data", "action", "poster"):
+            value = attrs.get(name)
+            assert value is None or value.startswith(("#", "data:image/png;base64,")), (tag, name, value)
+        assert tag not in ("link", "iframe", "object", "embed", "base")
+    text = (folder / "report.html").read_text()
+    assert set(re.findall(r"https?://[^\s\"'<>]+", text)) <= {"http://www.w3.org/2000/svg"}
+    assert not re.search(r"url\(|@import", text)
+    assert "default-src 'none'" in text
+    assert len(text) < 3e6
+
+
+def test_pictures_are_there_and_say_what_they_show(html: Read) -> None:
+    images = html.all("img")
+    assert len(images) == 1 + 2 * 3 + 2 + 2  # samples, forward and reverse strips
+    for image in images:
+        assert len(image["alt"] or "") > 10
+        data = base64.b64decode((image["src"] or "").partition(",")[2])
+        picture = Image.open(io.BytesIO(data))
+        picture.load()
+        assert np.asarray(picture)[..., -1].std() > 0, "not blank"
+    drawings = html.all("svg")
+    assert len(drawings) == 3
+    assert all(d["role"] == "img" and len(d["aria-label"] or "") > 10 for d in drawings)
+
+
+def test_the_player_is_labelled_and_holds_its_data(html: Read) -> None:
+    slider = next(i for i in html.all("input") if i["type"] == "range")
+    assert slider["aria-label"]
+    assert len(html.all("canvas")) == 2
+    assert all(c["aria-label"] for c in html.all("canvas"))
+    data = json.loads(next(t for t in html.text["script"] if t.startswith('{"formulations"')))
+    assert (data["formulations"], data["samplers"]) == (["VP", "VE"], ["DDIM", "PC", "EM"])
+    run = data["runs"][0][0]
+    xy = np.frombuffer(base64.b64decode(run["xy"]), "<i2").reshape(len(run["t"]), data["count"], 2) / data["scale"]
+    assert run["t"][0] == 1.0
+    assert run["t"][-1] == 0.0
+    assert 0.8 < xy[0].std() < 1.2, "the prior, by the size of the process"
+    real = np.frombuffer(base64.b64decode(data["real"]), "<i2") / data["scale"]
+    assert np.abs(xy[-1]).max() < np.abs(real).max() + 1.0
+
+
+def test_it_is_escaped(folder: Path, html: Read) -> None:
+    assert "A <b> & c" in html.text["h1"]
+    assert "A <b>" not in (folder / "report.html").read_text()
+    assert "better" in html.text["code"]
+
+
+def test_verdicts_ranks_reasons_and_commands_are_said(folder: Path) -> None:
+    text = (folder / "report.md").read_text()
+    said = ("**no data**", "**pass**", "no seed has both", "below the 2 that one step needs", "real samples")
+    said += ("claims no order", "python -m sde_gen.compare", "comparison.json", " cell=", "VE(sigma_min=0.01")
+    assert [words for words in said if words not in text] == []
+
+
+def test_the_twin_has_the_same_sections_and_all_its_pictures(folder: Path, html: Read) -> None:
+    text = (folder / "report.md").read_text()
+    assert re.findall(r"^## (.*)$", text, flags=re.MULTILINE) == html.text["h2"]
+    linked = re.findall(r"!\[([^\]]+)\]\(([^)]+)\)", text)
+    assert {path for _, path in linked} == {f"pictures/{p.name}" for p in (folder / "pictures").iterdir()}
+    assert len(linked) == len(html.all("img")) + len(html.all("svg"))
+    columns = None
+    for line in text.splitlines():  # every row of a table has as many cells as its head
+        if line.startswith("|"):
+            cells = len(re.findall(r"(?<!\\)\|", line))
+            assert columns in (None, cells), line
+            columns = cells
+        else:
+            columns = None
+
+
+def test_standalone_drawings_are_well_formed() -> None:
+    from xml.etree import ElementTree as ET
+
+    series = [plots.Series("a & b", [(8, 0.1, 0.01), (16, 0.01, None)], 0), plots.Series("c", [(8, 5.0, 9.0)], 7)]
+    x, y = plots.limits(series, [0.02])
+    for drawn in (
+        plots.panel(series, "x", "y", x, y, 0.02),
+        plots.legend([("a & b", 0), ("c" * 40, 7)] * 3, "real"),
+        plots.panel([], "x", "y", *plots.limits([])),
+    ):
+        root = ET.fromstring(drawn)
+        assert root.tag.endswith("svg")
+        numbers = [float(v) for v in re.findall(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w%])", drawn.decode())]
+        assert max(map(abs, numbers)) < 3000, "nothing is drawn far outside"
+
+
+def test_points_are_drawn_where_they_are() -> None:
+    picture = np.asarray(Image.open(io.BytesIO(cloud(np.array([[0.9, 0.9], [5.0, np.nan]]), 1.0, 40))))
+    rows, columns = np.nonzero(picture[..., 3])
+    assert rows.max() < 8, "up is up"
+    assert columns.min() > 32
+
+
+def test_a_report_of_nothing_but_skipped_rows(tmp_path: Path) -> None:
+    results = small(budgets=(1,), samplers={"PC": sg.PredictorCorrector()}).run(tmp_path / "cache")
+    text = results.report(tmp_path / "out").read_text()
+    assert "below the 2 that one step needs" in text
+
+
+def test_images_and_one_seed(tmp_path: Path) -> None:
+    data = {"_target_": "sde_gen.data.digits", "held_out": 12}
+    samplers = {"DDIM": sg.DDIM()}
+    comparison = small(data=data, num_samples=8, seeds=(3,), samplers=samplers, budgets=(4,), trajectories=True)
+    results = comparison.run(tmp_path / "cache")
+    page = page_of(results)
+    assert "From data to noise and back" in [section.title for section in page.sections]
+    read = Read(results.report(tmp_path / "out").read_text())
+    assert len(read.all("img")) == 1 + 2 + 2 + 2
+    assert not read.all("canvas")

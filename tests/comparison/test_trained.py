@@ -1,0 +1,119 @@
+"""Comparisons with trained networks: trained once, continued where they stopped, shared if asked."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import sde_gen as sg
+from sde_gen.comparison.compute import Context
+from sde_gen.comparison.plan import make_plan
+from sde_gen.comparison.train import train
+from sde_gen.config.restore import load_model
+from sde_gen.training import Interrupted, newest_checkpoint
+from tests.comparison.helpers import TRAINER, NotANumber, small, trained
+
+pytestmark = pytest.mark.filterwarnings("ignore::sde_gen.errors.BetweenNodesWarning")
+
+
+def test_each_formulation_is_trained_once_from_the_same_weights_and_order(tmp_path: Path) -> None:
+    comparison = trained(likelihood=4)
+    results = comparison.run(tmp_path)
+    assert {row["status"] for row in results.rows} == {"ok"}
+    assert [(r["formulation"], r["steps"]) for r in results.networks] == [("VP", 6), ("VE", 6)]
+    assert all(row["held_out_loss"] > 0 and row["nll"] is not None for row in results.rows)
+    told = []
+    comparison.run(tmp_path, tell=lambda cell, result, known: told.append(known))
+    assert all(told)
+    for row in results.networks:  # a cached network is a run like any other
+        model = load_model(tmp_path / "models" / row["cell"])
+        assert type(model.perturbation).__name__ == row["formulation"]
+    # Other samplers need no training.
+    kinds = []
+    trained(samplers={"Heun": sg.Heun()}).run(
+        tmp_path, tell=lambda cell, result, known: kinds.append((cell.kind, known))
+    )
+    assert ("model", False) not in kinds
+    assert ("samples", False) in kinds
+
+
+def test_the_first_weights_are_the_same_for_all_formulations(tmp_path: Path) -> None:
+    cells = [cell for cell in make_plan(trained()).cells if cell.kind == "model"]
+    data = trained().dataset()
+    first = []
+    for cell in cells:
+        stopped = iter([False])  # after one step
+
+        with pytest.raises(Interrupted):
+            train(cell.config, data, tmp_path / cell.key, trainer={**TRAINER, "learning_rate": 1e-12, "warmup": 0},
+                  device=torch.device("cpu"), stop=lambda s=stopped: next(s, True))  # fmt: skip
+        found, _ = newest_checkpoint(tmp_path / cell.key / "checkpoints")
+        assert found is not None
+        first.append(found.tensors("model"))
+    for name in first[0]:
+        torch.testing.assert_close(first[0][name], first[1][name], rtol=0, atol=1e-6)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_network(tmp_path: Path) -> None:
+    cell = next(cell for cell in make_plan(trained()).cells if cell.kind == "model")
+    data, device = trained().dataset(), torch.device("cpu")
+    whole = train(cell.config, data, tmp_path / "a", trainer=TRAINER, device=device)
+    calls = iter(range(100))
+    with pytest.raises(Interrupted, match="stopped at step 3 of 6"):
+        train(cell.config, data, tmp_path / "b", trainer=TRAINER, device=device, stop=lambda: next(calls) >= 3)
+    parts = train(cell.config, data, tmp_path / "b", trainer=TRAINER, device=device)
+    assert (whole["steps"], whole["held_out_loss"]) == (parts["steps"], parts["held_out_loss"])
+    again = train(cell.config, data, tmp_path / "b", trainer=TRAINER, device=device)
+    assert again["held_out_loss"] == whole["held_out_loss"]
+
+
+def test_one_network_under_every_formulation(tmp_path: Path) -> None:
+    comparison = trained(
+        mode="shared",
+        formulations={"VP": sg.VP(), "VE": sg.VE(sigma_max=6.0), "v": sg.Formulation(sg.EDM(), sg.VPrediction())},
+        samplers={"DDIM": sg.DDIM()},
+        grid="matched",
+        budgets=(6,),
+        findings=[{"claim": "same", "equal": {"formulation": "VP"}, "to": {"formulation": "VE"}, "tolerance": 1e-3}],
+    )
+    results = comparison.run(tmp_path)
+    assert [row["formulation"] for row in results.networks] == ["VP"]
+    assert [f["verdict"] for f in results.findings] == ["pass"]
+    skipped = [row for row in results.rows if row["status"] == "skipped"]
+    assert [row["formulation"] for row in skipped] == ["v"]
+    assert "another parameterization" in skipped[0]["reason"]
+    # The same from the checkpoint itself.
+    home = str(tmp_path / "models" / results.networks[0]["cell"])
+    formulations = {"VP": sg.VP(), "VE": sg.VE(sigma_max=6.0)}
+    other = trained(mode="shared", checkpoint=home, formulations=formulations, samplers={"DDIM": sg.DDIM()},
+                    grid="matched", budgets=(6,)).run(tmp_path / "other")  # fmt: skip
+    assert not other.networks
+    for a, b in zip(results.rows, other.rows, strict=False):
+        assert a["energy_distance"] == b["energy_distance"]
+
+
+def test_each_seed_may_train_its_own(tmp_path: Path) -> None:
+    results = trained(train_each_seed=True, formulations={"VP": sg.VP()}).run(tmp_path)
+    assert [(row["formulation"], row["seed"]) for row in results.networks] == [("VP", 0), ("VP", 1)]
+    assert results.networks[0]["held_out_loss"] != results.networks[1]["held_out_loss"]
+
+
+def test_a_network_that_cannot_be_trained_takes_its_rows_with_it_and_no_others(tmp_path: Path) -> None:
+    formulations = {"VP": sg.VP(), "bad": sg.Formulation(sg.VP(), objective=NotANumber())}
+    results = trained(formulations=formulations).run(tmp_path)
+    bad = [row for row in results.rows if row["formulation"] == "bad"]
+    assert {row["status"] for row in bad} == {"failed"}
+    assert all("its network:" in row["reason"] for row in bad)
+    assert {row["status"] for row in results.rows if row["formulation"] == "VP"} == {"ok"}
+
+
+def test_a_network_that_does_not_fit_the_data_is_refused_at_once() -> None:
+    with pytest.raises(sg.ConfigError, match="use network=mlp"):
+        trained(network={"_target_": "sde_gen.networks.UNet"}).cells()
+
+
+def test_a_context_travels_to_another_process() -> None:
+    import pickle
+
+    context = make_plan(small(data=trained().dataset())).context
+    assert isinstance(pickle.loads(pickle.dumps(context)), Context)  # noqa: S301 - our own bytes
