@@ -31,7 +31,7 @@ from faults import Mutator
 
 ROOT = Path(__file__).resolve().parent.parent
 PROPERTIES = "tests/properties"
-_NAMES = ("closure", "order", "invariance", "results", "faults", "arguments")
+_NAMES = ("closure", "order", "invariance", "results", "faults", "arguments", "discovery")
 SAMPLERS = [f"{PROPERTIES}/test_{name}.py" for name in _NAMES]
 #: Which tests can notice a fault in which files.
 TARGETS: dict[str, list[str]] = {
