@@ -105,6 +105,7 @@ def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPa
     pictures.save_image(pictures.image_grid(torch.zeros(1, 1, 2, 2)), tmp_path / "x.png")
 
 
-def test_pyplot_is_never_loaded() -> None:
+def test_pyplot_is_never_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "matplotlib.pyplot", raising=False)  # another library may have loaded it
     pictures.scatter({"x": torch.randn(9, 2)})
     assert "matplotlib.pyplot" not in sys.modules

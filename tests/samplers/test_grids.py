@@ -120,12 +120,17 @@ def model(p: sg.Perturbation) -> sg.ScoreModel:
     return sg.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(p)
 
 
-@pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler), key=lambda c: c.__name__))
+@pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler) - {sg.Fitted}, key=str))
 def test_default_grids_and_step_counts(kind: type) -> None:
     defaults = {"EulerMaruyama": 1000, "ReverseDiffusion": 1000, "Ancestral": 1000, "DDIM": 50, "Heun": 18,
                 "DPMSolverPP2M": 20, "AnnealedLangevin": 232, "PredictorCorrector": 500, "ExponentialSDE": 100,
-                "SDEDPMSolverPP": 20, "StochasticHeun": 20, "EDMChurn": 18, "Restart": 18}  # fmt: skip
-    grids = {"Heun": "karras", "DPMSolverPP2M": "lambda", "ExponentialSDE": "arctan", "SDEDPMSolverPP": "arctan",
+                "SDEDPMSolverPP": 20, "StochasticHeun": 20, "EDMChurn": 18, "Restart": 18,
+                "DPMSolverPP3M": 20, "AdamsBashforth": 20, "UniPC": 20, "DEIS": 20, "LMS": 20, "PLMS": 20,
+                "SingleStep": 10}  # fmt: skip
+    grids = {"DPMSolverPP3M": "lambda", "AdamsBashforth": "lambda", "UniPC": "lambda", "LMS": "karras",
+             "SingleStep": "lambda",
+             "Heun": "karras",
+              "DPMSolverPP2M": "lambda", "ExponentialSDE": "arctan", "SDEDPMSolverPP": "arctan",
              "StochasticHeun": "arctan", "EDMChurn": "karras", "Restart": "karras"}  # fmt: skip
     assert kind.__name__ in defaults, f"say here how many steps {kind.__name__} takes by default, and on which grid"
     n, grid = defaults[kind.__name__], grids.get(kind.__name__, "uniform")

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 import sde_gen as sg
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, integrals, lagrange, phi
 
-SIZES = [1e-300, 1e-12, 1e-5, 1e-2, 0.1, 0.5, 0.999, 1.0, 1.001, 2.0, 7.0, 30.0]
+SIZES = [1e-30, 1e-12, 1e-5, 1e-2, 0.1, 0.5, 0.999, 1.0, 1.001, 2.0, 7.0, 30.0]
 
 
 def exact(k: int, z: float) -> float:
