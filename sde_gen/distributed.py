@@ -34,7 +34,7 @@ class ProcessLostError(SDEGenError, RuntimeError):
 
 
 class FailedElsewhere(SDEGenError, RuntimeError):
-    """Process 0 failed, and says why itself; raised in the others, with its exit code."""
+    """A process failed, and says why itself; raised in the others, with its exit code."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -125,6 +125,34 @@ class Processes:
         if "error" in heard:
             raise FailedElsewhere(heard["error"], heard["code"])
         return heard["value"]
+
+    def share(self, count: int, task: Callable[[int], T]) -> list[T]:
+        """[task(0), ..., task(count - 1)] in every process, each done by one of them, as in `blocks`.
+
+        Tensors among the results must lie on the CPU.
+
+        Raises:
+            FailedElsewhere: where another process raised one of the library's errors; all then fail with its exit code.
+        """
+        if self.world == 1:
+            return [task(index) for index in range(count)]
+        raised: SDEGenError | None = None
+        done: dict[int, T] = {}
+        try:
+            for index in self.blocks(count):
+                done[index] = task(index)
+        except SDEGenError as error:
+            raised = error
+        heard: list[Any] = [None] * self.world
+        with talking():
+            dist.all_gather_object(heard, (done, None if raised is None else (str(raised), raised.exit_code)))
+        if raised is not None:
+            raise raised
+        for _, failure in heard:
+            if failure is not None:
+                raise FailedElsewhere(*failure)
+        every: dict[int, T] = {index: result for part, _ in heard for index, result in part.items()}
+        return [every[index] for index in range(count)]
 
     def agree(self, facts: Mapping[str, str]) -> None:
         """Compare `facts` (what it is called, to any text) with those of process 0.

@@ -1,6 +1,8 @@
 """`python -m sde_gen.evaluate`: likelihood of held-out data and distances of samples from it, for a trained run."""
 
+import json
 import sys
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +16,7 @@ if TYPE_CHECKING:
 
     from sde_gen.config.schema import EvaluateConfig
     from sde_gen.data import Dataset
+    from sde_gen.distributed import Processes
     from sde_gen.evaluation import Evaluation, HeldOutLikelihood
     from sde_gen.metrics import Features, MetricResult
     from sde_gen.model import ScoreModel
@@ -31,9 +34,11 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     from sde_gen.config.objects import build, plain
     from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_data
     from sde_gen.config.schema import EvaluateConfig, LikelihoodSettings
+    from sde_gen.distributed import start
     from sde_gen.errors import BetweenNodesWarning
     from sde_gen.evaluation import Evaluation, read_samples, write_arrays
     from sde_gen.rng import check_seed
+    from sde_gen.training import read_checkpoint
 
     cfg = typed(EvaluateConfig, plain(config))
     settings = typed(LikelihoodSettings, cfg.nll, "nll")
@@ -43,14 +48,19 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     sampler = build(cfg.sampler, trust=cfg.trust, where="sampler")
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
     features = build(cfg.features, trust=cfg.trust, where="features")
-    checkpoint = chosen_checkpoint(cfg.run, cfg.checkpoint, cfg.runs_dir, say)
+    processes = start(device.type, cfg.timeout)
+    device = pick_device(cfg.device, processes.local_rank) if processes.world > 1 else device
+    place = (cfg.run, cfg.checkpoint, cfg.runs_dir)
+    checkpoint = read_checkpoint(Path(processes.on_main(lambda: str(chosen_checkpoint(*place, say).path))))
     model = load_model(checkpoint, weights=cfg.weights, device=device, trust=cfg.trust)
     if perturbation is not None:
         model = model.under(perturbation)
     data = stored_data(checkpoint, cfg.trust)
     conditional = bool(checkpoint.state.get("conditional"))
     samples = read_samples(cfg.samples, data) if cfg.samples is not None and cfg.metrics else None
-    folder = _folder(cfg, checkpoint)
+    told = json.dumps(plain(config), sort_keys=True, default=str)
+    processes.agree({"settings": told, "checkpoint": checkpoint.digest, "device": device.type})
+    folder = Path(processes.on_main(lambda: str(_folder(cfg, checkpoint))))
 
     say(f"evaluating checkpoint {checkpoint.path} under {model.perturbation} on held-out {data.name}")
     about: dict[str, Any] = {
@@ -65,21 +75,25 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     }
     with warnings.catch_warnings(record=True) as notes:
         warnings.simplefilter("once", BetweenNodesWarning)
-        likelihoods = _likelihoods(cfg, settings, model, data, conditional, device)
+        likelihoods = _likelihoods(cfg, settings, processes, model, data, conditional, device)
         if cfg.metrics and samples is None:
-            samples, drawn = _draw(cfg, sampler, model, data, conditional, device)
+            samples, drawn = _draw(cfg, processes, sampler, model, data, conditional, device)
             about |= drawn
         elif samples is not None:
             about |= {"samples": str(cfg.samples), "num_samples": len(samples)}
     for note in dict.fromkeys(str(note.message) for note in notes):
         say(f"note: {note}")
-    found = _distances(cfg, samples, data, features, device) if samples is not None else []
-    evaluation = Evaluation(about, likelihoods, found)
-    evaluation.write(folder)
-    write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
-    _picture(folder, samples, data, found)
-    _tell(evaluation, folder)
-    return evaluation.to_dict()
+
+    def finish() -> dict[str, Any]:
+        found = _distances(cfg, samples, data, features, device) if samples is not None else []
+        evaluation = Evaluation(about, likelihoods, found)
+        evaluation.write(folder)
+        write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
+        _picture(folder, samples, data, found)
+        _tell(evaluation, folder)
+        return evaluation.to_dict()
+
+    return processes.on_main(finish)
 
 
 def _check_metrics(cfg: "EvaluateConfig") -> None:
@@ -110,7 +124,13 @@ def _folder(cfg: "EvaluateConfig", checkpoint: "Checkpoint") -> Path:
 
 
 def _likelihoods(
-    cfg: "EvaluateConfig", settings: Any, model: "ScoreModel", data: "Dataset", conditional: bool, device: Any
+    cfg: "EvaluateConfig",
+    settings: Any,
+    processes: "Processes",
+    model: "ScoreModel",
+    data: "Dataset",
+    conditional: bool,
+    device: Any,
 ) -> list["HeldOutLikelihood"]:
     import torch
 
@@ -146,7 +166,8 @@ def _likelihoods(
             law=data.law,
             seed=cfg.seed,
             chunk=cfg.chunk,
-            progress=sys.stderr.isatty(),
+            progress=processes.is_main and sys.stderr.isatty(),
+            processes=processes,
             **given[kind],
         )
         for index, reason in found.failed.items():
@@ -156,27 +177,41 @@ def _likelihoods(
 
 
 def _draw(
-    cfg: "EvaluateConfig", sampler: "Sampler", model: "ScoreModel", data: "Dataset", conditional: bool, device: Any
+    cfg: "EvaluateConfig",
+    processes: "Processes",
+    sampler: "Sampler",
+    model: "ScoreModel",
+    data: "Dataset",
+    conditional: bool,
+    device: Any,
 ) -> tuple["Tensor", dict[str, Any]]:
     """Samples, and what the report says of them."""
     import torch
 
-    condition = {}
-    if conditional and data.test_labels is not None:  # classes as often as in the held-out data
-        labels = data.test_labels[torch.arange(cfg.num_samples) % len(data.test_labels)]
-        condition = {"label": labels.to(device)}
+    from sde_gen.evaluation import in_parts, part_length
+
+    def draw(rows: slice) -> "tuple[Tensor, int]":
+        condition = {}
+        if conditional and data.test_labels is not None:  # classes as often as in the held-out data
+            labels = data.test_labels[torch.arange(rows.start, rows.stop) % len(data.test_labels)]
+            condition = {"label": labels.to(device)}
+        samples = sampler(
+            model,
+            (rows.stop - rows.start, *data.shape),
+            seed=cfg.seed,
+            first=rows.start,
+            condition=condition,
+            progress=processes.is_main and sys.stderr.isatty(),
+            chunk=cfg.chunk,
+            device=device,
+        )
+        return samples.x.float().cpu(), samples.nfe
+
     say(f"sampling {cfg.num_samples} with {sampler}")
-    samples = sampler(
-        model,
-        (cfg.num_samples, *data.shape),
-        seed=cfg.seed,
-        condition=condition,
-        progress=sys.stderr.isatty(),
-        chunk=cfg.chunk,
-        device=device,
-    )
-    about = {"sampler": repr(sampler), "num_samples": cfg.num_samples, "nfe": samples.nfe}
-    return samples.x.float().cpu(), about | {"seconds": round(samples.seconds, 3)}
+    began = time.perf_counter()
+    parts = in_parts(processes, cfg.num_samples, part_length(cfg.num_samples, data.shape, cfg.chunk), draw)
+    about = {"sampler": repr(sampler), "num_samples": cfg.num_samples, "nfe": max(nfe for _, nfe in parts)}
+    return torch.cat([x for x, _ in parts]), about | {"seconds": round(time.perf_counter() - began, 3)}
 
 
 def _distances(

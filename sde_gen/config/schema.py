@@ -130,9 +130,11 @@ class EvaluateConfig:
     device: str = "auto"
     weights: Literal["ema", "model"] = "ema"
     chunk: int | None = None
+    timeout: float = 600.0
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
+        _check_timeout(self.timeout)
         if self.num_samples < 1:
             raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
         if self.compared is not None and self.compared < 2:

@@ -2,6 +2,7 @@
 
 from sde_gen.evaluation.arrays import read_samples, write_arrays
 from sde_gen.evaluation.likelihood import HeldOutLikelihood, held_out_likelihood
+from sde_gen.evaluation.parts import in_parts, part_length
 from sde_gen.evaluation.picture import evaluation_picture
 from sde_gen.evaluation.report import Evaluation, rows
 
@@ -10,6 +11,8 @@ __all__ = [
     "HeldOutLikelihood",
     "evaluation_picture",
     "held_out_likelihood",
+    "in_parts",
+    "part_length",
     "read_samples",
     "rows",
     "write_arrays",

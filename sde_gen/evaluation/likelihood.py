@@ -7,7 +7,7 @@ independent from sample to sample; the latter's part, :math:`\sqrt{\sum_i \mathr
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -15,7 +15,9 @@ import torch
 from torch import Tensor
 
 from sde_gen.data import Affine, Mixture
+from sde_gen.distributed import Processes
 from sde_gen.errors import NonFiniteError, SolverError
+from sde_gen.evaluation.parts import in_parts, part_length
 from sde_gen.model import ScoreModel
 
 Kind = Literal["ode", "vlb"]
@@ -31,7 +33,7 @@ class Values:
         standard_error: of log_prob over probes or draws, (n,); None where there is none.
         nfe: network calls, (n,); None where unknown.
         failed: row to what went wrong.
-        arrays: anything else worth keeping.
+        arrays: of a bound, the `terms` of each sample that has them, and their `times`.
     """
 
     log_prob: Tensor
@@ -107,6 +109,7 @@ def held_out_likelihood(
     seed: int = 0,
     chunk: int | None = None,
     progress: bool = False,
+    processes: Processes | None = None,
     **settings: Any,
 ) -> HeldOutLikelihood:
     """Likelihood of `x` under `model`.
@@ -120,8 +123,9 @@ def held_out_likelihood(
         condition: what the network is given of each sample, n rows each.
         law: exact law of the data, if known.
         seed: of dequantisation, probes and draws.
-        chunk: most samples at once; None lets the solver choose.
+        chunk: most samples at once, and in one part of the work; None: chosen from their size.
         progress: whether to show a progress bar on standard error.
+        processes: of the job, all of which call this with the same arguments, share the parts, and return the same.
         settings: arguments of `log_likelihood` ("ode") or `variational_bound` ("vlb").
 
     Raises:
@@ -132,16 +136,24 @@ def held_out_likelihood(
     indices = torch.arange(len(x)) if indices is None else indices
     if kind == "ode":
         x = transform.dequantise(x, seed) if transform.levels is not None else x
-    values = (_ode if kind == "ode" else _bound)(model, x, transform, condition, seed, chunk, progress, settings)
+    solver, processes = _ode if kind == "ode" else _bound, processes or Processes()
+
+    def solve(rows: slice) -> Values:
+        given = {name: value[rows] for name, value in condition.items()}
+        try:
+            return solver(model, x[rows], transform, given, seed, chunk, progress, settings, rows.start)
+        except (SolverError, NonFiniteError) as error:  # of every sample of this part; those of others may do better
+            return _failed(rows.stop - rows.start, str(error))
+
+    values = _joined(in_parts(processes, len(x), part_length(len(x), x.shape[1:], chunk), solve))
     good = values.log_prob.isfinite() & values.bits_per_dim.isfinite()
     failed = {
         int(indices[row]): str(values.failed.get(row, "its log-density is NaN or infinite"))
         for row in good.logical_not().nonzero().flatten().tolist()
     }
     if not bool(good.any()):
-        raise SolverError(
-            f"none of the {len(x)} held-out samples has a likelihood: {next(iter(failed.values()), 'none')}"
-        )
+        reason = f"none of the {len(x)} held-out samples has a likelihood: {next(iter(failed.values()), 'none')}"
+        processes.on_main(lambda: _refuse(reason))
     nll, error = _mean(-values.log_prob[good])
     exact, exact_error = (None, None) if law is None else _mean(-_exact(law, x)[good])
     bits, bits_error = _mean(values.bits_per_dim[good])
@@ -163,6 +175,32 @@ def held_out_likelihood(
         each_bits_per_dim=values.bits_per_dim[good],
         arrays=values.arrays,
     )
+
+
+def _refuse(reason: str) -> None:
+    raise SolverError(reason)
+
+
+def _failed(count: int, reason: str) -> Values:
+    """Of `count` samples that all failed."""
+    nan = torch.full((count,), math.nan, dtype=torch.float64)
+    return Values(nan, nan, nan, torch.zeros(count, dtype=torch.int64), dict.fromkeys(range(count), reason))
+
+
+def _joined(parts: Sequence[Values]) -> Values:
+    """The values of all parts as one."""
+
+    def each(name: str) -> Any:
+        values = [getattr(part, name) for part in parts]
+        return None if values[0] is None else torch.cat(values)
+
+    failed, start = dict[int, str](), 0
+    for part in parts:
+        failed |= {start + row: reason for row, reason in part.failed.items()}
+        start += len(part.log_prob)
+    kept = [part.arrays for part in parts if part.arrays]
+    arrays = {"terms": torch.cat([a["terms"] for a in kept]).mean(0), "times": kept[0]["times"]} if kept else {}
+    return Values(each("log_prob"), each("bits_per_dim"), each("standard_error"), each("nfe"), failed, arrays)
 
 
 def _of_mean(errors: Tensor) -> float | None:
@@ -196,13 +234,15 @@ def _ode(
     chunk: int | None,
     progress: bool,
     settings: Mapping[str, Any],
+    first: int,
 ) -> Values:
     from sde_gen.likelihood import log_likelihood
 
     found = log_likelihood(
-        model, x, seed=seed, transform=transform, condition=condition, chunk=chunk, progress=progress, **settings
-    )
-    failed = {row: str(error) for row, error in found.failed.items()}
+        model, x, seed=seed, first=first, transform=transform, condition=condition, chunk=chunk, progress=progress,
+        **settings,
+    )  # fmt: skip
+    failed = {index - first: str(error) for index, error in found.failed.items()}
     return Values(
         found.log_prob.cpu(), found.bits_per_dim.cpu(), found.standard_error.cpu(), found.nfe_per_sample.cpu(), failed
     )
@@ -217,6 +257,7 @@ def _bound(
     chunk: int | None,
     progress: bool,
     settings: Mapping[str, Any],
+    first: int,
 ) -> Values:
     from sde_gen.likelihood import variational_bound
 
@@ -225,11 +266,11 @@ def _bound(
         given = {name: value[kept] for name, value in condition.items()}
         try:
             found = variational_bound(
-                model, x[kept], transform=transform, condition=given, seed=seed, chunk=chunk, **settings
+                model, x[kept], transform=transform, condition=given, seed=seed, first=first, chunk=chunk, **settings
             )
             break
         except NonFiniteError as error:
-            bad = torch.isin(torch.arange(len(kept)), torch.tensor(error.indices, dtype=torch.long))
+            bad = torch.isin(first + torch.arange(len(kept)), torch.tensor(error.indices, dtype=torch.long))
             if not bool(bad.any()) or bool(bad.all()):
                 raise
             failed |= dict.fromkeys(kept[bad].tolist(), str(error))
@@ -239,6 +280,6 @@ def _bound(
     # Of data on levels the bound is that of the levels' probability; on one scale with the ODE's it is a density.
     shape = tuple(x.shape[1:])
     log_prob = -bits * math.prod(shape) * math.log(2.0) - transform.log_volume(shape)
-    terms = found.terms.double().mean(0).cpu() / (math.prod(shape) * math.log(2.0))
+    terms = found.terms.double().cpu() / (math.prod(shape) * math.log(2.0))
     arrays = {"terms": terms, "times": found.times.cpu()} if found.times.ndim == 1 else {}
     return Values(log_prob, bits, error, torch.full((len(x),), found.nfe), failed, arrays)

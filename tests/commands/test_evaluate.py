@@ -21,7 +21,7 @@ FILES = ["evaluation.csv", "evaluation.json", "evaluation.npz", "evaluation.png"
 
 
 def test_distances_of_samples_that_it_draws(trained: Command) -> None:
-    result = trained("evaluate", *QUICK, "likelihood=none", "seed=4")
+    result = trained("evaluate", *QUICK, "likelihood=none", "seed=4", "chunk=25")
     assert result.code == 0, result.err
     assert result.err == ""
     assert "newest run: runs/tiny" in result.out
@@ -123,7 +123,7 @@ def test_another_formulation(trained: Command) -> None:
 
 def test_a_network_with_labels_is_given_those_of_the_held_out_data(command: Command) -> None:
     assert command("train", *TINY, "run=a", "class_conditional=true").code == 0
-    result = command("evaluate", *QUICK, "likelihood=none", "metrics=[mmd]", "out=o")
+    result = command("evaluate", *QUICK, "likelihood=none", "metrics=[mmd]", "chunk=25", "out=o")
     assert result.code == 0, result.err
     checkpoint, _ = find_checkpoint("runs/a")
     labels = stored_data(checkpoint).test_labels

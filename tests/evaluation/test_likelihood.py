@@ -9,7 +9,7 @@ import sde_gen as sg
 import sde_gen.likelihood
 from sde_gen.data import Affine, Mixture, digits
 from sde_gen.errors import SolverError
-from sde_gen.evaluation import held_out_likelihood, likelihood
+from sde_gen.evaluation import held_out_likelihood, likelihood, part_length
 from sde_gen.evaluation.likelihood import Values
 from tests.evaluation.helpers import constant_model
 
@@ -142,3 +142,36 @@ def test_a_sample_without_a_bound_costs_only_itself() -> None:
     found = held_out_likelihood("vlb", sg.ScoreModel(network, sg.VP()), x, Affine())
     assert list(found.failed) == [3]
     assert found.n == 4
+
+
+@pytest.mark.parametrize(
+    ("kind", "given"),
+    [("ode", {"divergence": "hutchinson", "probes": 2, "steps": 20}), ("vlb", {"terms": 8})],
+)
+def test_parts_are_those_of_the_whole(kind: likelihood.Kind, given: dict) -> None:
+    data = digits()
+    model = sg.ScoreModel(lambda x, c_noise: 0.3 * x.flip(-1) + 0.1 * x, sg.VP())
+    whole, parts = (
+        held_out_likelihood(kind, model, data.test[:7], data.transform, seed=3, chunk=chunk, **given)
+        for chunk in (None, 3)
+    )
+    torch.testing.assert_close(parts.log_prob, whole.log_prob, rtol=1e-5, atol=1e-4)
+    assert parts.probe_error == pytest.approx(whole.probe_error, rel=1e-3)
+    assert parts.arrays.keys() == whole.arrays.keys()
+
+
+def test_terms_of_parts_are_averaged_over_all_samples() -> None:
+    x = NORMAL.sample(7, seed=1)
+    model = NORMAL.model(sg.DDPM(steps=50))
+    whole, parts = (held_out_likelihood("vlb", model, x, Affine(), chunk=chunk) for chunk in (None, 3))
+    assert whole.arrays["terms"].shape == (50,)
+    for name in ("terms", "times"):
+        torch.testing.assert_close(parts.arrays[name], whole.arrays[name], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("count", "shape", "chunk", "length"),
+    [(512, (2,), None, 32768), (512, (1, 28, 28), None, 128), (50_000, (3, 32, 32), None, 3125), (9, (2,), 4, 4)],
+)
+def test_length_of_a_part(count: int, shape: tuple[int, ...], chunk: int | None, length: int) -> None:
+    assert part_length(count, shape, chunk) == length

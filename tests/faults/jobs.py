@@ -14,6 +14,7 @@ import sde_gen as sg
 from sde_gen.data import Affine, Dataset, mixture
 from sde_gen.distributed import Processes, Pulse
 from sde_gen.errors import OutputError
+from sde_gen.evaluation import held_out_likelihood
 from sde_gen.training import Trainer, TrainerSettings, newest_checkpoint
 
 SETTINGS = TrainerSettings(
@@ -159,6 +160,48 @@ def messages(processes: Processes) -> dict[str, Any]:
     said = [(processes.rank == 1 and k == 2, float(10 * k + processes.rank)) for k in range(5)]
     seen["pulse"] = [pulse.exchange(*words) for words in said]
     pulse.close()
+    processes.wait()
+    return seen
+
+
+def shares(processes: Processes) -> dict[str, Any]:
+    """Results of tasks done by all, and what each hears of a task of process 1 that fails."""
+
+    def task(index: int) -> Any:
+        return index, processes.rank, torch.arange(index)
+
+    def fail(index: int) -> None:
+        if index == 1:
+            raise OutputError("no room")
+
+    seen: dict[str, Any] = {"done": processes.share(5, task), "none": processes.share(0, task)}
+    try:
+        processes.share(5, fail)
+    except Exception as error:  # noqa: BLE001
+        seen["failed"] = (type(error).__name__, str(error), error.exit_code)  # type: ignore[attr-defined]
+    processes.wait()
+    return seen
+
+
+def likelihoods(processes: Processes) -> dict[str, Any]:
+    """Likelihoods of nine samples of which the network breaks down on some, and then of none that it can do."""
+
+    def network(x: Tensor, c_noise: Tensor) -> Tensor:
+        return torch.where(x.abs().amax(1, keepdim=True) > 100, float("nan"), 0.1 * x)
+
+    x = torch.randn(9, 2, generator=torch.Generator().manual_seed(0))
+    x[[1, 2, 3]] = 1e4  # the first part, of process 0, loses one of its two samples; the second, of process 1, both
+    model, seen = sg.ScoreModel(network, sg.VP()), {}
+    indices = torch.arange(20, 29)
+    for kind, given in (("ode", {"divergence": "hutchinson", "probes": 2, "steps": 8}), ("vlb", {"terms": 4})):
+        found = held_out_likelihood(
+            kind, model, x, Affine(), indices=indices, chunk=2, seed=7, processes=processes, **given
+        )  # type: ignore[arg-type] # fmt: skip
+        seen[kind] = {**found.to_dict(), "seconds": 0.0, "each": found.log_prob.tolist()}
+    try:
+        held_out_likelihood("ode", model, x[[1, 2, 3]], Affine(), chunk=1, steps=8, processes=processes)
+    except Exception as error:  # noqa: BLE001
+        seen["failed"] = (type(error).__name__, str(error)[:50], error.exit_code)  # type: ignore[attr-defined]
     processes.wait()
     return seen
 

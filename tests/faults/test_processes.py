@@ -28,12 +28,33 @@ def test_messages(tmp_path: Path) -> None:
     assert [words["blocks"] for words in seen] == [[0, 3, 6], [1, 4], [2, 5]]
 
 
+def test_tasks_are_shared_and_a_failure_is_everybodys(tmp_path: Path) -> None:
+    for rank, seen in enumerate(run_ranks(jobs.shares, 2, tmp_path)):
+        assert [done[:2] for done in seen["done"]] == [(0, 0), (1, 1), (2, 0), (3, 1), (4, 0)]
+        assert [len(done[2]) for done in seen["done"]] == [0, 1, 2, 3, 4]
+        assert seen["none"] == []
+        assert seen["failed"] == ("OutputError" if rank == 1 else "FailedElsewhere", "no room", 73)
+
+
+def test_likelihoods_and_failures_are_those_of_one_process(tmp_path: Path) -> None:
+    seen = run_ranks(jobs.likelihoods, 2, tmp_path)
+    alone = jobs.likelihoods(Processes())
+    for kind in ("ode", "vlb"):
+        assert list(alone[kind]["failed"]) == ["21", "22", "23"]
+        assert alone[kind]["n"] == len(alone[kind]["each"]) == 6
+        assert seen[0][kind] == seen[1][kind] == alone[kind]
+    message = "none of the 3 held-out samples has a likelihood: t"
+    assert alone["failed"] == seen[0]["failed"] == ("SolverError", message, 70)
+    assert seen[1]["failed"] == ("FailedElsewhere", message, 70)
+
+
 def test_alone_everything_is_a_plain_value() -> None:
     alone = Processes()
     assert alone.rows(5) == slice(0, 5)
     assert list(alone.blocks(3)) == [0, 1, 2]
     assert alone.on_main(lambda: 7) == 7
     assert alone.gather(torch.arange(3)).tolist() == [0, 1, 2]
+    assert alone.share(3, lambda index: 2 * index) == [0, 2, 4]
     alone.agree({"a": "b"})
     alone.wait()
 

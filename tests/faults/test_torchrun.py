@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def _run(folder: Path, *arguments: str) -> str:
     return out
 
 
-def test_training_and_sampling_equal_one_process(tmp_path: Path) -> None:
+def test_training_sampling_and_evaluating_equal_one_process(tmp_path: Path) -> None:
     settings = (*TINY, "trainer.steps=30", "trainer.schedule=constant", "class_conditional=true")
     out = _run(tmp_path, *TORCHRUN, "sde_gen.train", *settings)
     assert out.count("2 processes") == 1, "process 0 alone speaks"
@@ -60,6 +61,27 @@ def test_training_and_sampling_equal_one_process(tmp_path: Path) -> None:
     for report in reports:
         report.pop("seconds")
     assert reports[0] == reports[1]
+
+    arguments = ("sampler=em", "sampler.steps=5", "num_samples=100", "chunk=16", "run=one", "device=cpu")
+    arguments += ("likelihood=both", "nll.samples=50", "nll.steps=10", "nll.terms=8", "nll.divergence=hutchinson")
+    out = _run(tmp_path, *TORCHRUN, "sde_gen.evaluate", *arguments, "out=e2")
+    assert out.count("written to") == 1, "process 0 alone speaks"
+    _run(tmp_path, "-m", "sde_gen.evaluate", *arguments, "out=e1")
+    with np.load(tmp_path / "e1/evaluation.npz") as one, np.load(tmp_path / "e2/evaluation.npz") as several:
+        assert {"x", "ode_log_prob", "vlb_log_prob"} <= set(one) == set(several)
+        for name in one:
+            np.testing.assert_array_equal(one[name], several[name])
+    assert sorted(os.listdir(tmp_path / "e1")) == sorted(os.listdir(tmp_path / "e2"))
+    first, second = (_without_seconds(json.loads((tmp_path / e / "evaluation.json").read_text())) for e in ("e1", "e2"))
+    assert first == second
+    assert len(first["metrics"]) > 1
+    assert list(first["likelihood"]) == ["ode", "vlb"]
+
+
+def _without_seconds(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_seconds(part) for key, part in value.items() if key != "seconds"}
+    return [_without_seconds(part) for part in value] if isinstance(value, list) else value
 
 
 def test_a_sweep_makes_one_set_of_folders(tmp_path: Path) -> None:
