@@ -162,6 +162,7 @@ ERRORS = [
     (["num_samples=4"], 2, "num_samples=4 is too few for c2st, which needs 5"),
     (["num_samples=0"], 2, "num_samples=0 must be at least 1"),
     (["compared=1"], 2, "compared=1 must be at least 2"),
+    (["timeout=0"], 2, "timeout=0.0 must be a positive number of seconds"),
     (["nll.probes=0"], 2, "nll.probes=0 must be at least 1"),
     (["nll.rtol=0"], 2, "nll.rtol=0.0 must lie between 0 and 1"),
     (["nll.divergence=trace"], 2, "one of auto, exact, hutchinson"),

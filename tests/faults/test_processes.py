@@ -41,6 +41,7 @@ def test_likelihoods_and_failures_are_those_of_one_process(tmp_path: Path) -> No
     alone = jobs.likelihoods(Processes())
     for kind in ("ode", "vlb"):
         assert list(alone[kind]["failed"]) == ["21", "22", "23"]
+        assert all("at step" in reason for reason in alone[kind]["failed"].values())
         assert alone[kind]["n"] == len(alone[kind]["each"]) == 6
         assert seen[0][kind] == seen[1][kind] == alone[kind]
     message = "none of the 3 held-out samples has a likelihood: t"
