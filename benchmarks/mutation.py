@@ -165,7 +165,7 @@ HEAD = """# Mutation testing
 `python benchmarks/mutation.py --sample {sample}`: small faults, {asked}, each run against the
 fast tests that reach it. A mutant that no test notices survives.
 
-| file | mutants | killed | survived | of these equivalent | score |
+| file | mutants | killed | survived | of these explained | score |
 |---|---|---|---|---|---|"""
 
 

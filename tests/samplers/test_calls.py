@@ -1,5 +1,6 @@
 """How samplers are called: callbacks, progress, conditions, dtypes, and networks with habits."""
 
+import time
 from itertools import pairwise
 
 import pytest
@@ -254,3 +255,9 @@ def test_deterministic_pads_to_one_size() -> None:
     sg.DDIM(steps=1)(sg.ScoreModel(net, sg.VP()), (3, 2), deterministic=True)
     sg.DDIM(steps=1)(sg.ScoreModel(net, sg.VP()), (3, 2), deterministic=True, chunk=5)
     assert [len(x) for x, *_ in net.seen] == [64, 64, 64, 5]
+
+
+def test_seconds_are_those_of_the_call() -> None:
+    began = time.perf_counter()
+    result = sg.DDIM(steps=2)(sg.ScoreModel(Net(), sg.VP()), (3, 2))
+    assert 0 < result.seconds <= time.perf_counter() - began
