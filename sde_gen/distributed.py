@@ -7,6 +7,7 @@ by torchrun or by hand); without it there is one process, and everything here is
 messages travel through gloo from host memory, so that no device has to be waited for; tensors on a GPU go by NCCL.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -276,6 +277,8 @@ def start(kind: str = "cpu", timeout: float = 600.0) -> Processes:
             dist.init_process_group(backend, timeout=timedelta(seconds=timeout))
         except ValueError as error:
             raise ConfigError(f"the environment does not describe a job of {world} processes: {error}") from error
+    # Threads of a group that is still there when the interpreter ends can abort the process after its work is done.
+    atexit.register(leave)
     return Processes(dist.get_rank(), world, _number("LOCAL_RANK", dist.get_rank()))
 
 
