@@ -6,6 +6,7 @@ from torch import Tensor
 import sde_gen as sg
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.flow import Flow
 
 #: Where the exact flow is stopped and denoised: sigma/alpha = 3e-7, far below the width of any mode.
 LAST_LAMBDA = 15.0
@@ -51,18 +52,12 @@ PROBLEMS = {"2-D, 16 modes": plane, "64-D, 8 modes": space}
 
 def exact_flow(law: sg.GaussianMixture, p: Perturbation, x: Tensor, t: float, end: float | None = None) -> Tensor:
     """Solution of the probability-flow ODE from x at time t, to noise level 0 or to time `end`, to about 1e-9."""
-    model = law.model(p)
-
-    def slope(u: Tensor, lam: Tensor, rows: Tensor) -> Tensor:
-        alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
-        denoised = model.predict(u, alpha, sigma, {}).denoised
-        return alpha[:, None] * denoised - alpha.square()[:, None] * u
+    flow = Flow(law.model(p), {}, len(x))
 
     begin = float(p.half_log_snr(t))
     last = LAST_LAMBDA if end is None else float(p.half_log_snr(end))
     u = x / float(p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5
-    u = dormand_prince(slope, u, begin, last, rtol=1e-11, atol=1e-11, max_calls=1_000_000).u
+    u = dormand_prince(flow.slope, u, begin, last, rtol=1e-11, atol=1e-11, max_calls=1_000_000).u
     if end is not None:
         return u * float(p.alpha(end) ** 2 + p.sigma(end) ** 2) ** 0.5
-    lam = torch.tensor(last, dtype=torch.float64)
-    return model.predict(u, torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt(), {}).denoised
+    return flow.denoised(u, torch.tensor(last, dtype=torch.float64), None)

@@ -18,6 +18,17 @@ def _check_timeout(seconds: float) -> None:
         raise ConfigError(f"timeout={seconds} must be a positive number of seconds, such as 600")
 
 
+def _check_sampling(config: "SampleConfig | EvaluateConfig") -> None:
+    """What the commands that draw samples from a checkpoint ask alike."""
+    _check_timeout(config.timeout)
+    if config.num_samples < 1:
+        raise ConfigError(f"num_samples={config.num_samples} must be at least 1")
+    if config.chunk is not None and config.chunk < 1:
+        raise ConfigError(f"chunk={config.chunk} must be at least 1, or null")
+    if config.run is not None and config.checkpoint is not None:
+        raise ConfigError("give run=NAME or checkpoint=PATH, not both")
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Settings of `python -m sde_gen.train`; conf/train.yaml says what each is."""
@@ -76,13 +87,7 @@ class SampleConfig:
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_timeout(self.timeout)
-        if self.num_samples < 1:
-            raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
-        if self.chunk is not None and self.chunk < 1:
-            raise ConfigError(f"chunk={self.chunk} must be at least 1, or null")
-        if self.run is not None and self.checkpoint is not None:
-            raise ConfigError("give run=NAME or checkpoint=PATH, not both")
+        _check_sampling(self)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,14 +139,8 @@ class EvaluateConfig:
     trust: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        _check_timeout(self.timeout)
-        if self.num_samples < 1:
-            raise ConfigError(f"num_samples={self.num_samples} must be at least 1")
+        _check_sampling(self)
         if self.compared is not None and self.compared < 2:
             raise ConfigError(f"compared={self.compared} must be at least 2, or null")
-        if self.chunk is not None and self.chunk < 1:
-            raise ConfigError(f"chunk={self.chunk} must be at least 1, or null")
-        if self.run is not None and self.checkpoint is not None:
-            raise ConfigError("give run=NAME or checkpoint=PATH, not both")
         if self.likelihood == "none" and not self.metrics:
             raise ConfigError("likelihood=none and metrics=[] leave nothing to do; ask for one of them")

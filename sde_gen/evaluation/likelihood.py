@@ -275,7 +275,7 @@ def _bound(
                 raise
             failed |= dict.fromkeys(kept[bad].tolist(), str(error))
             kept = kept[~bad]
-    bits, error, log_prob = (torch.full((len(x),), math.nan, dtype=torch.float64) for _ in range(3))
+    bits, error = (torch.full((len(x),), math.nan, dtype=torch.float64) for _ in range(2))
     bits[kept], error[kept] = found.bits_per_dim.double().cpu(), found.standard_error.double().cpu()
     # Of data on levels the bound is that of the levels' probability; on one scale with the ODE's it is a density.
     shape = tuple(x.shape[1:])

@@ -16,7 +16,7 @@ from sde_gen.errors import ConfigError
 from sde_gen.likelihood.inputs import check_data, check_tolerances, lambda_interval, named
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.adaptive import dormand_prince
-from sde_gen.samplers.flow import Flow
+from sde_gen.samplers.flow import Flow, levels, root_at
 from sde_gen.samplers.sampler import Samples
 
 
@@ -120,9 +120,9 @@ def _carry(
     check_data(where, x, None)
     begin, end, _, high = lambda_interval(where, model, t_min, t_max)
     model._warn_between_nodes(torch.tensor((begin + end) / 2, dtype=torch.float64))
-    p, flow = model.perturbation, Flow(model, condition or {}, len(x))
-    to_u = float(torch.sigmoid(torch.tensor(2 * begin, dtype=torch.float64)).sqrt())  # alpha over the root, at t_min
-    root = float(torch.as_tensor(p.alpha(high)).square() + torch.as_tensor(p.sigma(high)).square()) ** 0.5
+    flow = Flow(model, condition or {}, len(x))
+    to_u = float(levels(torch.tensor(begin, dtype=torch.float64))[0])  # x is the data, not the state at t_min
+    root = root_at(model.perturbation, high)
     was_training = model.training
     model.eval()
     try:

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.samplers.exponential import lagrange
+
 #: Where nodes are densest in lambda, and how far that reaches.
 _CENTRE, _WIDTH = 1.0, 3.0
 
@@ -43,9 +45,8 @@ def default_nodes(begin: float, end: float, count: int) -> Tensor:
 
 def weights(nodes: np.ndarray, low: float, high: float) -> np.ndarray:
     """w with integral_low^high p = sum_i w_i p(nodes_i) for polynomials p of degree < len(nodes)."""
-    scaled = (nodes - low) / (high - low)
-    powers = np.vander(scaled, len(nodes), increasing=True)
-    return np.linalg.solve(powers.T, 1 / np.arange(1, len(nodes) + 1)) * (high - low)
+    coefficients = lagrange(torch.from_numpy((nodes - low) / (high - low))).numpy()
+    return (high - low) * coefficients @ (1 / np.arange(1, len(nodes) + 1))
 
 
 def quadrature(nodes: np.ndarray, order: int) -> np.ndarray:

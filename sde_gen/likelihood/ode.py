@@ -30,8 +30,9 @@ from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.rng import check_seed
 from sde_gen.samplers.adaptive import SLOPE, dormand_prince
-from sde_gen.samplers.flow import Flow
+from sde_gen.samplers.flow import Flow, levels, root_at
 from sde_gen.samplers.grids import as_grid
+from sde_gen.samplers.sampler import rows_of
 
 _WHERE = "log_likelihood"
 _DIVERGENCES, _PROBES = ("auto", "exact", "hutchinson"), ("auto", "rademacher", "gaussian", "fresh", "walsh")
@@ -121,9 +122,7 @@ def log_likelihood(
         parts = []
         for start in starts:
             rows = slice(start, start + size)
-            cut = {k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == len(x) else v
-                   for k, v in condition.items()}  # fmt: skip
-            parts.append(plan.solve(x[rows], cut, first + start, transform))
+            parts.append(plan.solve(x[rows], rows_of(condition, rows, len(x)), first + start, transform))
     finally:
         model.train(was_training)
     result = concatenated(parts)
@@ -194,20 +193,20 @@ class _Plan:
             )
         if nodes is not None:
             begin, end = float(nodes[0]), float(nodes[-1])
-        root = float(torch.as_tensor(p.alpha(high)).square() + torch.as_tensor(p.sigma(high)).square()) ** 0.5
+        root = root_at(p, high)
         return cls(model, exact, probes, probe, rtol, atol, nodes, order, check_seed(seed), begin, end, root, max_nfe)
 
     def solve(self, x: Tensor, condition: dict[str, Any], first: int, transform: Affine | None) -> Likelihood:
         flow = Flow(self.model, condition, len(x))
         most, least = (torch.tensor(v, dtype=torch.float64) for v in (self.begin, self.end))
         self.model._warn_between_nodes((most + least) / 2)
-        u = x * float(torch.sigmoid(2 * most).sqrt())
+        u = x * float(levels(most)[0])
         if self.nodes is None:
             u, q, calls, failed = self._adaptive(flow, u, first)
         else:
             u, q, calls, failed = self._on_grid(flow, u, self.nodes, first)
         size = x[0].numel()
-        scale = torch.sigmoid(-2 * least).sqrt().to(u.device)
+        scale = levels(least)[1].to(u.device)
         wide = u.flatten(1).to(torch.float64)
         prior = -0.5 * (wide / scale).square().sum(1) - size * (math.log(2 * math.pi) / 2 + math.log(float(scale)))
         rest = prior + size * 0.5 * float(torch.nn.functional.logsigmoid(2 * most))
@@ -276,15 +275,10 @@ class _Plan:
         if not isinstance(self.model, Oracle):
             return None, None
         law = self.model.law
-        alpha, sigma = (torch.tensor(v, dtype=torch.float64).to(u.device) for v in _hats(self.end))
+        alpha, sigma = levels(torch.tensor(self.end, dtype=torch.float64, device=u.device))
         mismatch = prior - law.log_marginal(u.to(torch.float64), alpha, sigma)
         if not isinstance(law, GaussianMixture):
             return mismatch, None
         one = torch.ones((), dtype=torch.float64, device=x.device)
         smooth = law.log_marginal(x.to(torch.float64), one, one * math.exp(-self.begin))
         return mismatch, smooth - law.log_prob(x)
-
-
-def _hats(half_log_snr: float) -> tuple[float, float]:
-    lam = torch.tensor(half_log_snr, dtype=torch.float64)
-    return float(torch.sigmoid(2 * lam).sqrt()), float(torch.sigmoid(-2 * lam).sqrt())

@@ -44,6 +44,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Chain
 from sde_gen.perturbations.base import _left
 from sde_gen.samplers.noise import SeededNoise
+from sde_gen.samplers.sampler import has_rows
 
 #: Draws of lambda for each sample, in continuous time.
 _DRAWS = 128
@@ -203,10 +204,7 @@ class _Evaluator:
         x0 = self.x[rows].repeat_interleave(n, 0)
         a, b = (_left(c.to(x0.dtype), x0.ndim) for c in (alpha, sigma))
         whole = len(self.x)
-        condition = {
-            k: v[rows].repeat_interleave(n, 0) if isinstance(v, Tensor) and v.ndim and len(v) == whole else v
-            for k, v in self.condition.items()
-        }
+        condition = {k: v[rows].repeat_interleave(n, 0) if has_rows(v, whole) else v for k, v in self.condition.items()}
         return self.model.predict(a * x0 + b * noise.flatten(0, 1), alpha, sigma, condition)
 
     def noise(self, rows: slice, draws: list[tuple[int, int]]) -> Tensor:

@@ -27,6 +27,7 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations.base import _left
+from sde_gen.samplers.flow import Flow
 from sde_gen.samplers.sampler import Job, Sampler
 from sde_gen.samplers.sde_exponential import moments
 
@@ -150,7 +151,7 @@ class _Solve:
     """One run of the solver on one chunk."""
 
     def __init__(self, sampler: AdaptiveSDE, job: Job) -> None:
-        self.sampler, self.job = sampler, job
+        self.sampler, self.job, self.flow = sampler, job, Flow(job.model, job.condition, len(job.x))
         self.calls = torch.zeros(len(job.x), dtype=torch.long, device=job.x.device)
 
     def denoised(self, u: Tensor, lam: Tensor, rows: Tensor) -> Tensor:
@@ -158,9 +159,7 @@ class _Solve:
         job = self.job
         self._refuse(rows[self.calls[rows] >= self.sampler.max_nfe],
                      f"more than max_nfe={self.sampler.max_nfe} network calls are needed", lam)  # fmt: skip
-        condition = {k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == len(job.x) else v
-                     for k, v in job.condition.items()}  # fmt: skip
-        d = job.model.predict(u, torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt(), condition).denoised
+        d = self.flow.denoised(u, lam, rows)
         self.calls[rows] += 1
         bad = ~d.flatten(1).isfinite().all(1)
         if bool(bad.any()):

@@ -22,6 +22,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.base import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.exponential import from_state_and_data
+from sde_gen.samplers.flow import levels
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import Multistep
 
@@ -98,7 +99,7 @@ def rollout(
     model: ScoreModel, lambdas: Tensor, of_start: Tensor, of_estimates: Tensor, u: Tensor, condition: Mapping[str, Any]
 ) -> Tensor:
     """u_N as a differentiable function of everything; of_estimates (N, N), lower triangular."""
-    alpha, sigma = torch.sigmoid(2 * lambdas).sqrt(), torch.sigmoid(-2 * lambdas).sqrt()
+    alpha, sigma = levels(lambdas)
     known: list[Tensor] = []
     state = u
     for k in range(len(lambdas)):

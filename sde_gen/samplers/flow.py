@@ -15,7 +15,19 @@ import torch
 from torch import Tensor
 
 from sde_gen.model import ScoreModel
+from sde_gen.perturbations import Perturbation
 from sde_gen.perturbations.base import _left
+from sde_gen.samplers.sampler import rows_of
+
+
+def levels(half_log_snr: Tensor) -> tuple[Tensor, Tensor]:
+    """(alpha, sigma) of u at lambda, alpha^2 + sigma^2 = 1, in the dtype of lambda."""
+    return torch.sigmoid(2 * half_log_snr).sqrt(), torch.sigmoid(-2 * half_log_snr).sqrt()
+
+
+def root_at(p: Perturbation, t: float) -> float:
+    """sqrt(alpha^2 + sigma^2) at a time: what x is of u there."""
+    return float(torch.as_tensor(p.alpha(t)).square() + torch.as_tensor(p.sigma(t)).square()) ** 0.5
 
 
 class Flow:
@@ -32,18 +44,14 @@ class Flow:
 
     def denoised(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """x0hat at one lambda a row; `rows` are the samples meant, None for all."""
-        alpha = torch.sigmoid(2 * half_log_snr).sqrt()
-        sigma = torch.sigmoid(-2 * half_log_snr).sqrt()
-        return self.model.predict(u, alpha, sigma, self._condition(rows)).denoised
+        return self._denoised(u, *levels(half_log_snr), rows)
 
     def slope(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """du/dlambda at one lambda a row."""
-        alpha2 = torch.sigmoid(2 * half_log_snr)
-        scale, pull = (_left(c.to(u.dtype), u.ndim) for c in (alpha2.sqrt(), alpha2))
-        return scale * self.denoised(u, half_log_snr, rows) - pull * u
+        alpha, sigma = levels(half_log_snr)
+        scale, pull = (_left(c.to(u.dtype), u.ndim) for c in (alpha, torch.sigmoid(2 * half_log_snr)))
+        return scale * self._denoised(u, alpha, sigma, rows) - pull * u
 
-    def _condition(self, rows: Tensor | None) -> dict[str, Any]:
-        if rows is None:
-            return dict(self.condition)
-        return {k: v[rows] if isinstance(v, Tensor) and v.ndim and len(v) == self.batch else v
-                for k, v in self.condition.items()}  # fmt: skip
+    def _denoised(self, u: Tensor, alpha: Tensor, sigma: Tensor, rows: Tensor | None) -> Tensor:
+        condition = self.condition if rows is None else rows_of(self.condition, rows, self.batch)
+        return self.model.predict(u, alpha, sigma, condition).denoised

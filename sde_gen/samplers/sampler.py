@@ -168,10 +168,10 @@ class Sampler(abc.ABC):
             source = source.starting_at(first + rows.start)
         part = like[rows]
         x = None if start is None else start[rows].to(dtype=like.dtype, device=like.device)
-        kept = {k: v[rows] if _has_rows(v, whole) else v for k, v in condition.items()}
+        kept = rows_of(condition, rows, whole)
         if padded is not None and count < padded:
             part, x = _pad(part, padded), None if x is None else _pad(x, padded)
-            kept = {k: _pad(kept[k], padded) if _has_rows(v, whole) else v for k, v in condition.items()}
+            kept = {k: _pad(kept[k], padded) if has_rows(v, whole) else v for k, v in condition.items()}
         if x is None:
             t = self.times(model)[0]
             x = source(part, -1, 0) * float(model.perturbation.sigma(t))
@@ -235,8 +235,14 @@ class Sampler(abc.ABC):
         return most // block * block if most > block else most
 
 
-def _has_rows(value: Any, rows: int) -> bool:
+def has_rows(value: Any, rows: int) -> bool:
+    """Whether an argument of the network is a tensor with one row for each of so many samples."""
     return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
+
+
+def rows_of(condition: Mapping[str, Any], rows: slice | Tensor, whole: int) -> dict[str, Any]:
+    """The condition of some of `whole` samples: tensors with as many rows are cut, all else is kept."""
+    return {name: value[rows] if has_rows(value, whole) else value for name, value in condition.items()}
 
 
 def _pad(x: Tensor, size: int) -> Tensor:
