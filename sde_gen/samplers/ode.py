@@ -4,7 +4,7 @@ All formulations are integrated in lambda and in the scaling of `flow.Flow`, so 
 formulation. Song et al. 2021, arXiv:2011.13456, section 4.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,9 @@ from torch import Tensor
 from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
+from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.adaptive import SLOPE, dormand_prince
-from sde_gen.samplers.flow import Flow
+from sde_gen.samplers.flow import Flow, root_at
 from sde_gen.samplers.sampler import Job, Sampler
 
 _SCIPY = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
@@ -37,6 +38,9 @@ class ProbabilityFlow(Sampler):
         max_nfe: most network calls for any one sample, >= 1.
         steps: of fixed-step methods only, >= 1.
         denoise: whether the state at the last time is denoised (one more call).
+        at: where a callback sees the state between the two ends: so many times, even in lambda, or the times
+            themselves. By the solver's own dense output (a straight line between the steps of fixed-step methods), so
+            the steps are what they were, and no further call is made (by "DOP853" three for each step looked into).
 
     Raises:
         ConfigError: for values outside these; and when run, `SolverError` when max_nfe runs out, `NonFiniteError` when
@@ -49,6 +53,7 @@ class ProbabilityFlow(Sampler):
     max_nfe: int = 10_000
     steps: int | None = None
     denoise: bool = True
+    at: int | Sequence[float] = 0
 
     def __post_init__(self) -> None:
         where = "ProbabilityFlow"
@@ -66,6 +71,12 @@ class ProbabilityFlow(Sampler):
             )
         if not self.is_adaptive:
             check.integer(where, f"steps (of method={self.method!r})", self.steps)
+        if isinstance(self.at, Sequence) and not isinstance(self.at, str):
+            for t in self.at:
+                check.number(where, "at", t)
+            object.__setattr__(self, "at", tuple(sorted(map(float, self.at), reverse=True)))
+        else:
+            check.integer(where, "at", self.at, low=0)
 
     @property
     def _name(self) -> str:
@@ -108,22 +119,28 @@ class ProbabilityFlow(Sampler):
         if job.callback is not None:
             job.callback(0, float(times[0]), x[: job.count])
         problem = _Problem(job, self.max_nfe)
+        between = self._between(p, times) if job.callback is not None else []
+        visited = [*p.half_log_snr(torch.tensor(between, dtype=torch.float64)).tolist(), end]
         u = x / root[0]
         if self.method == "dopri5":
             solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self.atol,
-                                      max_calls=self.max_nfe, first=job.first)  # fmt: skip
+                                      max_calls=self.max_nfe, first=job.first, at=visited[:-1])  # fmt: skip
             u, calls = solution.u, solution.calls
+            seen = [] if solution.at is None else list(solution.at.unbind(1))
         elif not self.is_adaptive:
-            u = self._fixed(problem, u, begin, end)
+            *seen, u = self._fixed(problem, u, begin, visited)
             calls = torch.full((len(x),), problem.calls)
         else:
             solve = self._scipy if self.method in _SCIPY else self._torchdiffeq
             parts, counts = [], []
             for i in range(len(x)):
                 problem.calls = 0
-                parts.append(solve(problem, u[i : i + 1], begin, end, i))
+                parts.append(solve(problem, u[i : i + 1], begin, visited, i))
                 counts.append(problem.calls)
-            u, calls = torch.cat(parts), torch.tensor(counts)
+            *seen, u = torch.cat(parts, 1)
+            calls = torch.tensor(counts)
+        for j, (t, state) in enumerate(zip(between, seen, strict=True)):
+            job.callback(j + 1, t, state[: job.count] * root_at(p, t))  # pyright: ignore[reportOptionalCall]
         if self.denoise:
             u = problem.denoised(u, torch.full((len(u),), end, dtype=torch.float64, device=u.device), None)
             calls = calls + 1
@@ -133,28 +150,41 @@ class ProbabilityFlow(Sampler):
         if bad:
             raise NonFiniteError(int(calls.max()), float(times[1]), [job.first + i for i in bad])
         if job.callback is not None:
-            job.callback(1, 0.0 if self.denoise else float(times[1]), u[: job.count])
+            job.callback(len(between) + 1, 0.0 if self.denoise else float(times[1]), u[: job.count])
         return u, int(calls.max()), calls
 
-    def _fixed(self, problem: "_Problem", u: Tensor, begin: float, end: float) -> Tensor:
+    def _between(self, p: Perturbation, times: Tensor) -> list[float]:
+        """The times of `at`, descending."""
+        high, low = times.tolist()
+        if isinstance(self.at, Sequence):
+            if outside := [t for t in self.at if not low <= t <= high]:
+                raise ConfigError(f"ProbabilityFlow: at must lie in [{low:g}, {high:g}], got {outside[0]:g}")
+            return list(self.at)
+        begin, end = p.half_log_snr(times).tolist()
+        inside = torch.linspace(begin, end, self.at + 2, dtype=torch.float64)[1:-1]
+        return p.time(inside).tolist()
+
+    # Each gives the states at the lambdas `visited`, of which the last is the end, (len(visited), B, *shape).
+
+    def _fixed(self, problem: "_Problem", u: Tensor, begin: float, visited: list[float]) -> Tensor:
         from torchdiffeq import odeint
 
-        ends = torch.tensor([begin, end], dtype=torch.float64, device=u.device)
-        grid = torch.linspace(begin, end, (self.steps or 1) + 1, dtype=torch.float64, device=u.device)
+        stops = torch.tensor([begin, *visited], dtype=torch.float64, device=u.device)
+        grid = torch.linspace(begin, visited[-1], (self.steps or 1) + 1, dtype=torch.float64, device=u.device)
         options = {"grid_constructor": lambda f, y, t: grid}
-        return torch.as_tensor(odeint(problem.shared(None), u, ends, method=self._name, options=options)[-1])
+        return torch.as_tensor(odeint(problem.shared(None), u, stops, method=self._name, options=options)[1:])
 
-    def _torchdiffeq(self, problem: "_Problem", u: Tensor, begin: float, end: float, row: int) -> Tensor:
+    def _torchdiffeq(self, problem: "_Problem", u: Tensor, begin: float, visited: list[float], row: int) -> Tensor:
         from torchdiffeq import odeint
 
-        ends = torch.tensor([begin, end], dtype=torch.float64, device=u.device)
+        stops = torch.tensor([begin, *visited], dtype=torch.float64, device=u.device)
         try:
-            states = odeint(problem.shared(row), u, ends, rtol=self.rtol, atol=self.atol, method=self._name)
-            return torch.as_tensor(states[-1])
+            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self.atol, method=self._name)
+            return torch.as_tensor(states[1:])
         except AssertionError as error:  # its own guards; under `python -O` the call budget stops it instead
             raise self._failed(problem, row, str(error)) from error
 
-    def _scipy(self, problem: "_Problem", u: Tensor, begin: float, end: float, row: int) -> Tensor:
+    def _scipy(self, problem: "_Problem", u: Tensor, begin: float, visited: list[float], row: int) -> Tensor:
         from scipy.integrate import solve_ivp
 
         slope = problem.shared(row)
@@ -164,10 +194,11 @@ class ProbabilityFlow(Sampler):
             return slope(torch.tensor(s, dtype=torch.float64), state).to(torch.float64).cpu().numpy().reshape(-1)
 
         y0 = u.to(torch.float64).cpu().numpy().reshape(-1)
-        answer = solve_ivp(flat, (begin, end), y0, method=self.method, rtol=self.rtol, atol=self.atol)
+        answer = solve_ivp(flat, (begin, visited[-1]), y0, method=self.method, rtol=self.rtol, atol=self.atol,
+                           t_eval=visited)  # fmt: skip
         if not answer.success:
             raise self._failed(problem, row, answer.message)
-        return torch.from_numpy(answer.y[:, -1]).to(u).reshape(u.shape)
+        return torch.from_numpy(answer.y.T.copy()).to(u).reshape(len(visited), *u.shape)
 
     def _failed(self, problem: "_Problem", row: int, why: str) -> SolverError:
         return SolverError(

@@ -137,3 +137,53 @@ def test_slope_is_asked_for_the_rows_it_is_told() -> None:
     torch.testing.assert_close(got.u, torch.exp(-speed)[:, None].expand(3, 2), rtol=0, atol=1e-6)
     assert torch.equal(asked, got.calls)
     assert len(set(asked.tolist())) == 3
+
+
+def normal(size: int, deviation: float) -> sg.GaussianMixture:
+    return sg.GaussianMixture([1.0], torch.zeros(1, size), torch.eye(size)[None] * deviation**2)
+
+
+@pytest.mark.parametrize(
+    ("method", "bound"),
+    [("dopri5", 1e-5), ("DOP853", 1e-5), ("torchdiffeq:dopri5", 1e-5), ("rk4", 0.03)],
+)
+@pytest.mark.parametrize("at", [5, (0.9, 0.25, 0.5)])
+def test_a_callback_sees_the_exact_flow_between_the_ends(
+    method: str, bound: float, at: int | tuple[float, ...]
+) -> None:
+    p, deviation = sg.VP(), 0.5
+    model = normal(3, deviation).model(p)
+    steps = 40 if method == "rk4" else None
+    sampler = sg.ProbabilityFlow(method=method, rtol=1e-7, atol=1e-7, steps=steps, at=at)
+    start = torch.randn(4, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    states: list[tuple[int, float, Tensor]] = []
+    result = sampler(model, start=start, callback=lambda k, t, x: states.append((k, t, x.clone())))
+    inner = states[1:-1]
+    assert [k for k, _, _ in states] == list(range(len(inner) + 2))
+    times = [t for _, t, _ in inner]
+    lam = p.half_log_snr(torch.tensor(times, dtype=torch.float64))
+    if isinstance(at, int):
+        high, low = p.half_log_snr(sampler.times(model)).tolist()
+        assert len(times) == at
+        assert torch.allclose(lam, torch.linspace(high, low, at + 2, dtype=torch.float64)[1:-1])
+    else:
+        assert times == [0.9, 0.5, 0.25]
+
+    def width(t: float) -> Tensor:
+        return (p.alpha(t) ** 2 * deviation**2 + p.sigma(t) ** 2) ** 0.5
+
+    for _, t, x in inner:  # of a normal law the flow stretches, by the ratio of the standard deviations
+        assert torch.allclose(x, start * width(t) / width(float(sampler.times(model)[0])), atol=bound, rtol=0)
+    without = sg.ProbabilityFlow(method=method, rtol=1e-7, atol=1e-7, steps=steps)(model, start=start)
+    more = 3 * len(inner) if method == "DOP853" else 0  # its interpolant asks three times more
+    assert without.nfe <= result.nfe <= without.nfe + more
+    assert torch.equal(result.x, without.x)
+
+
+def test_times_of_a_callback_lie_within_those_of_the_sampler() -> None:
+    model = normal(2, 1.0).model(sg.VP())
+    for at in (-1, 1.5, True, "3", (0.5, math.nan)):
+        with pytest.raises(sg.ConfigError, match="ProbabilityFlow: at must be"):
+            sg.ProbabilityFlow(at=at)  # type: ignore[arg-type]
+    with pytest.raises(sg.ConfigError, match=r"at must lie in \[0.001, 1\], got 1.5"):
+        sg.ProbabilityFlow(at=(0.5, 1.5))(model, (2, 2), callback=lambda k, t, x: None)
