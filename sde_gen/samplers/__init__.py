@@ -7,6 +7,8 @@ from sde_gen.samplers.auto import Auto, Choice
 from sde_gen.samplers.base import GridSampler, OneStepSampler
 from sde_gen.samplers.calibration import fit_grid
 from sde_gen.samplers.churn import EDMChurn
+from sde_gen.samplers.deis import DEIS, LMS, PLMS
+from sde_gen.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP3M
 from sde_gen.samplers.euler import EulerMaruyama, ReverseDiffusion
 from sde_gen.samplers.fitted import Fitted
 from sde_gen.samplers.grids import (
@@ -21,7 +23,7 @@ from sde_gen.samplers.grids import (
 )
 from sde_gen.samplers.heun import Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
-from sde_gen.samplers.multistep import DEIS, LMS, PLMS, AdamsBashforth, DPMSolverPP2M, DPMSolverPP3M, UniPC
+from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
 from sde_gen.samplers.ode import ProbabilityFlow
 from sde_gen.samplers.predictor_corrector import PredictorCorrector

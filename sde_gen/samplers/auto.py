@@ -69,7 +69,7 @@ class Auto(Sampler):
         nfe: network calls for each sample, >= 1.
         tolerance: instead of nfe: root mean square error, per number, against a fine solution of the same model; the
             fewest calls of `BUDGETS` that reach it are used.
-        count: starts in the calibration batch, >= 4; by default 64 to 1024, fewer for larger samples.
+        count: starts in the calibration batch, >= 4; by default 64 to 4096, fewer for larger samples.
         effort: how long to search: 1 is the default; below 0.1 few rules and grids are looked at, 0 refines none.
         seed: of the calibration batch.
         folder: where choices are kept as JSON, under names that depend on the model's content and all of this.
@@ -197,30 +197,19 @@ def rules(nfe: int) -> dict[str, tuple[GridSampler, int]]:
 
 def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float, list[tuple[str, float]]]:
     """The best sampler found for a budget, its error on the second half, and the finalists' errors."""
-    lam, shapes, few = c.lambdas.numpy(), densities(c), slice(0, max(2, c.half // 4))
-    known, levels = rules(nfe), last_levels(c)
-    if effort < 0.1:  # a look at a few
-        known = {k: v for k, v in known.items() if isinstance(v[0], UniPC) or k == "AdamsBashforth(1, data)"}
-        shapes = {k: shapes[k] for k in ("local2", "lambda")}
-    trials = []
-    for rule, (sampler, times) in known.items():
-        for name, density in shapes.items():
-            for last in levels if times > 1 else [float(lam[-1])]:
-                grid = GivenLambdas(placed(lam, density, times, last))
-                trials.append((c.error(replace(sampler, grid=grid), few), rule, name, last))
-    trials.sort()
+    known, refines = rules(nfe), effort > 0
     best: dict[str, tuple[float, GridSampler]] = {}
-    for error, rule, name, last in trials[: 2 if effort > 0 else 6]:
+    for error, rule, name, last in _screen(c, known, effort)[: 3 if refines else 6]:
         sampler, times = known[rule]
-        label = f"{rule} on {name} to {last:.2f}"
-        if effort > 0 and times > 1:
-            grid, error = refine(c, sampler, times, shapes[name], last, round((60 if nfe > _WHOLE else 40) * effort))
+        density, label = densities(c)[name], f"{rule} on {name} to {last:.2f}"
+        if refines and times > 1:
+            grid, error = refine(c, sampler, times, density, last, round(40 * effort))
             label = f"{label}, refined"
         else:
-            grid = GivenLambdas(placed(lam, shapes[name], times, last))
+            grid = GivenLambdas(placed(c.lambdas.numpy(), density, times, last))
             error = c.error(replace(sampler, grid=grid), c.checked)
         best[label] = error, replace(sampler, grid=grid)
-    if effort > 0 and 1 < nfe <= _WHOLE:
+    if refines and 1 < nfe <= _WHOLE:
         simple = [s for _, s in sorted(best.values(), key=lambda pair: pair[0]) if s.order != 4]
         if simple:
             found, error = _fit_whole(c, simple[0], round(150 * effort))
@@ -228,6 +217,38 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
     label = min(best, key=lambda k: best[k][0])
     tried = [(k, v[0]) for k, v in best.items()]
     return best[label][1], best[label][0], tried
+
+
+def _screen(
+    c: Calibration, known: dict[str, tuple[GridSampler, int]], effort: float
+) -> list[tuple[float, str, str, float]]:
+    """(error on some rows, rule, density, last level), best first, one for each rule.
+
+    All densities and levels are looked at with a few rules, and all rules on what was good with those.
+    """
+    lam, shapes, few = c.lambdas.numpy(), densities(c), slice(0, max(2, c.half // 4))
+    levels = last_levels(c)
+    scouts = [k for k in known if k in ("AdamsBashforth(1, data)", "AdamsBashforth(3, velocity)", "UniPC(3, data)")]
+    if effort < 0.1:  # a look at a few
+        known = {k: v for k, v in known.items() if isinstance(v[0], UniPC) or k == "AdamsBashforth(1, data)"}
+        shapes, scouts = {k: shapes[k] for k in ("local2", "lambda")}, list(known)
+
+    def error(rule: str, name: str, last: float) -> float:
+        sampler, times = known[rule]
+        return c.error(replace(sampler, grid=GivenLambdas(placed(lam, shapes[name], times, last))), few)
+
+    if max(times for _, times in known.values()) == 1:
+        levels = [float(lam[-1])]
+    found = {(rule, name, last): error(rule, name, last) for rule in scouts for name in shapes for last in levels}
+    places = list(dict.fromkeys(key[1:] for key in sorted(found, key=lambda key: found[key])))[:6]
+    for rule in known:
+        for place in places:
+            if (rule, *place) not in found:
+                found[rule, *place] = error(rule, *place)
+    ranked: dict[str, tuple[float, str, str, float]] = {}
+    for key in sorted(found, key=lambda key: found[key]):
+        ranked.setdefault(key[0], (found[key], *key))
+    return list(ranked.values())
 
 
 def _fit_whole(c: Calibration, sampler: Any, evaluations: int) -> tuple[GridSampler, float]:

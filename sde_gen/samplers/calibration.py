@@ -25,6 +25,7 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, NonFiniteError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.base import GridSampler
+from sde_gen.samplers.dpm_solver import DPMSolverPP3M
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth
 from sde_gen.samplers.noise import SeededNoise
@@ -32,7 +33,7 @@ from sde_gen.samplers.noise import SeededNoise
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
 #: Numbers in a calibration batch, and its rows at least and at most.
-_NUMBERS, _FEWEST, _MOST = 2**14, 64, 1024
+_NUMBERS, _FEWEST, _MOST = 2**14, 64, 4096
 
 
 @dataclass
@@ -205,7 +206,7 @@ def fit_grid(
         sampler: whose steps are to be placed; `DPMSolverPP3M()` by default. Its own steps and grid are not used.
         shape: of one sample.
         condition: keyword arguments of the network, for the calibration batch; rows are repeated.
-        count: starts in that batch; by default 64 to 1024, fewer for larger samples.
+        count: starts in that batch; by default 64 to 4096, fewer for larger samples.
         tries: sampler runs on half of the batch, at most.
         seed: of the starts.
         folder: where the result is kept as JSON, under a name that depends on all of the above and on the weights.
@@ -216,8 +217,6 @@ def fit_grid(
     Raises:
         ConfigError: for values outside these.
     """
-    from sde_gen.samplers.multistep import DPMSolverPP3M
-
     check.integer("fit_grid", "steps", steps)
     sampler = DPMSolverPP3M() if sampler is None else sampler
     if not isinstance(sampler, GridSampler) or sampler.is_stochastic:

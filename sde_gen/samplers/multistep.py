@@ -13,7 +13,7 @@ Start-up. With k + 1 < p values known, the first steps are of lower order. That 
 k = 1 ... p-2 the state at time k is put right by the integral from time 0 through N_0 ... N_k, again without a call.
 N_1 was found at a state that is off by O(h^2), which order 3 can bear; at order 4 it is found once more, at the
 corrected state: one call beyond N, when there are at least two steps.
-Lu et al. 2022, arXiv:2211.01095; Zhao et al. 2023, arXiv:2302.04867; Zhang & Chen 2023, arXiv:2204.13902.
+The named rules are in `dpm_solver.py` (data) and `deis.py` (noise). Zhao et al. 2023, arXiv:2302.04867.
 """
 
 import abc
@@ -28,7 +28,7 @@ from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, VARIABLES, from_state_and_data, integrals
-from sde_gen.samplers.grids import ChainNodes, KarrasRho, TimeGrid, UniformLambda, UniformTime
+from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
 
 #: Weights of one step, newest estimate first.
 Weights = list[float]
@@ -214,139 +214,3 @@ class UniPC(AdamsBashforth):
 
     least = 2
     corrects = True
-
-
-@dataclass(frozen=True)
-class DPMSolverPP2M(Multistep):
-    """DPM-Solver++ 2M: second order with one network call a step; its first step is DDIM's.
-
-    Args:
-        exact: integrate the straight line exactly; False uses the coefficient of the paper's algorithm,
-            (1 - exp(-h))/2 for (h - 1 + exp(-h))/h, equal to leading order.
-
-    Raises:
-        ConfigError: if exact is not a bool.
-    """
-
-    exact: bool = True
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not isinstance(self.exact, bool):
-            raise ConfigError(f"DPMSolverPP2M: exact must be True or False, got {self.exact!r}")
-
-    @property
-    def order(self) -> float:
-        return 2.0
-
-    def table(self, p: Perturbation, times: Tensor) -> Table:
-        table = polynomial_table(p, times, "data", "lambda", 2, corrector=False)
-        if self.exact:
-            return table
-        lam = p.half_log_snr(times)
-        h = lam[1:] - lam[:-1]
-        flat = -p.alpha(times[1:]) * torch.expm1(-h)
-        slope = (0.5 * flat[1:] * h[1:] / h[:-1]).tolist()
-        rows = [[w + s, -s] for w, s in zip(flat[1:].tolist(), slope, strict=True)]
-        paper = [now if len(now) < 2 else row for now, row in zip(table.weights, [[], *rows], strict=False)]
-        return Table(table.carry, paper)
-
-
-@dataclass(frozen=True)
-class DPMSolverPP3M(Multistep):
-    """DPM-Solver++ 3M of order 3: the parabola through the last three denoised estimates, integrated exactly.
-
-    The same rule as `AdamsBashforth(order=3)`; N calls for `steps=N`. Lu et al. 2022, arXiv:2211.01095.
-    """
-
-    @property
-    def order(self) -> float:
-        return 3.0
-
-    def table(self, p: Perturbation, times: Tensor) -> Table:
-        return polynomial_table(p, times, "data", "lambda", 3, corrector=False)
-
-
-@dataclass(frozen=True)
-class DEIS(Multistep):
-    """tAB-DEIS: polynomials in t through the last `order` noise estimates, integrated exactly.
-
-    Its answer depends on the formulation, through t. Zhang & Chen 2023, arXiv:2204.13902.
-
-    Args:
-        order: 1 to 4; the paper's tAB-r has order r + 1.
-
-    Raises:
-        ConfigError: for an order out of range.
-    """
-
-    order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
-    variable: ClassVar[str] = "time"
-
-    @property
-    def interpolates(self) -> str:
-        return "noise"
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.integer(type(self).__name__, "order", self.order)
-        if self.order > 4:
-            raise ConfigError(f"{type(self).__name__}: order must be at most 4, got {self.order}")
-
-    def _continuous_grid(self) -> TimeGrid:
-        return UniformTime()
-
-    def table(self, p: Perturbation, times: Tensor) -> Table:
-        return polynomial_table(p, times, "noise", self.variable, self.order, corrector=False)
-
-
-@dataclass(frozen=True)
-class LMS(DEIS):
-    """Linear multistep in sigma/alpha: polynomials in it through the last `order` noise estimates, integrated exactly.
-
-    With rho = sigma/alpha and y = x/alpha the ODE is dy/drho = eps, so these are Adams-Bashforth rules on any grid.
-
-    Args:
-        order: 1 to 4.
-    """
-
-    order: int = 4
-    variable = "rho"
-
-    def _continuous_grid(self) -> TimeGrid:
-        return KarrasRho()
-
-
-@dataclass(frozen=True)
-class PLMS(Multistep):
-    """Pseudo linear multistep: the classical Adams-Bashforth average of four noise estimates, then DDIM's step.
-
-    The average is that of even steps, whatever the grid, which limits the order to 2 (reached on smooth grids). It
-    starts with fewer estimates, so `steps=N` makes N calls. Liu et al. 2022, arXiv:2202.09778.
-    """
-
-    @property
-    def interpolates(self) -> str:
-        return "noise"
-
-    @property
-    def order(self) -> float:
-        return 2.0
-
-    def _continuous_grid(self) -> TimeGrid:
-        return UniformTime()
-
-    def table(self, p: Perturbation, times: Tensor) -> Table:
-        first = polynomial_table(p, times, "noise", "lambda", 1, corrector=False)
-        landing = float(p.sigma(times[-1])) == 0
-        rows = [[w[0] * c for c in _AVERAGES[min(k, 3)]] for k, w in enumerate(first.weights)]
-        return Table(first.carry, [*rows[:-1], first.weights[-1]] if landing else rows)
-
-
-#: Adams-Bashforth on even steps, newest first.
-_AVERAGES = (
-    (1.0,),
-    (3 / 2, -1 / 2),
-    (23 / 12, -16 / 12, 5 / 12),
-    (55 / 24, -59 / 24, 37 / 24, -9 / 24),
-)
