@@ -1,15 +1,18 @@
 """The best deterministic sampler at every budget: ours, fitted to the model or not, beside other libraries.
 
-    python benchmarks/budgets.py [--out docs/verification] [--budgets 5 10 20 50 100] [--others 4] [--no-peers]
+    python benchmarks/budgets.py [--problems plane space] [--budgets 5 10 20 50 100] [--no-peers]
+    python benchmarks/budgets.py --problems mixture0 mixture1 mixture2 mixture3
+    python benchmarks/budgets.py --problems --run runs/NAME --shape 1 8 8 --label "digits, VP"
 
-Problems: the two mixtures of benchmarks/problems.py, exact score, VP(0.1, 20), float64; `--others` adds random ones of
+Problems: the two mixtures of benchmarks/problems.py, exact score, VP(0.1, 20), float64; `mixtureN` are random ones of
 the same kind. Error: root mean square (and median over samples) of the distance per dimension between the final sample
 and the exact probability-flow solution at noise level 0 from the same start. The starts are not those of any
 calibration. Calls are counted where the model is asked; calibration calls are listed apart.
 
-With `--run runs/NAME --shape 1 8 8` a trained network is measured instead, against its own 500-call solution.
+With `--run` a trained network is measured instead, against its own 500-call solution.
 
-Writes budgets.md, budgets.json and budgets.png.
+Each run adds its rows to those of earlier ones in budgets.json, and writes budgets.md, budgets.png and the table of
+docs/which_sampler.md from all of them; stochastic.json of benchmarks/stochastic.py is shown beside them.
 """
 
 import argparse
@@ -23,8 +26,10 @@ from torch import Tensor
 
 import sde_gen as sg
 
+BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
 #: Start count by dimension: in few dimensions the error hangs on the few paths that change mode.
-STARTS = {2: 1000, 64: 300}
+STARTS = {2: 4000, 3: 4000}
+MANY = 2000
 CLASSICAL = {
     "DDIM": sg.DDIM,
     "DPMSolverPP2M": sg.DPMSolverPP2M,
@@ -60,7 +65,7 @@ def ours(model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int) -> Iterat
         result = make(steps=nfe)(model, start=start)
         yield {"sampler": name, "nfe": result.nfe, **distance(result.x, truth)}
     rule, times = default(nfe)
-    grid = sg.fit_grid(model, times, rule, shape=shape, tries=40)
+    grid = sg.fit_grid(model, times, rule, shape=shape)
     result = type(rule)(order=rule.order, prediction=rule.prediction, grid=grid)(model, start=start)
     yield {"sampler": "default", "rule": repr(rule), "nfe": result.nfe, **distance(result.x, truth)}
     auto = sg.Auto(nfe=nfe)
@@ -72,10 +77,10 @@ def ours(model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int) -> Iterat
            **distance(result.x, truth)}  # fmt: skip
 
 
-def cells(name: str, law: sg.GaussianMixture, budgets: list[int], peers: bool) -> Iterator[dict[str, object]]:
-    """Rows of one mixture."""
+def cells(name: str, law: sg.GaussianMixture, budgets: list[int], peers: bool) -> Iterator[list[dict[str, object]]]:
+    """Rows of one mixture, a budget at a time."""
     p = sg.VP()
-    model, count = law.model(p), STARTS.get(law.dim, 500)
+    model, count = law.model(p), STARTS.get(law.dim, MANY)
     start = torch.randn(count, law.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     truth = exact_flow(law, p, start, p.t_max)
     for nfe in budgets:
@@ -85,9 +90,8 @@ def cells(name: str, law: sg.GaussianMixture, budgets: list[int], peers: bool) -
 
             rows += [{"peer": True, "sampler": peer, "nfe": calls, **distance(x, truth)}
                      for peer, x, calls in results(law, start, nfe)]  # fmt: skip
-        for row in rows:
-            yield {"problem": name, "budget": nfe, **row}
         print(name, nfe, summary(rows), flush=True)
+        yield [{"problem": name, "budget": nfe, **row} for row in rows]
 
 
 def summary(rows: list[dict]) -> str:
@@ -99,34 +103,71 @@ def summary(rows: list[dict]) -> str:
     return "; ".join(parts)
 
 
-def markdown(rows: list[dict]) -> str:
+def markdown(rows: list[dict], weak: list[dict]) -> str:
     """The tables."""
-    lines = ["# Error at every budget", "", "`python benchmarks/budgets.py` prints and writes this page.", ""]
-    budgets = list(dict.fromkeys(r["budget"] for r in rows))
+    lines = [
+        "# Error at every budget",
+        "",
+        "`python benchmarks/budgets.py` writes this page; its head says what is measured, and how the mixtures",
+        "of other seeds and trained networks are added.",
+        "",
+        "![error against calls](budgets.png)",
+        "",
+    ]
     for problem in dict.fromkeys(r["problem"] for r in rows):
         mine = [r for r in rows if r["problem"] == problem]
+        budgets = sorted({r["budget"] for r in mine})
         lines += [f"## {problem}: RMSE (median) per dimension", "",
                   "| sampler | " + " | ".join(f"{n} calls" for n in budgets) + " |",
                   "|---|" + "---|" * len(budgets)]  # fmt: skip
-        found = [[r for r in mine if r["budget"] == n and r["peer"]] for n in budgets]
-        best = [min(rs, key=lambda r: r["rmse"]) for rs in found if rs]
-        if best:
-            shown = " | ".join(f"{r['rmse']:.2g} ({r['median']:.2g})" for r in best)
+        best = {n: best_peer(mine, n) for n in budgets}
+        if any(best.values()):
+            shown = " | ".join(f"{r['rmse']:.2g} ({r['median']:.2g})" if r else "" for r in best.values())
             lines.append(f"| best of other libraries | {shown} |")
-            lines.append("| which | " + " | ".join(r["sampler"] for r in best) + " |")
+            lines.append("| which | " + " | ".join(r["sampler"] if r else "" for r in best.values()) + " |")
         for name in dict.fromkeys(r["sampler"] for r in mine if not r["peer"]):
-            chosen = [r for r in mine if r["sampler"] == name and not r["peer"]]
-            lines.append(f"| {name} | " + " | ".join(f"{r['rmse']:.2g} ({r['median']:.2g})" for r in chosen) + " |")
-        auto = [r for r in mine if r["sampler"] == "auto"]
-        lines.append("| auto took | " + " | ".join(r["rule"] for r in auto) + " |")
-        lines.append("| its calibration calls | " + " | ".join(f"{r['calibration_nfe']:,}" for r in auto) + " |")
-        if best:
-            for name in ("default", "auto"):
-                rs = [r for r in mine if r["sampler"] == name]
-                shares = " | ".join(f"{r['rmse'] / b['rmse']:.2f}" for r, b in zip(rs, best, strict=True))
-                lines.append(f"| {name} / best of others | {shares} |")
+            by = {r["budget"]: r for r in mine if r["sampler"] == name and not r["peer"]}
+            cells = (f"{by[n]['rmse']:.2g} ({by[n]['median']:.2g})" if n in by else "" for n in budgets)
+            lines.append(f"| {name} | " + " | ".join(cells) + " |")
+        auto = {r["budget"]: r for r in mine if r["sampler"] == "auto"}
+        lines.append("| auto took | " + " | ".join(auto[n]["rule"] for n in budgets) + " |")
+        made = (f"{auto[n]['calibration_nfe']:,} in {auto[n]['calibration_seconds']:.0f} s" for n in budgets)
+        lines.append("| its calibration calls | " + " | ".join(made) + " |")
+        for name in ("default", "auto"):
+            by = {r["budget"]: r for r in mine if r["sampler"] == name}
+            shares = (f"{by[n]['rmse'] / b['rmse']:.2f}" if (b := best[n]) else "" for n in budgets)
+            if any(best.values()):
+                lines.append(f"| {name} / best of others | " + " | ".join(shares) + " |")
         lines.append("")
-    return "\n".join([*lines, "![error against calls](budgets.png)", ""])
+        noisy = [r for r in weak if r["problem"] == problem and r["nfe"] in (10, 20, 50)]
+        if noisy:
+            lines += ["Stochastic samplers: sliced W2 of 20,000 samples to exact ones (`benchmarks/stochastic.py`)", "",
+                      "| sampler | 10 calls | 20 calls | 50 calls |", "|---|---|---|---|"]  # fmt: skip
+            for name in dict.fromkeys(r["sampler"] for r in noisy):
+                by = {r["nfe"]: r.get("public", r["sliced_w2"]) for r in noisy if r["sampler"] == name}
+                lines.append(
+                    f"| {name} | " + " | ".join(f"{by[n]:.3f}" if n in by else "" for n in (10, 20, 50)) + " |"
+                )
+            lines.append("")
+    return "\n".join(lines)
+
+
+def best_peer(rows: list[dict], budget: int) -> dict | None:
+    """The least error of the other libraries."""
+    others = [r for r in rows if r["peer"] and r["budget"] == budget]
+    return min(others, key=lambda r: r["rmse"]) if others else None
+
+
+def decision(rows: list[dict]) -> str:
+    """The table of docs/which_sampler.md."""
+    lines = ["| problem | calls | best of diffusers and azula | default | `Auto` |", "|---|---|---|---|---|"]
+    for problem in dict.fromkeys(r["problem"] for r in rows):
+        for n in sorted({r["budget"] for r in rows if r["problem"] == problem}):
+            mine = [r for r in rows if r["problem"] == problem and r["budget"] == n]
+            peer, by = best_peer(mine, n), {r["sampler"]: r for r in mine if not r["peer"]}
+            first = "" if peer is None else f"{peer['rmse']:.2g} ({peer['sampler']})"
+            lines.append(f"| {problem} | {n} | {first} | {by['default']['rmse']:.2g} | {by['auto']['rmse']:.2g} |")
+    return "\n".join(lines)
 
 
 def picture(rows: list[dict], path: Path) -> None:
@@ -134,16 +175,14 @@ def picture(rows: list[dict], path: Path) -> None:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    problems = list(dict.fromkeys(r["problem"] for r in rows))
+    problems = [p for p in dict.fromkeys(r["problem"] for r in rows) if not p.startswith("mixture")]
     figure = Figure(figsize=(5.5 * len(problems), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, problem in zip(figure.subplots(1, len(problems), squeeze=False)[0], problems, strict=True):
-        mine = [r for r in rows if r["problem"] == problem]
-        peers: dict[int, float] = {}
-        for r in (r for r in mine if r["peer"]):
-            peers[r["budget"]] = min(r["rmse"], peers.get(r["budget"], float("inf")))
+        mine = sorted((r for r in rows if r["problem"] == problem), key=lambda r: r["budget"])
+        peers = {n: b["rmse"] for n in sorted({r["budget"] for r in mine}) if (b := best_peer(mine, n))}
         if peers:
-            axes.loglog(list(peers), list(peers.values()), "k--", label="best of other libraries")
+            axes.loglog(list(peers), list(peers.values()), "k--", linewidth=2, label="best of other libraries")
         for name in dict.fromkeys(r["sampler"] for r in mine if not r["peer"]):
             points = [r for r in mine if r["sampler"] == name and not r["peer"]]
             bold = name in ("default", "auto")
@@ -155,18 +194,19 @@ def picture(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def trained(run: Path, shape: list[int], budgets: list[int]) -> Iterator[dict[str, object]]:
-    """Rows of a trained network, against its own 500-call solution."""
+def trained(run: Path, label: str, shape: list[int], budgets: list[int]) -> Iterator[list[dict[str, object]]]:
+    """Rows of a trained network, against its own 500-call solution, a budget at a time."""
     from sde_gen.config.restore import load_model
 
     model = load_model(run)
     start = torch.randn(64, *shape, generator=torch.Generator().manual_seed(1)) * model.perturbation.prior_std
     truth = sg.DPMSolverPP3M(steps=500, grid="lambda")(model, start=start.double()).x
     for nfe in budgets:
-        rows = [{"peer": False, **row} for row in ours(model, start.double(), truth, nfe)]
-        print(run, nfe, summary(rows), flush=True)
-        for row in rows:
-            yield {"problem": run.name, "budget": nfe, **row}
+        rows = [
+            {"peer": False, "problem": label, "budget": nfe, **row} for row in ours(model, start.double(), truth, nfe)
+        ]
+        print(label, nfe, summary(rows), flush=True)
+        yield rows
 
 
 def main() -> None:
@@ -174,28 +214,49 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("docs/verification"))
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 10, 20, 50, 100])
-    parser.add_argument("--others", type=int, default=0)
+    parser.add_argument("--problems", nargs="*", default=["plane", "space"])
     parser.add_argument("--no-peers", action="store_true")
     parser.add_argument("--run", type=Path)
+    parser.add_argument("--label")
     parser.add_argument("--shape", type=int, nargs="+", default=[1, 8, 8])
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
+    names = {"plane": "2-D, 16 modes", "space": "64-D, 8 modes"}
+    laws = {"plane": plane, "space": space}
+    for problem in args.problems:
+        law = laws[problem]() if problem in laws else random_mixture(int(problem.removeprefix("mixture")))
+        count = len(law.weights)
+        name = names.get(problem) or f"{problem}: {law.dim}-D, {count} modes"
+        for rows in cells(name, law, args.budgets, not args.no_peers):
+            add(rows, args.out / "budgets.json")
     if args.run:
-        found = trained(args.run, args.shape, args.budgets)
-    else:
-        problems = {"2-D, 16 modes": plane(), "64-D, 8 modes": space()}
-        if args.others:
-            problems = {f"mixture {i}": random_mixture(i) for i in range(args.others)}
-        found = (row for name, law in problems.items() for row in cells(name, law, args.budgets, not args.no_peers))
-    rows: list[dict] = []
-    for row in found:
-        rows.append(row)
-        (args.out / "budgets.json").write_text(json.dumps(rows, indent=1))
-    text = markdown(rows)
+        for rows in trained(args.run, args.label or args.run.name, args.shape, args.budgets):
+            add(rows, args.out / "budgets.json")
+    write(args.out)
+
+
+def add(rows: list[dict], path: Path) -> None:
+    """Put the rows of a cell in the place of earlier ones."""
+    known = json.loads(path.read_text()) if path.is_file() else []
+    of = {(r["problem"], r["budget"]) for r in rows}
+    path.write_text(json.dumps([r for r in known if (r["problem"], r["budget"]) not in of] + rows, indent=1))
+
+
+def write(out: Path) -> None:
+    """Page, picture and the table of docs/which_sampler.md."""
+    rows = json.loads((out / "budgets.json").read_text())
+    stochastic = out / "stochastic.json"
+    weak = json.loads(stochastic.read_text())["distances"] if stochastic.is_file() else []
+    text = markdown(rows, weak)
     print(text)
-    (args.out / "budgets.md").write_text(text)
-    picture(rows, args.out / "budgets.png")
+    (out / "budgets.md").write_text(text)
+    picture(rows, out / "budgets.png")
+    page = out.parent / "which_sampler.md"
+    if page.is_file():
+        before, _, rest = page.read_text().partition(BEGIN)
+        after = rest.partition(END)[2]
+        page.write_text(f"{before}{BEGIN}\n{decision(rows)}\n{END}{after}")
 
 
 if __name__ == "__main__":

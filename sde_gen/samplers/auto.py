@@ -69,7 +69,7 @@ class Auto(Sampler):
         nfe: network calls for each sample, >= 1.
         tolerance: instead of nfe: root mean square error, per number, against a fine solution of the same model; the
             fewest calls of `BUDGETS` that reach it are used.
-        count: starts in the calibration batch, >= 4; by default 64 to 4096, fewer for larger samples.
+        count: starts in the calibration batch, >= 4; by default 64 to 4096, fewer for larger samples and more calls.
         effort: how long to search: 1 is the default; below 0.1 few rules and grids are looked at, 0 refines none.
         seed: of the calibration batch.
         folder: where choices are kept as JSON, under names that depend on the model's content and all of this.
@@ -166,7 +166,7 @@ class Auto(Sampler):
     def _measure(self, model: ScoreModel, shape: tuple[int, ...], condition: Mapping[str, Any] | None) -> Choice:
         began = time.perf_counter()
         with torch.no_grad():
-            c = calibrate(model, shape, condition, self.seed, self.count)
+            c = calibrate(model, shape, condition, self.seed, self.count, self.nfe or BUDGETS[-1])
         last = None
         for nfe in BUDGETS if self.nfe is None else (self.nfe,):
             sampler, error, tried = search(c, nfe, self.effort)

@@ -32,8 +32,9 @@ from sde_gen.samplers.noise import SeededNoise
 
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
-#: Numbers in a calibration batch, and its rows at least and at most.
-_NUMBERS, _FEWEST, _MOST = 2**14, 64, 4096
+#: Numbers that one run over a calibration batch works on (rows times their size times calls), and rows at least and at
+#: most. Errors hang on the few trajectories that change mode, so that rows are worth more than many tries.
+_NUMBERS, _FEWEST, _MOST = 2**20, 64, 4096
 
 
 @dataclass
@@ -78,16 +79,17 @@ def cut(condition: Mapping[str, Any], rows: slice) -> dict[str, Any]:
 
 
 def calibrate(
-    model: ScoreModel, shape: Sequence[int], condition: Mapping[str, Any] | None, seed: int, count: int | None
+    model: ScoreModel, shape: Sequence[int], condition: Mapping[str, Any] | None, seed: int, count: int | None, nfe: int
 ) -> Calibration:
     """Draw starts and solve them finely, from the first time down to the least noise the model is asked at.
 
     Args:
         shape: of one sample.
         condition: of the network; tensors with rows are repeated along the batch.
+        count: starts; None for a number that fits nfe, the calls of the samplers to be tried.
     """
     size = math.prod(shape)
-    count = min(max(_NUMBERS // size, _FEWEST), _MOST) if count is None else count
+    count = min(max(_NUMBERS // (size * nfe), _FEWEST), _MOST) if count is None else count
     p = model.perturbation
     high = model.times_within()[1]
     low = model.times_within(p.t_min)[0]
@@ -206,7 +208,7 @@ def fit_grid(
         sampler: whose steps are to be placed; `DPMSolverPP3M()` by default. Its own steps and grid are not used.
         shape: of one sample.
         condition: keyword arguments of the network, for the calibration batch; rows are repeated.
-        count: starts in that batch; by default 64 to 4096, fewer for larger samples.
+        count: starts in that batch; by default 64 to 4096, fewer for larger samples and more steps.
         tries: sampler runs on half of the batch, at most.
         seed: of the starts.
         folder: where the result is kept as JSON, under a name that depends on all of the above and on the weights.
@@ -227,7 +229,7 @@ def fit_grid(
     )
     if path is not None and path.is_file():
         return GivenLambdas(tuple(json.loads(path.read_text())["lambdas"]))
-    c = calibrate(model, shape, condition, seed, count)
+    c = calibrate(model, shape, condition, seed, count, steps)
     starts = [(c.error(replace(rule, grid=GivenLambdas(placed(c.lambdas.numpy(), d, steps, last)))), name, last)
               for name, d in densities(c).items() for last in last_levels(c)]  # fmt: skip
     _, name, last = min(starts)

@@ -95,7 +95,7 @@ def test_density_of_local_errors() -> None:
 def test_reference_is_the_flow() -> None:
     """One Gaussian: the sample is the start, scaled by c/sqrt(alpha^2 c^2 + sigma^2)."""
     law, p = sg.GaussianMixture([1.0], [[0.0]], [[[0.16]]]), sg.VP()
-    c = calibrate(law.model(p), (1,), None, 0, 32)
+    c = calibrate(law.model(p), (1,), None, 0, 32, 5)
     a, s = float(p.alpha(1.0)), float(p.sigma(1.0))
     torch.testing.assert_close(c.sample, c.start * 0.4 / math.sqrt(0.16 * a**2 + s**2), rtol=0, atol=5e-6)
 
