@@ -32,9 +32,10 @@ from sde_gen.samplers.noise import SeededNoise
 
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
-#: Numbers that one run over a calibration batch works on (rows times their size times calls), and rows at least and at
-#: most. Errors hang on the few trajectories that change mode, so that rows are worth more than many tries.
-_NUMBERS, _FEWEST, _MOST = 2**20, 64, 4096
+#: Numbers that one run over a calibration batch works on (rows times their size times calls) with a network and with an
+#: exact score, which costs less, and rows at least and at most. Errors hang on the few trajectories that change mode, so
+#: that rows are worth more than many tries.
+_NUMBERS, _EXACT, _FEWEST, _MOST = 2**18, 2**20, 128, 4096
 
 
 @dataclass
@@ -89,7 +90,9 @@ def calibrate(
         count: starts; None for a number that fits nfe, the calls of the samplers to be tried.
     """
     size = math.prod(shape)
-    count = min(max(_NUMBERS // (size * nfe), _FEWEST), _MOST) if count is None else count
+    if count is None:
+        numbers = _EXACT if model.network is None else _NUMBERS
+        count = min(max(numbers // (size * nfe), _FEWEST), _MOST)
     p = model.perturbation
     high = model.times_within()[1]
     low = model.times_within(p.t_min)[0]
@@ -208,7 +211,7 @@ def fit_grid(
         sampler: whose steps are to be placed; `DPMSolverPP3M()` by default. Its own steps and grid are not used.
         shape: of one sample.
         condition: keyword arguments of the network, for the calibration batch; rows are repeated.
-        count: starts in that batch; by default 64 to 4096, fewer for larger samples and more steps.
+        count: starts in that batch; by default 128 to 4096, fewer for larger samples and more steps.
         tries: sampler runs on half of the batch, at most.
         seed: of the starts.
         folder: where the result is kept as JSON, under a name that depends on all of the above and on the weights.
