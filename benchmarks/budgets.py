@@ -25,6 +25,7 @@ from problems import exact_flow, plane, random_mixture, space
 from torch import Tensor
 
 import sde_gen as sg
+from sde_gen.samplers.auto import usual
 
 BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
 #: Start count by dimension: in few dimensions the error hangs on the few paths that change mode.
@@ -45,13 +46,6 @@ CLASSICAL = {
 }
 
 
-def default(nfe: int) -> tuple[sg.GridSampler, int]:
-    """The documented default of a budget, and its number of times: to be run on `fit_grid` of the model."""
-    if nfe <= 20:
-        return sg.UniPC(order=3, prediction="velocity"), nfe
-    return sg.AdamsBashforth(order=4, prediction="velocity"), nfe - 1
-
-
 def distance(x: Tensor, truth: Tensor) -> dict[str, float]:
     """Root mean square and median over samples of the distance per dimension."""
     each = (x - truth).flatten(1).norm(dim=1) / truth[0].numel() ** 0.5
@@ -64,7 +58,7 @@ def ours(model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int) -> Iterat
     for name, make in CLASSICAL.items():
         result = make(steps=nfe)(model, start=start)
         yield {"sampler": name, "nfe": result.nfe, **distance(result.x, truth)}
-    rule, times = default(nfe)
+    rule, times = usual(nfe)  # the documented default of a budget
     grid = sg.fit_grid(model, times, rule, shape=shape)
     result = type(rule)(order=rule.order, prediction=rule.prediction, grid=grid)(model, start=start)
     yield {"sampler": "default", "rule": repr(rule), "nfe": result.nfe, **distance(result.x, truth)}

@@ -4,7 +4,7 @@ At first use with a model it draws a calibration batch, solves it finely, and tr
 
 1. multistep rules (orders 2 to 4; data, noise or velocity; with and without corrector) on grids of the model's own
    local-error densities and of the classical families, to several last noise levels;
-2. the grids of the best of them, moved to where their error is least;
+2. the grids of the best of them, and of the rule that is best most often, moved to where their error is least;
 3. up to `_WHOLE` calls, all numbers of a solver (`Fitted`), by least squares from there.
 
 What is kept is what errs least on the other half. All is deterministic, and depends on the model, the sample's shape
@@ -27,7 +27,17 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.base import GridSampler
-from sde_gen.samplers.calibration import Calibration, calibrate, cut, densities, key_of, last_levels, placed, refine
+from sde_gen.samplers.calibration import (
+    Calibration,
+    calibrate,
+    cut,
+    densities,
+    fit_levels,
+    key_of,
+    last_levels,
+    placed,
+    refine,
+)
 from sde_gen.samplers.fitted import Fitted, expand, fit
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
@@ -195,6 +205,13 @@ def rules(nfe: int) -> dict[str, tuple[GridSampler, int]]:
     return out
 
 
+def usual(nfe: int) -> tuple[GridSampler, int]:
+    """The rule that is best most often on a grid that fits, and how many times it visits with this many calls."""
+    if nfe <= _WHOLE:
+        return UniPC(order=3, prediction="velocity"), nfe
+    return AdamsBashforth(order=4, prediction="velocity"), nfe - 1
+
+
 def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float, list[tuple[str, float]]]:
     """The best sampler found for a budget, its error on the second half, and the finalists' errors."""
     known, refines = rules(nfe), effort > 0
@@ -209,6 +226,10 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
             grid = GivenLambdas(placed(c.lambdas.numpy(), density, times, last))
             error = c.error(replace(sampler, grid=grid), c.checked)
         best[label] = error, replace(sampler, grid=grid)
+    if refines and nfe > 2:
+        sampler, times = usual(nfe)
+        grid, error = fit_levels(c, sampler, times, round(120 * effort))
+        best["the usual rule on its own grid"] = error, replace(sampler, grid=grid)
     if refines and 1 < nfe <= _WHOLE:
         simple = [s for _, s in sorted(best.values(), key=lambda pair: pair[0]) if s.order != 4]
         if simple:

@@ -32,9 +32,9 @@ from sde_gen.samplers.noise import SeededNoise
 
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
-#: Numbers that one run over a calibration batch works on (rows times their size times calls) with a network and with an
-#: exact score, which costs less, and rows at least and at most. Errors hang on the few trajectories that change mode, so
-#: that rows are worth more than many tries.
+#: Numbers that one run over a calibration batch works on (rows times their size times calls), with a network and with an
+#: exact score, which costs less; and rows at least and at most. Errors hang on the few trajectories that change mode,
+#: so that rows are worth more than many tries.
 _NUMBERS, _EXACT, _FEWEST, _MOST = 2**18, 2**20, 128, 4096
 
 
@@ -191,6 +191,15 @@ def refine(
     return (grid(found.x), after) if after < before else (grid(begin), before)
 
 
+def fit_levels(c: Calibration, rule: GridSampler, n: int, tries: int) -> tuple[GivenLambdas, float]:
+    """The best of all densities and last levels, refined; and its error on the second half."""
+    lam, shapes = c.lambdas.numpy(), densities(c)
+    starts = [(c.error(replace(rule, grid=GivenLambdas(placed(lam, shapes[name], n, last)))), name, last)
+              for name in shapes for last in last_levels(c)]  # fmt: skip
+    _, name, last = min(starts)
+    return refine(c, rule, n, shapes[name], last, tries)
+
+
 def fit_grid(
     model: ScoreModel,
     steps: int,
@@ -232,11 +241,7 @@ def fit_grid(
     )
     if path is not None and path.is_file():
         return GivenLambdas(tuple(json.loads(path.read_text())["lambdas"]))
-    c = calibrate(model, shape, condition, seed, count, steps)
-    starts = [(c.error(replace(rule, grid=GivenLambdas(placed(c.lambdas.numpy(), d, steps, last)))), name, last)
-              for name, d in densities(c).items() for last in last_levels(c)]  # fmt: skip
-    _, name, last = min(starts)
-    grid, _ = refine(c, rule, steps, densities(c)[name], last, tries)
+    grid, _ = fit_levels(calibrate(model, shape, condition, seed, count, steps), rule, steps, tries)
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps({"lambdas": grid.values}))
