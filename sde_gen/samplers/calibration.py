@@ -32,7 +32,7 @@ from sde_gen.samplers.noise import SeededNoise
 
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
-#: Numbers that one run over a calibration batch works on (rows times their size times calls), with a network and with an
+#: Numbers that one run over a calibration batch works on (rows times size times calls), with a network and with an
 #: exact score, which costs less; and rows at least and at most. Errors hang on the few trajectories that change mode,
 #: so that rows are worth more than many tries.
 _NUMBERS, _EXACT, _FEWEST, _MOST = 2**18, 2**20, 128, 4096
