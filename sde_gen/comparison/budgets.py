@@ -18,6 +18,7 @@ from sde_gen.parameterizations import Coefficients
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers import GivenLambdas, GridSampler, Sampler
 
+_UNMATCHED = "chooses its own times; the grid is not matched"
 #: Half log-SNRs at the two ends of a matched grid, ascending.
 Range = tuple[float, float]
 
@@ -83,12 +84,10 @@ def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | 
             steps = visited - (0 if sampler.acts_on_last_time else 1)
             sampler = sampler if span is None else matched(sampler, steps, span)
         calls_of(sampler, p)
-        note = (
-            "" if span is None or isinstance(sampler, GridSampler) else "chooses its own times; the grid is not matched"
-        )
-        return Fitted(sampler, steps, note)
+        return Fitted(sampler, steps, "" if span is None or isinstance(sampler, GridSampler) else _UNMATCHED)
     if not isinstance(sampler, GridSampler):
-        return _by_name(sampler, budget)
+        # Not tried out here: such a sampler may look for its steps for a while.
+        return Fitted(replace(sampler, nfe=budget), None, "" if span is None else _UNMATCHED)  # type: ignore[call-arg]
 
     def make(steps: int) -> Sampler:
         return replace(sampler, steps=steps) if span is None else matched(sampler, steps, span)
@@ -132,11 +131,6 @@ class _Counted(Oracle):
     def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
         self.calls += 1
         return super().raw(x, alpha, sigma, c, condition)
-
-
-def _by_name(sampler: Any, budget: int) -> Fitted:
-    # Not tried out here: such a sampler may look for its steps for a while.
-    return Fitted(replace(sampler, nfe=budget), None, "")
 
 
 def _bound(budget: int) -> int:

@@ -2,10 +2,10 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -41,6 +41,8 @@ class Context:
     checkpoint: str | None = None
     """Of mode=shared with a network that was trained elsewhere."""
     trainer: Mapping[str, Any] | None = None
+    afresh: bool = False
+    """Whether a network is trained from the beginning, whatever the cache holds, and not kept."""
 
 
 class Law(NamedTuple):
@@ -60,13 +62,17 @@ def compute(cell: Cell, context: Context, stop: Callable[[], bool] = lambda: Fal
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BetweenNodesWarning)  # stated in the report's table of formulations
         if cell.kind == "model":
-            folder = Store(context.cache).model(cell.key)
-            device = torch.device(context.device)
-            settings = context.trainer or {}
-            config = {**cell.config, "trainer": dict(settings)}
-            data = dataset_of(context)
-            return train(config, data, folder, trainer=settings, device=device, trust=context.trust, stop=stop), {}
+            if not context.afresh:
+                return _model(cell, context, Store(context.cache).model(cell.key), stop), {}
+            with TemporaryDirectory(prefix=".afresh-", dir=context.cache) as folder:
+                return _model(cell, context, Path(folder), stop), {}
         return _KINDS[cell.kind](cell, context)
+
+
+def _model(cell: Cell, context: Context, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+    settings, device = context.trainer or {}, torch.device(context.device)
+    config, data = {**cell.config, "trainer": dict(settings)}, dataset_of(context)
+    return train(config, data, folder, trainer=settings, device=device, trust=context.trust, stop=stop)
 
 
 def _samples(cell: Cell, context: Context) -> Result:
@@ -85,11 +91,12 @@ def _real(cell: Cell, context: Context) -> Result:
     """As many real samples: where a perfect sampler would stand."""
     config, data = cell.config, dataset_of(context)
     law, count = law_of(data), config["num_samples"]
+    # A stream of its own: data that were drawn from the same law have seeds too.
+    generator = keyed_generator(config["seed"], 7)
     if law.known:
-        x = law.exact.sample(count, seed=config["seed"])
+        x = law.exact.sample(count, seed=int(torch.randint(2**62, (), generator=generator)))
     else:
-        order = torch.randperm(len(data.train), generator=keyed_generator(config["seed"], 7))
-        x = data.train[order[:count]]
+        x = data.train[torch.randperm(len(data.train), generator=generator)[:count]]
     kept = {"x": x[: config["keep"]].float().numpy()} if config["keep"] else {}
     return measured(config["measures"], x, data.test[:count]), kept
 
@@ -199,14 +206,3 @@ def sampler_of(config: Mapping[str, Any], context: Context) -> Sampler:
 def _dtype(model: ScoreModel) -> torch.dtype:
     """Exact scores deserve an exact state; a network has the precision of its weights."""
     return torch.float64 if model.network is None else torch.float32
-
-
-@contextmanager
-def one_thread() -> Any:
-    """One torch thread inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

@@ -7,15 +7,14 @@ from typing import TYPE_CHECKING, Any
 from sde_gen.comparison.budgets import Range, common_range, fitted, takes_budget
 from sde_gen.comparison.compute import Context, law_of
 from sde_gen.comparison.describe import describe, digest
+from sde_gen.comparison.parts import Parts
 from sde_gen.comparison.store import Cell
 from sde_gen.comparison.train import learned_from
-from sde_gen.config.objects import build
-from sde_gen.config.restore import find_checkpoint, load_model, pick_device, resolved_network
+from sde_gen.config.restore import find_checkpoint, pick_device, resolved_network
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
-from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
-from sde_gen.samplers import GridSampler, Sampler
+from sde_gen.samplers import GridSampler
 
 if TYPE_CHECKING:
     from sde_gen.comparison.comparison import Comparison
@@ -52,16 +51,10 @@ class _Planner:
         # Workers make named data themselves; data in memory travels to them.
         named = self.spec["data"]
         self.device = str(pick_device(self.spec["device"]))
-        self.samplers: dict[str, Sampler] = {
-            name: build(node, trust=self.trust, where=f"samplers.{name}")
-            for name, node in self.spec["samplers"].items()
-        }
-        self.perturbations = {
-            name: build(node["perturbation"], trust=self.trust, where=f"formulations.{name}.perturbation")
-            for name, node in self.spec["formulations"].items()
-        }
         checkpoint = comparison.checkpoint
-        self.checkpoint = None if checkpoint is None else str(find_checkpoint(checkpoint)[0].path)
+        found = None if checkpoint is None else find_checkpoint(checkpoint)[0]
+        self.checkpoint, self.weights = (None, None) if found is None else (str(found.path), found.digest)
+        self.parts = Parts(self.spec, self.trust, self.checkpoint)
         self.context = Context(
             named if named is not None else self.data, cache=None, device=self.device, trust=self.trust,  # type: ignore[arg-type]
             checkpoint=self.checkpoint, trainer=self.spec["trainer"],
@@ -71,14 +64,20 @@ class _Planner:
 
     def plan(self) -> Plan:
         spec = self.spec
-        usable = self._usable()
+        why_not = self.parts.why_not()
+        usable = [name for name in spec["formulations"] if name not in why_not]
+        for name, reason in why_not.items():
+            for sampler in self.parts.asked(name):
+                self._skip(name, sampler, None, reason)
         models = self._models(usable)
-        span = common_range([self._probe(name) for name in usable]) if spec["grid"] == "matched" and usable else None
+        span = (
+            common_range([self.parts.probe(name) for name in usable]) if spec["grid"] == "matched" and usable else None
+        )
         likelihoods, orders, samples, traces = [], [], [], []
         for name in usable:
             if spec["likelihood"]:
                 likelihoods += [self._likelihood(name, seed, models) for seed in self._training_seeds()]
-            for sampler in self._asked(name):
+            for sampler in self.parts.asked(name):
                 if spec["orders"] and spec["mode"] == "oracle":
                     orders.append(self._order(name, sampler))
                 found, drawn = self._runs(name, sampler, models, span)
@@ -88,60 +87,6 @@ class _Planner:
         trained = list({cell.key: cell for cell in models.values() if cell is not None}.values())
         cells = [*trained, *likelihoods, *sorted(samples, key=_dearest_first), *traces, *orders, *real]
         return Plan(cells, self.skipped, self.context, self.data, span)
-
-    # -- formulations ------------------------------------------------------------------------------------------------
-
-    def _usable(self) -> list[str]:
-        """The formulations that can be compared in this mode; the others are skipped with the reason."""
-        result: list[str] = []
-        seen: dict[str, str] = {}
-        trained = self._trained_parameterization()
-        for name, node in self.spec["formulations"].items():
-            try:
-                objective = build(node["objective"], trust=self.trust, where=f"formulations.{name}.objective")
-                parameterization = build(node["parameterization"], trust=self.trust, where=f"formulations.{name}")
-                objective.law_for(ScoreModel(None, self.perturbations[name], parameterization))
-                same = digest(node["perturbation"])
-                if self.spec["mode"] != "network":
-                    if same in seen:
-                        raise ConfigError(
-                            f"differs from {seen[same]} only in what is learned, which mode={self.spec['mode']} does "
-                            "not look at"
-                        )
-                    if trained is not None and digest(node["parameterization"]) != digest(trained):
-                        raise ConfigError(
-                            "the one trained network has another parameterization, and cannot change it in sampling"
-                        )
-                seen[same] = name
-                result.append(name)
-            except ConfigError as error:
-                for sampler in self._asked(name):
-                    self._skip(name, sampler, None, str(error))
-        return result
-
-    def _trained_parameterization(self) -> Any:
-        spec = self.spec
-        if spec["mode"] != "shared":
-            return None
-        if self.checkpoint is not None:
-            return describe(load_model(self.checkpoint, trust=self.trust).parameterization, "parameterization")
-        return spec["formulations"][self._shared_from()]["parameterization"]
-
-    def _shared_from(self) -> str:
-        return self.spec["shared_from"] or next(iter(self.spec["formulations"]))
-
-    def _probe(self, name: str) -> ScoreModel:
-        """A model with the range of times that samplers will use."""
-        model = GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(self.perturbations[name])
-        if self.spec["mode"] != "shared":
-            return model
-        if self.checkpoint is not None:
-            return load_model(self.checkpoint, trust=self.trust).under(self.perturbations[name])
-        trained = ScoreModel(lambda x, c: x, self.perturbations[self._shared_from()])
-        return trained.under(self.perturbations[name])
-
-    def _asked(self, name: str) -> list[str]:
-        return list(self.spec["formulations"][name]["samplers"] or self.spec["samplers"])
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -156,7 +101,7 @@ class _Planner:
         network = resolved_network(self.spec["network"], self.data, False)
         result: dict[tuple[str, int], Cell | None] = {}
         for name in names:
-            home = self._shared_from() if self.spec["mode"] == "shared" else name
+            home = self.parts.shared_from if self.spec["mode"] == "shared" else name
             node = self.spec["formulations"][home]
             for seed in self._training_seeds():
                 config = {
@@ -177,7 +122,7 @@ class _Planner:
         if self.spec["mode"] == "oracle":
             source = self._law
         elif self.checkpoint is not None:
-            source = find_checkpoint(self.checkpoint)[0].state
+            source = self.weights
         return {
             "mode": self.spec["mode"],
             "perturbation": self.spec["formulations"][name]["perturbation"],
@@ -201,13 +146,13 @@ class _Planner:
         self, name: str, sampler: str, models: Mapping[tuple[str, int], Cell | None], span: Range | None
     ) -> tuple[list[Cell], list[Cell]]:
         """The cells of one formulation and sampler: all budgets and seeds; and the one whose way is kept."""
-        spec, made = self.spec, self.samplers[sampler]
+        spec, made = self.spec, self.parts.samplers[sampler]
         budgets: list[int | None] = (list(spec["budgets"]) if takes_budget(made) else []) or [None]
         cells: list[Cell] = []
         last: dict[str, Any] | None = None
         for budget in budgets:
             try:
-                fit = fitted(made, self.perturbations[name], budget, span)
+                fit = fitted(made, self.parts.perturbations[name], budget, span)
             except ConfigError as error:
                 self._skip(name, sampler, budget, str(error))
                 continue

@@ -12,13 +12,15 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sde_gen.comparison.describe import canonical, digest
+from sde_gen.comparison.describe import canonical, digest, modules_of
 from sde_gen.comparison.version import code_version
+from sde_gen.training import newest_checkpoint
 from sde_gen.training.files import make_folder, publish, write_json, writing
 
 FORMAT = 1
@@ -40,12 +42,12 @@ class Cell:
     labels: Mapping[str, Any] = field(default_factory=dict)
     needs: str | None = None
 
-    @property
+    @cached_property
     def code(self) -> str:
-        """Version of the code that computes it."""
-        return code_version(self.kind)
+        """Version of the code that computes it, sources of the user's own classes included."""
+        return code_version(self.kind, tuple(sorted(modules_of(self.config))))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of the kind, the configuration and the code."""
         return digest({"kind": self.kind, "config": self.config, "code": self.code})
@@ -87,9 +89,14 @@ class Store:
             return None
         if result.get("arrays") and not self.path(cell, ".npz").is_file():
             return None
-        if cell.kind == "model" and result["status"] == "ok" and not self.model(cell.key).is_dir():
+        if cell.kind == "model" and result["status"] == "ok" and not self._has_network(cell, result):
             return None
         return dict(result)
+
+    def _has_network(self, cell: Cell, result: Mapping[str, Any]) -> bool:
+        """Whether the last checkpoint is there and sound; an older one is where training goes on."""
+        found, _ = newest_checkpoint(self.model(cell.key) / "checkpoints")
+        return found is not None and found.step == result["steps"]
 
     def write(self, cell: Cell, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Publish a result; the arrays first, so that an entry is never without them."""

@@ -7,22 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sde_gen as sg
-from sde_gen.comparison import version
+from sde_gen.comparison import parallel
+from sde_gen.comparison.compute import Context, compute
 from sde_gen.comparison.describe import canonical, describe, digest
-from tests.comparison.helpers import DATA, Broken, Diverges, files, small
-
-
-class Told:
-    """Counts what was computed and what was known."""
-
-    def __init__(self) -> None:
-        self.known: list[str] = []
-        self.computed: list[str] = []
-
-    def __call__(self, cell: Any, result: Any, known: bool) -> None:
-        (self.known if known else self.computed).append(cell.kind)
+from sde_gen.comparison.store import Cell
+from tests.comparison.helpers import Broken, Diverges, Told, files, small
 
 
 def reasons(results: sg.Results) -> dict[tuple[Any, ...], tuple[str, str]]:
@@ -124,73 +116,7 @@ def test_a_cell_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None
     assert again.computed == ["samples"] * 2
 
 
-# -- the cache ---------------------------------------------------------------------------------------------------------
-
-
-def test_nothing_is_computed_twice(tmp_path: Path) -> None:
-    first, second = Told(), Told()
-    a, b = small().run(tmp_path, tell=first), small().run(tmp_path, tell=second)
-    assert (len(first.computed), len(first.known)) == (18, 0)
-    assert (len(second.computed), len(second.known)) == (0, 18)
-    assert a.tidy() == b.tidy()
-
-
-def test_only_what_another_setting_changes_is_computed(tmp_path: Path) -> None:
-    small().run(tmp_path)
-    told = Told()
-    small(formulations={"VP": sg.VP(), "VE": sg.VE(sigma_max=7.0)}).run(tmp_path, tell=told)
-    assert (told.computed, len(told.known)) == (["samples"] * 8, 10)
-    told = Told()
-    small(data={**DATA, "seed": 1}).run(tmp_path, tell=told)
-    assert not told.known
-
-
-def test_results_of_another_version_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small().run(tmp_path)
-    from sde_gen.comparison import store
-
-    monkeypatch.setattr(store, "code_version", lambda kind: "another")
-    told = Told()
-    small().run(tmp_path, tell=told)
-    assert not told.known
-
-
-def test_the_version_follows_the_code_and_not_its_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "sde_gen"
-    (package / "comparison").mkdir(parents=True)
-    monkeypatch.setattr(version, "__file__", str(package / "comparison" / "version.py"))
-
-    def of(text: str, kind: str = "samples", name: str = "model.py") -> str:
-        (package / name).write_text(text)
-        version.code_version.cache_clear()
-        return version.code_version(kind)
-
-    try:
-        first = of("def f(x):\n    return x + 1\n")
-        assert of('def f(x):\n    """A sentence."""\n    return (x + 1)  # why\n') == first
-        assert of("def f(x):\n    return x + 2\n") != first
-        # A trained network does not depend on the samplers.
-        network, drawn = version.code_version("model"), version.code_version("samples")
-        assert of("x = 1\n", "model", "oracles.py") == network
-        assert version.code_version("samples") != drawn
-    finally:
-        version.code_version.cache_clear()
-
-
-@pytest.mark.parametrize("damage", ["{", "config"])
-def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
-    results = small().run(tmp_path)
-    path = next((tmp_path / "cells").glob("samples-*.json"))
-    if damage == "config":
-        entry = json.loads(path.read_text())
-        entry["config"]["num_samples"] = 65
-        damage = json.dumps(entry)
-    path.write_text(damage)
-    told = Told()
-    again = small().run(tmp_path, tell=told)
-    assert told.computed == ["samples"]
-    for before, after in zip(results.rows, again.rows, strict=True):
-        assert before["energy_distance"] == after["energy_distance"]
+# -- parts and single cells --------------------------------------------------------------------------------------------
 
 
 def test_parts_share_a_cache(tmp_path: Path) -> None:
@@ -221,6 +147,20 @@ def test_one_cell_again(tmp_path: Path) -> None:
         small().rerun("zzzz", tmp_path)
     with pytest.raises(sg.ConfigError, match="no cell"):
         small(num_samples=32).rerun(row["cell"], tmp_path)
+
+
+def test_a_cell_has_one_thread_wherever_it_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # How a sum is split over threads changes its last digits, and `cell=` would say that it differs.
+    counts, before = [], torch.get_num_threads()
+    real = parallel.compute
+    monkeypatch.setattr(parallel, "compute", lambda *a: (counts.append(torch.get_num_threads()), real(*a))[1])
+    try:
+        torch.set_num_threads(2)
+        small(formulations={"VP": sg.VP()}, budgets=(4,), seeds=(0,)).run(tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [1, 1, 1]
 
 
 def test_processes_give_what_one_gives(tmp_path: Path) -> None:
@@ -269,6 +209,17 @@ def test_data_may_be_a_law(tmp_path: Path) -> None:
     assert results.rows[0]["nll"] == results.likelihoods[0]["nll"]
 
 
+def test_real_samples_are_never_the_held_out_ones() -> None:
+    law = sg.GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
+    data = small(data=law).dataset()
+    context = Context(data, Path(), "cpu")
+    for seed in (0, 1):
+        config = {"seed": seed, "num_samples": len(data.test), "measures": ["energy_distance"], "keep": len(data.test)}
+        found, arrays = compute(Cell("real", config), context)
+        assert found["energy_distance"] > 0
+        assert not {tuple(x) for x in arrays["x"]} & {tuple(x) for x in data.test.numpy()}
+
+
 def test_a_description_makes_the_same_comparison() -> None:
     from sde_gen.comparison.comparison import from_spec
 
@@ -296,6 +247,12 @@ BAD = [
     ({"formulations": {"VP": {"perturbation": sg.VP(), "sampelrs": []}}}, "did you mean 'samplers'"),
     ({"formulations": {"VP": sg.Formulation(sg.VP(), samplers=["DDMI"])}}, "did you mean 'DDIM'"),
     ({"samplers": {}}, "at least one"),
+    ({"samplers": {"x": None}}, r"samplers\.x must be a sampler, got None"),
+    ({"samplers": {"x": sg.VP()}}, r"samplers\.x must be a sampler, got VP\("),
+    ({"samplers": {"x": 5}}, r"samplers\.x must be a group with a _target_, got 5"),
+    ({"formulations": {"x": {"_target_": "sde_gen.DDIM"}}}, r"formulations\.x\.perturbation must be a perturbation"),
+    ({"formulations": {"x": sg.Formulation(sg.VP(), sg.VP())}}, r"x\.parameterization must be a parameterization"),
+    ({"formulations": {"x": sg.Formulation(sg.VP(), objective=sg.VP())}}, r"formulations\.x\.objective must be an"),
     ({"budgets": (0,)}, "budgets must be a whole number, at least 1"),
     ({"budgets": (4, 4)}, "must be different"),
     ({"seeds": ()}, "at least one seed"),
