@@ -16,7 +16,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.parameterizations import Coefficients
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers import GivenLambdas, GridSampler, Sampler
+from sde_gen.samplers import Auto, GivenLambdas, GridSampler, Sampler
 
 _UNMATCHED = "chooses its own times; the grid is not matched"
 #: Half log-SNRs at the two ends of a matched grid, ascending.
@@ -38,6 +38,11 @@ def takes_budget(sampler: Sampler) -> bool:
     if not isinstance(sampler, GridSampler) or sampler.steps is not None:
         return False
     return sampler.grid is None or sampler.grid.length is None
+
+
+def chooses(sampler: Sampler) -> bool:
+    """Whether this sampler measures on the model before it is run, which is a cell of its own."""
+    return isinstance(sampler, Auto)
 
 
 def common_range(models: list[ScoreModel]) -> Range:
@@ -83,7 +88,8 @@ def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | 
             visited = len(sampler.times(_PROBE.model(p)))
             steps = visited - (0 if sampler.acts_on_last_time else 1)
             sampler = sampler if span is None else matched(sampler, steps, span)
-        calls_of(sampler, p)
+        if not chooses(sampler):  # which would measure here
+            calls_of(sampler, p)  # refused here if it does not go with the perturbation
         return Fitted(sampler, steps, "" if span is None or isinstance(sampler, GridSampler) else _UNMATCHED)
     if not isinstance(sampler, GridSampler):
         # Not tried out here: such a sampler may look for its steps for a while.

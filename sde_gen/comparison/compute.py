@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.comparison.budgets import matched
+from sde_gen.comparison.describe import describe
 from sde_gen.comparison.exact import fitted_order
 from sde_gen.comparison.quality import likelihood, measured
 from sde_gen.comparison.store import Cell, Store
@@ -78,13 +79,21 @@ def _model(cell: Cell, context: Context, folder: Path, stop: Callable[[], bool])
 def _samples(cell: Cell, context: Context) -> Result:
     config = cell.config
     data = dataset_of(context)
-    model, sampler = model_of(cell, context), sampler_of(config, context)
+    model, sampler = model_of(cell, context), sampler_of(cell, context)
     shape = (config["num_samples"], *data.shape)
     drawn = sampler(model, shape, seed=config["seed"], dtype=_dtype(model), device=context.device)
     result = {"nfe": int(drawn.nfe), "seconds": drawn.seconds}
     result |= measured(config["measures"], drawn.x, data.test[: config["num_samples"]])
     kept = drawn.x[: config["keep"]].float().cpu().numpy()
     return result, {"x": kept} if config["keep"] else {}
+
+
+def _choice(cell: Cell, context: Context) -> Result:
+    """What a sampler that measures first chooses for a model, once for all seeds; and what that cost."""
+    auto = build(cell.config["sampler"], trust=context.trust, where="sampler")
+    found = auto.choose(model_of(cell, context), dataset_of(context).shape)
+    result = {"sampler_chosen": describe(found.sampler, "sampler"), "nfe": found.nfe, "error": found.error}
+    return {**result, "calibration_nfe": found.calibration_nfe, "seconds": found.calibration_seconds}, {}
 
 
 def _real(cell: Cell, context: Context) -> Result:
@@ -121,7 +130,7 @@ def _order(cell: Cell, context: Context) -> Result:
 def _trace(cell: Cell, context: Context) -> Result:
     """States of a few samples along the way, divided by sqrt(alpha^2 + sigma^2), from the prior to the data."""
     config, data = cell.config, dataset_of(context)
-    model, sampler = model_of(cell, context), sampler_of(config, context)
+    model, sampler = model_of(cell, context), sampler_of(cell, context)
     total = len(sampler.times(model)) + 1
     wanted = {round(k * (total - 1) / (config["frames"] - 1)) for k in range(config["frames"])}
     frames: list[tuple[float, Tensor]] = []
@@ -142,6 +151,7 @@ def _trace(cell: Cell, context: Context) -> Result:
 
 
 _KINDS: dict[str, Callable[[Cell, Context], Result]] = {
+    "choice": _choice,
     "samples": _samples,
     "real": _real,
     "likelihood": _likelihood,
@@ -194,11 +204,12 @@ def _loaded(folder: str, device: str, trust: tuple[str, ...]) -> ScoreModel:
     return load_model(folder, device=device, trust=trust)
 
 
-def sampler_of(config: Mapping[str, Any], context: Context) -> Sampler:
-    """The sampler of a cell, on its matched grid if it has one."""
-    sampler = build(config["sampler"], trust=context.trust, where="sampler")
-    if config.get("matched"):
-        steps, low, high = config["matched"]
+def sampler_of(cell: Cell, context: Context) -> Sampler:
+    """The sampler of a cell: as chosen if it was chosen by measurement, on its matched grid if it has one."""
+    node = cell.config["sampler"] if cell.tuned is None else Store(context.cache).sampler(cell.tuned)
+    sampler = build(node, trust=context.trust, where="sampler")
+    if cell.config["matched"]:
+        steps, low, high = cell.config["matched"]
         sampler = matched(sampler, steps, (low, high))
     return sampler
 

@@ -79,7 +79,7 @@ def _in_processes(
         pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context, stop))
         try:
             while waiting or running:
-                for key in [k for k, c in waiting.items() if c.needs is None or c.needs in results]:
+                for key in [k for k, c in waiting.items() if all(need in results for need in c.after)]:
                     if len(running) >= 2 * workers:
                         break
                     cell = waiting.pop(key)
@@ -110,11 +110,13 @@ def _in_processes(
 
 
 def _after(cell: Cell, results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """A cell whose network could not be trained is not computed, and says why."""
-    model = results.get(cell.needs) if cell.needs is not None else None
-    if model is None or model["status"] == "ok":
-        return None
-    return {"status": model["status"], "reason": f"its network: {model['reason']}"}
+    """A cell whose network could not be trained, or sampler not chosen, is not computed, and says why."""
+    for key in cell.after:
+        needed = results.get(key, {"status": "ok"})
+        if needed["status"] != "ok":
+            what = "network" if key == cell.needs else "calibration"
+            return {"status": needed["status"], "reason": f"its {what}: {needed['reason']}"}
+    return None
 
 
 def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:

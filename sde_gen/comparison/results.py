@@ -48,6 +48,7 @@ class Results:
         likelihoods: negative log-likelihoods of the formulations.
         real: the measures of as many real samples, one row for each seed.
         networks: what was trained, by formulation.
+        choices: what samplers that measure first chose, by formulation and budget, and what that cost.
         findings: claims with their verdicts.
         data: the data set.
     """
@@ -63,6 +64,7 @@ class Results:
     cells: Mapping[str, Cell] = field(default_factory=dict, repr=False)
     span: tuple[float, float] | None = None
     trust: tuple[str, ...] = ()
+    choices: list[dict[str, Any]] = field(default_factory=list)
     command: str = "python -m sde_gen.compare spec=comparison.json"
 
     def with_command(self, command: str) -> "Results":
@@ -137,6 +139,7 @@ class Results:
             "likelihoods": self.likelihoods,
             "real": self.real,
             "networks": self.networks,
+            "choices": self.choices,
             "findings": self.findings,
         }
         return write_text(Path(path), json.dumps(values, indent=1) + "\n", "the table")

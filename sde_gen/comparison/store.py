@@ -20,6 +20,7 @@ import numpy as np
 
 from sde_gen.comparison.describe import canonical, digest, modules_of
 from sde_gen.comparison.version import code_version
+from sde_gen.errors import CheckpointError
 from sde_gen.training import newest_checkpoint
 from sde_gen.training.files import make_folder, publish, write_json, writing
 
@@ -31,16 +32,23 @@ class Cell:
     """One thing to compute.
 
     Attributes:
-        kind: "model", "samples", "real", "likelihood", "order" or "trace".
+        kind: "model", "choice", "samples", "real", "likelihood", "order" or "trace".
         config: everything that determines the result, as plain data.
         labels: where it stands in the comparison: formulation, sampler, budget, seed.
         needs: key of the cell of the trained network that it uses, or None.
+        tuned: key of the cell in which its sampler is chosen by measurement, or None.
     """
 
     kind: str
     config: Mapping[str, Any]
     labels: Mapping[str, Any] = field(default_factory=dict)
     needs: str | None = None
+    tuned: str | None = None
+
+    @property
+    def after(self) -> tuple[str, ...]:
+        """Keys of the cells that must be there before."""
+        return tuple(key for key in (self.needs, self.tuned) if key is not None)
 
     @cached_property
     def code(self) -> str:
@@ -117,6 +125,18 @@ class Store:
             "result": {**result, "arrays": bool(arrays)},
         }
         write_json(self.path(cell), entry, "the result of a cell")
+
+    def sampler(self, choice: str) -> dict[str, Any]:
+        """What was chosen in the "choice" cell of this key, as plain data.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            path = self.cells / f"choice-{choice}.json"
+            return dict(json.loads(path.read_text(encoding="utf-8"))["result"]["sampler_chosen"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"the sampler chosen in cell {choice} cannot be read; run the comparison") from error
 
     def arrays(self, cell: Cell) -> dict[str, np.ndarray]:
         """The arrays stored with a cell; empty where there are none that can be read."""

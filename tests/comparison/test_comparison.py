@@ -11,7 +11,7 @@ import torch
 
 import sde_gen as sg
 from sde_gen.comparison import parallel
-from sde_gen.comparison.compute import Context, compute
+from sde_gen.comparison.compute import Context, compute, law_of
 from sde_gen.comparison.describe import canonical, describe, digest
 from sde_gen.comparison.store import Cell
 from tests.comparison.helpers import Broken, Diverges, Told, files, small
@@ -95,6 +95,33 @@ def test_samplers_with_steps_of_their_own_run_once(tmp_path: Path) -> None:
     assert [(r["sampler"], r["budget"]) for r in results.rows] == [("own", None), ("ODE", None)] * 2
     assert {r["nfe"] for r in results.rows if r["sampler"] == "own"} == {3}
     assert all(r["nfe"] > 5 for r in results.rows if r["sampler"] == "ODE")
+
+
+def test_a_choice_by_measurement_is_made_once_and_its_calls_are_told_apart(tmp_path: Path) -> None:
+    comparison = small(
+        formulations={"VP": sg.VP()}, samplers={"Auto": sg.Auto(effort=0.0), "2M": sg.DPMSolverPP2M()},
+        budgets=(5,), trajectories=True, orders=True,
+    )  # fmt: skip
+    told = Told()
+    results = comparison.run(tmp_path / "cache", tell=told)
+    assert told.computed.count("choice") == 1
+    (choice,) = results.choices
+    assert (choice["formulation"], choice["budget"], choice["nfe"]) == ("VP", 5, 5)
+    assert choice["calibration_nfe"] > 100
+    rows = [row for row in results.rows if row["sampler"] == "Auto"]
+    assert [(row["status"], row["nfe"], row["seed"]) for row in rows] == [("ok", 5, 0), ("ok", 5, 1)]
+    # What it chose is what it runs, to the last digit.
+    law = law_of(comparison.dataset()).exact
+    drawn = sg.Auto(nfe=5, effort=0.0)(law.model(sg.VP()), (64, 2), seed=0, dtype=torch.float64)
+    cell = next(c for c in results.cells.values() if c.kind == "samples" and c.key == rows[0]["cell"])
+    np.testing.assert_array_equal(results.store.arrays(cell)["x"], drawn.x.float().numpy())
+    assert {c.labels["sampler"] for c in results.cells.values() if c.kind == "trace"} == {"Auto", "2M"}
+    result, known = comparison.rerun(rows[0]["cell"], tmp_path / "cache")
+    assert known is not None
+    assert result["energy_distance"] == known["energy_distance"]
+    assert [row["reason"][:23] for row in results.orders if row["status"] == "skipped"] == ["chooses its own steps, "]
+    text = (results.report(tmp_path / "out").parent / "report.md").read_text()
+    assert f"{choice['calibration_nfe']:,}" in text[text.index("## Calibration") :]
 
 
 # -- faults ------------------------------------------------------------------------------------------------------------

@@ -21,6 +21,7 @@ def page_of(results: Results) -> Page:
         content.orders(results),
         content.likelihoods(results),
         record.networks(results),
+        record.choices(results),
         record.left_out(results),
         record.provenance(results),
     ]

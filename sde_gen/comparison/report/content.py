@@ -83,6 +83,7 @@ def rankings(results: Results) -> Section:
         "the range that the errors leave open: two entries count as different only where the mean of their paired "
         "differences over the common seeds exceeds its 95 % interval. `tie` marks what cannot be told from the first. "
         f"With many pairs some will exceed it by chance. {_what_varies(results)}"
+        + (" Calls of a calibration are apart: see Calibration." if results.choices else "")
     )
     blocks: list[Any] = [Text(words)]
     budgets = results.budgets

@@ -28,6 +28,37 @@ def networks(results: Results) -> Section | None:
     return Section("Networks", [Text(words), Table(header, rows, "", [1, 2, 3, 4, 5])])
 
 
+def choices(results: Results) -> Section | None:
+    """What samplers that measure first chose, and what that cost."""
+    if not results.choices:
+        return None
+    rows = []
+    for r in results.choices:
+        labels = [r["formulation"], r["sampler"], "" if r["budget"] is None else str(r["budget"])]
+        if r["status"] == "ok":
+            told = [f"{r['error']:.2g}", f"{r['calibration_nfe']:,}", f"{r['seconds']:.1f}"]
+            rows.append([*labels, _named(r["sampler_chosen"]), *told])
+        else:
+            rows.append([*labels, Badge(r["status"]), "", "", r["reason"]])
+    words = (
+        "Chosen once for each model and budget, by measurement on that model, before any sample was drawn; all seeds "
+        "use the one choice. These network calls are apart from the budget, which is what a sample costs afterwards: "
+        "they are made for a batch of starts, and pay where many samples follow. The error is the root mean square "
+        "distance, per number, to a fine solution, for starts that the choice was not made on."
+    )
+    header = ["formulation", "sampler", "budget", "chosen", "error", "calibration calls", "seconds"]
+    return Section("Calibration", [Text(words), Table(header, rows, "", [2, 4, 5, 6])])
+
+
+def _named(node: Any) -> str:
+    """A chosen sampler without its long lists of numbers."""
+    long = ("grid", "lambdas", "of_start", "of_estimates")
+    kept = {k: v for k, v in node.items() if k not in long and v is not None and (k, v) != ("denoise", True)}
+    if "of_start" in node:
+        return f"{short(kept)} of {len(node['of_start'])} calls, every number fitted"
+    return f"{short(kept)}, {len(node['grid']['values'])} times of its own"
+
+
 def left_out(results: Results) -> Section | None:
     """Rows that have no result, with the reason; those that share it share a line."""
     joined: dict[tuple[str, ...], list[Any]] = {}
