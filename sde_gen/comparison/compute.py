@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
@@ -97,17 +98,22 @@ def _choice(cell: Cell, context: Context) -> Result:
 
 
 def _real(cell: Cell, context: Context) -> Result:
-    """As many real samples: where a perfect sampler would stand."""
+    """As many real samples: where a perfect sampler would stand, as the mean of some draws."""
     config, data = cell.config, dataset_of(context)
     law, count = law_of(data), config["num_samples"]
     # A stream of its own: data that were drawn from the same law have seeds too.
     generator = keyed_generator(config["seed"], 7)
-    if law.known:
-        x = law.exact.sample(count, seed=int(torch.randint(2**62, (), generator=generator)))
-    else:
-        x = data.train[torch.randperm(len(data.train), generator=generator)[:count]]
-    kept = {"x": x[: config["keep"]].float().numpy()} if config["keep"] else {}
-    return measured(config["measures"], x, data.test[:count]), kept
+
+    def draw() -> Tensor:
+        if law.known:
+            return law.exact.sample(count, seed=int(torch.randint(2**62, (), generator=generator)))
+        return data.train[torch.randperm(len(data.train), generator=generator)[:count]]
+
+    drawn = [draw() for _ in range(config["draws"])]
+    found = [measured(config["measures"], x, data.test[:count]) for x in drawn]
+    kept = {"x": drawn[0][: config["keep"]].float().numpy()} if config["keep"] else {}
+    values = {m: [v for one in found if (v := one[m]) is not None] for m in config["measures"]}
+    return {m: fmean(v) for m, v in values.items() if v}, kept
 
 
 def _likelihood(cell: Cell, context: Context) -> Result:

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 #: What is kept for pictures: images, points, particles, and states along the way.
 SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3
+#: Draws of real samples for each seed: what everything is held against should scatter less than it.
+REAL_DRAWS = 4
 FRAMES = {"vector": 25, "image": 9}
 
 
@@ -247,7 +249,7 @@ class _Planner:
         return Cell("order", config, {"formulation": name, "sampler": sampler})
 
     def _real(self, seed: int) -> Cell:
-        config = {"data": self.data.fingerprint, "law": self._law, **self._measured(seed)}
+        config = {"data": self.data.fingerprint, "law": self._law, "draws": REAL_DRAWS, **self._measured(seed)}
         return Cell("real", config, {"formulation": "real data", "sampler": "", "budget": None, "seed": seed})
 
     def _skip(self, name: str, sampler: str, budget: int | None, reason: str) -> None:

@@ -26,7 +26,8 @@ TINY = (
     "data.n=64", "data.n_test=64", "num_samples=64", "budgets=[3,6]", "seeds=[0,1]", "workers=1", "orders=false",
     "trajectories=false", "likelihood=0", "measures=[energy_distance]",
     "~formulations.DDPM", "~formulations.subVP", "~samplers.ODE", "~samplers.PC",
-    "~samplers.Heun", "~samplers.Ancestral", "~samplers.SDE_DPMpp2M", "findings=[]",
+    "~samplers.Heun", "~samplers.Ancestral", "~samplers.SDE_DPMpp2M", "~samplers.Reverse", "~samplers.DPMpp3M",
+    "~samplers.Auto", "findings=[]",
 )  # fmt: skip
 Compare = Callable[..., Result]
 
