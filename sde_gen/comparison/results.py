@@ -31,6 +31,7 @@ BEFORE = (
     "nfe",
     "seconds",
 )
+WHOLE = ("budget", "seed", "steps", "nfe")
 AFTER = (
     "nll", "nll_standard_error", "bits_per_dim", "training_loss", "held_out_loss", "training_seconds",
     "note", "cell", "code", "data", "device", "date", "command",
@@ -76,6 +77,12 @@ class Results:
         """Columns of the tidy table."""
         measures = [column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")]
         return (*BEFORE, *measures, *AFTER)
+
+    @property
+    def _numbers(self) -> set[str]:
+        """The columns that hold numbers, whether or not a row has them."""
+        measures = {column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")}
+        return {*WHOLE, *measures, "seconds", *AFTER[: AFTER.index("note")]}
 
     @property
     def measure(self) -> str:
@@ -145,7 +152,7 @@ class Results:
         return write_text(Path(path), json.dumps(values, indent=1) + "\n", "the table")
 
     def to_dataframe(self) -> Any:
-        """The rows as a pandas DataFrame.
+        """The rows as a pandas DataFrame: whole numbers as "Int64", which may be missing, other numbers as float64.
 
         Raises:
             MissingInputError: pandas is not installed.
@@ -154,7 +161,8 @@ class Results:
             import pandas as pd  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingInputError("to_dataframe needs pandas, which is not installed; pip install pandas") from error
-        return pd.DataFrame(self.tidy(), columns=list(self.columns))
+        frame = pd.DataFrame(self.tidy(), columns=list(self.columns))
+        return frame.astype({c: "Int64" if c in WHOLE else "float64" for c in self.columns if c in self._numbers})
 
     def report(self, folder: Any) -> Path:
         """Write report.html, report.md with its pictures, rows.csv, rows.json and comparison.json; return the HTML.

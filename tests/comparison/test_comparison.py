@@ -2,6 +2,8 @@
 
 import csv
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
@@ -213,15 +215,55 @@ def test_tables(tmp_path: Path) -> None:
     assert stored["comparison"] == results.spec
 
 
-def test_a_data_frame_where_pandas_is_there(tmp_path: Path) -> None:
-    results = small(seeds=(0,), budgets=(4,)).run(tmp_path)
-    try:
-        import pandas as pd  # noqa: F401
-    except ImportError:
-        with pytest.raises(sg.MissingInputError, match="pip install pandas"):
-            results.to_dataframe()
-    else:
-        assert list(results.to_dataframe().columns) == list(results.columns)
+def frames() -> sg.Comparison:
+    """With a skipped row, and a sampler that takes no budget."""
+    return small(
+        samplers={"PC": sg.PredictorCorrector(), "own": sg.DDIM(steps=3)}, budgets=(1, 4), seeds=(0,)
+    )  # fmt: skip
+
+
+def test_without_pandas_there_is_no_data_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(sg.MissingInputError, match="pip install pandas"):
+        frames().run(tmp_path).to_dataframe()
+
+
+def test_what_pandas_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frame:
+        def __init__(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+            self.rows, self.columns = rows, columns
+
+        def astype(self, types: dict[str, str]) -> tuple["Frame", dict[str, str]]:
+            return self, types
+
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=Frame))
+    results = frames().run(tmp_path)
+    frame, kinds = results.to_dataframe()
+    assert frame.rows == results.tidy()
+    assert frame.columns == list(results.columns)
+    assert {name for name, kind in kinds.items() if kind == "Int64"} == {"budget", "seed", "steps", "nfe"}
+    for name in results.columns:
+        numbers = [row[name] for row in results.tidy() if row[name] is not None]
+        assert name in kinds or all(isinstance(value, str) for value in numbers), name
+
+
+def test_a_data_frame_of_pandas(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    results = frames().run(tmp_path)
+    frame = results.to_dataframe()
+    assert len(frame) == len(results.rows) == 6
+    assert list(frame.columns) == list(results.columns)
+    assert frame.set_index(["formulation", "sampler", "budget"]).nfe[("VP", "PC", 4)].item() == 4
+    assert frame.budget.isna().sum() == 2
+    assert frame.energy_distance.dtype == frame.nll.dtype == "float64"
+    assert frame.groupby("sampler").nfe.max().to_dict() == {"PC": 4, "own": 3}
+    # The file holds the same.
+    read = pd.read_csv(
+        results.to_csv(tmp_path / "rows.csv"), dtype={name: frame[name].dtype for name in ("seed", "nfe")}
+    )
+    for name in ("formulation", "seed", "nfe", "energy_distance", "cell"):
+        assert read[name].isna().tolist() == frame[name].isna().tolist()
+        assert read[name].dropna().tolist() == frame[name].dropna().tolist()
 
 
 # -- data and descriptions ---------------------------------------------------------------------------------------------
