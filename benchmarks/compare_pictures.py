@@ -1,6 +1,6 @@
 """The pictures of docs/compare.md: those of the report of an experiment, and the report itself as a browser shows it.
 
-    python benchmarks/compare_pictures.py [--experiment oracle_2d] [--out docs/pictures/compare]
+    python benchmarks/compare_pictures.py [--experiment oracle_2d] [--out docs/pictures/compare] [--workers auto]
 
 Runs `python -m sde_gen.compare` (what its cache holds is not computed again) and copies pictures of the report. Where
 Chromium is installed, it also photographs the page, on a desk and on a phone, and the particles half-way.
@@ -25,7 +25,7 @@ COPIED = {
     "samples_vp_dpmpp2m.png": "samples_dpmpp2m.png",
 }
 HALF_WAY = """<script>
-document.getElementById("sampler").value = {sampler};
+Array.from(document.getElementById("sampler").options).forEach(function (o) {{ o.selected = o.text === "{sampler}"; }});
 document.getElementById("sampler").dispatchEvent(new Event("change"));
 document.getElementById("time").value = 720;
 document.getElementById("time").dispatchEvent(new Event("input"));
@@ -51,8 +51,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--experiment", default="oracle_2d")
     parser.add_argument("--out", type=Path, default=Path("docs/pictures/compare"))
+    parser.add_argument("--workers", default="auto")
     args = parser.parse_args()
-    subprocess.run([sys.executable, "-m", "sde_gen.compare", f"experiment={args.experiment}"], check=True)
+    command = [sys.executable, "-m", "sde_gen.compare", f"experiment={args.experiment}", f"workers={args.workers}"]
+    subprocess.run(command, check=True)
     home = (Path("runs/comparisons") / args.experiment).resolve()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, target in COPIED.items():
@@ -64,7 +66,7 @@ def main() -> None:
     photograph(browser, home / "report.html", args.out / "page.png", 1100, 1500)
     photograph(browser, home / "report.html", args.out / "phone.png", 390, 900)
     text = (home / "report.html").read_text(encoding="utf-8")
-    for sampler, name in ((0, "stochastic"), (3, "deterministic")):
+    for sampler, name in (("EulerMaruyama", "stochastic"), ("DDIM", "deterministic")):
         page = home / "half_way.html"
         page.write_text(text.replace("</body>", HALF_WAY.format(sampler=sampler) + "</body>"), encoding="utf-8")
         photograph(browser, page, args.out / f"particles_{name}.png", 1100, 440)

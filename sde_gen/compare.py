@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from sde_gen.config.launch import launch, say
+from sde_gen.config.launch import config_folders, job_overrides, launch, say
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
@@ -51,7 +51,7 @@ class CompareConfig:
     workers: int | Literal["auto"] = "auto"
     cache: str = "runs/comparisons/.cache"
     out: str | int | None = None
-    cell: str | int | None = None
+    cell: str | int | float | None = None
     part: int | None = None
     parts: int | None = None
     spec: str | None = None
@@ -71,7 +71,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     comparison = _comparison(cfg)
     command = _command(cfg)
     if cfg.cell is not None:
-        return _one_cell(comparison, str(cfg.cell), cfg)
+        return _one_cell(comparison, _as_written("cell", cfg.cell), cfg)
     if (cfg.part is None) != (cfg.parts is None):
         raise ConfigError("part=K and parts=N go together: the K-th of N parts of the cells")
     folder = Path("runs/comparisons") / comparison.name if cfg.out is None else Path(str(cfg.out)).expanduser()
@@ -120,16 +120,20 @@ def _stored(path: str) -> dict[str, Any]:
 
 def _command(cfg: CompareConfig) -> str:
     """The command that makes this comparison again, without what only says where and how."""
-    from hydra.core.hydra_config import HydraConfig
-
     base = "python -m sde_gen.compare"
     if cfg.spec is not None:
         return f"{base} {shlex.quote(f'spec={cfg.spec}')}"
-    given = list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-    kept = [word for word in given if word.split("=")[0].lstrip("+~") not in _RUNNING]
+    base += "".join(f" --config-dir {shlex.quote(place)}" for place in config_folders())
+    kept = [word for word in job_overrides() if word.split("=")[0].lstrip("+~") not in _RUNNING]
     if not any(word.split("=")[0].lstrip("~") == "experiment" for word in kept):
         kept.insert(0, "experiment=oracle_2d")
     return " ".join([base, *map(shlex.quote, kept)])
+
+
+def _as_written(name: str, value: Any) -> str:
+    """A setting as it stands on the command line: 1234e567 is the name of a cell, though it reads like a number."""
+    given = [word.partition("=")[2] for word in job_overrides() if word.startswith(f"{name}=")]
+    return given[-1].strip("'\"") if given else str(value)
 
 
 def _workers(cfg: CompareConfig) -> int:

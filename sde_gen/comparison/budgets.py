@@ -16,8 +16,9 @@ from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.parameterizations import Coefficients
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers import GivenLambdas, GridSampler, Sampler
+from sde_gen.samplers import Auto, GivenLambdas, GridSampler, Sampler
 
+_UNMATCHED = "chooses its own times; the grid is not matched"
 #: Half log-SNRs at the two ends of a matched grid, ascending.
 Range = tuple[float, float]
 
@@ -37,6 +38,11 @@ def takes_budget(sampler: Sampler) -> bool:
     if not isinstance(sampler, GridSampler) or sampler.steps is not None:
         return False
     return sampler.grid is None or sampler.grid.length is None
+
+
+def chooses(sampler: Sampler) -> bool:
+    """Whether this sampler measures on the model before it is run, which is a cell of its own."""
+    return isinstance(sampler, Auto)
 
 
 def common_range(models: list[ScoreModel]) -> Range:
@@ -82,13 +88,12 @@ def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | 
             visited = len(sampler.times(_PROBE.model(p)))
             steps = visited - (0 if sampler.acts_on_last_time else 1)
             sampler = sampler if span is None else matched(sampler, steps, span)
-        calls_of(sampler, p)
-        note = (
-            "" if span is None or isinstance(sampler, GridSampler) else "chooses its own times; the grid is not matched"
-        )
-        return Fitted(sampler, steps, note)
+        if not chooses(sampler):  # which would measure here
+            calls_of(sampler, p)  # refused here if it does not go with the perturbation
+        return Fitted(sampler, steps, "" if span is None or isinstance(sampler, GridSampler) else _UNMATCHED)
     if not isinstance(sampler, GridSampler):
-        return _by_name(sampler, budget)
+        # Not tried out here: such a sampler may look for its steps for a while.
+        return Fitted(replace(sampler, nfe=budget), None, "" if span is None else _UNMATCHED)  # type: ignore[call-arg]
 
     def make(steps: int) -> Sampler:
         return replace(sampler, steps=steps) if span is None else matched(sampler, steps, span)
@@ -132,11 +137,6 @@ class _Counted(Oracle):
     def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
         self.calls += 1
         return super().raw(x, alpha, sigma, c, condition)
-
-
-def _by_name(sampler: Any, budget: int) -> Fitted:
-    # Not tried out here: such a sampler may look for its steps for a while.
-    return Fitted(replace(sampler, nfe=budget), None, "")
 
 
 def _bound(budget: int) -> int:

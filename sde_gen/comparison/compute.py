@@ -2,10 +2,11 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from statistics import fmean
+from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.comparison.budgets import matched
+from sde_gen.comparison.describe import describe
 from sde_gen.comparison.exact import fitted_order
 from sde_gen.comparison.quality import likelihood, measured
 from sde_gen.comparison.store import Cell, Store
@@ -41,6 +43,8 @@ class Context:
     checkpoint: str | None = None
     """Of mode=shared with a network that was trained elsewhere."""
     trainer: Mapping[str, Any] | None = None
+    afresh: bool = False
+    """Whether a network is trained from the beginning, whatever the cache holds, and not kept."""
 
 
 class Law(NamedTuple):
@@ -60,19 +64,23 @@ def compute(cell: Cell, context: Context, stop: Callable[[], bool] = lambda: Fal
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BetweenNodesWarning)  # stated in the report's table of formulations
         if cell.kind == "model":
-            folder = Store(context.cache).model(cell.key)
-            device = torch.device(context.device)
-            settings = context.trainer or {}
-            config = {**cell.config, "trainer": dict(settings)}
-            data = dataset_of(context)
-            return train(config, data, folder, trainer=settings, device=device, trust=context.trust, stop=stop), {}
+            if not context.afresh:
+                return _model(cell, context, Store(context.cache).model(cell.key), stop), {}
+            with TemporaryDirectory(prefix=".afresh-", dir=context.cache) as folder:
+                return _model(cell, context, Path(folder), stop), {}
         return _KINDS[cell.kind](cell, context)
+
+
+def _model(cell: Cell, context: Context, folder: Path, stop: Callable[[], bool]) -> dict[str, Any]:
+    settings, device = context.trainer or {}, torch.device(context.device)
+    config, data = {**cell.config, "trainer": dict(settings)}, dataset_of(context)
+    return train(config, data, folder, trainer=settings, device=device, trust=context.trust, stop=stop)
 
 
 def _samples(cell: Cell, context: Context) -> Result:
     config = cell.config
     data = dataset_of(context)
-    model, sampler = model_of(cell, context), sampler_of(config, context)
+    model, sampler = model_of(cell, context), sampler_of(cell, context)
     shape = (config["num_samples"], *data.shape)
     drawn = sampler(model, shape, seed=config["seed"], dtype=_dtype(model), device=context.device)
     result = {"nfe": int(drawn.nfe), "seconds": drawn.seconds}
@@ -81,17 +89,31 @@ def _samples(cell: Cell, context: Context) -> Result:
     return result, {"x": kept} if config["keep"] else {}
 
 
+def _choice(cell: Cell, context: Context) -> Result:
+    """What a sampler that measures first chooses for a model, once for all seeds; and what that cost."""
+    auto = build(cell.config["sampler"], trust=context.trust, where="sampler")
+    found = auto.choose(model_of(cell, context), dataset_of(context).shape)
+    result = {"sampler_chosen": describe(found.sampler, "sampler"), "nfe": found.nfe, "error": found.error}
+    return {**result, "calibration_nfe": found.calibration_nfe, "seconds": found.calibration_seconds}, {}
+
+
 def _real(cell: Cell, context: Context) -> Result:
-    """As many real samples: where a perfect sampler would stand."""
+    """As many real samples: where a perfect sampler would stand, as the mean of some draws."""
     config, data = cell.config, dataset_of(context)
     law, count = law_of(data), config["num_samples"]
-    if law.known:
-        x = law.exact.sample(count, seed=config["seed"])
-    else:
-        order = torch.randperm(len(data.train), generator=keyed_generator(config["seed"], 7))
-        x = data.train[order[:count]]
-    kept = {"x": x[: config["keep"]].float().numpy()} if config["keep"] else {}
-    return measured(config["measures"], x, data.test[:count]), kept
+    # A stream of its own: data that were drawn from the same law have seeds too.
+    generator = keyed_generator(config["seed"], 7)
+
+    def draw() -> Tensor:
+        if law.known:
+            return law.exact.sample(count, seed=int(torch.randint(2**62, (), generator=generator)))
+        return data.train[torch.randperm(len(data.train), generator=generator)[:count]]
+
+    drawn = [draw() for _ in range(config["draws"])]
+    found = [measured(config["measures"], x, data.test[:count]) for x in drawn]
+    kept = {"x": drawn[0][: config["keep"]].float().numpy()} if config["keep"] else {}
+    values = {m: [v for one in found if (v := one[m]) is not None] for m in config["measures"]}
+    return {m: fmean(v) for m, v in values.items() if v}, kept
 
 
 def _likelihood(cell: Cell, context: Context) -> Result:
@@ -114,7 +136,7 @@ def _order(cell: Cell, context: Context) -> Result:
 def _trace(cell: Cell, context: Context) -> Result:
     """States of a few samples along the way, divided by sqrt(alpha^2 + sigma^2), from the prior to the data."""
     config, data = cell.config, dataset_of(context)
-    model, sampler = model_of(cell, context), sampler_of(config, context)
+    model, sampler = model_of(cell, context), sampler_of(cell, context)
     total = len(sampler.times(model)) + 1
     wanted = {round(k * (total - 1) / (config["frames"] - 1)) for k in range(config["frames"])}
     frames: list[tuple[float, Tensor]] = []
@@ -135,6 +157,7 @@ def _trace(cell: Cell, context: Context) -> Result:
 
 
 _KINDS: dict[str, Callable[[Cell, Context], Result]] = {
+    "choice": _choice,
     "samples": _samples,
     "real": _real,
     "likelihood": _likelihood,
@@ -187,11 +210,12 @@ def _loaded(folder: str, device: str, trust: tuple[str, ...]) -> ScoreModel:
     return load_model(folder, device=device, trust=trust)
 
 
-def sampler_of(config: Mapping[str, Any], context: Context) -> Sampler:
-    """The sampler of a cell, on its matched grid if it has one."""
-    sampler = build(config["sampler"], trust=context.trust, where="sampler")
-    if config.get("matched"):
-        steps, low, high = config["matched"]
+def sampler_of(cell: Cell, context: Context) -> Sampler:
+    """The sampler of a cell: as chosen if it was chosen by measurement, on its matched grid if it has one."""
+    node = cell.config["sampler"] if cell.tuned is None else Store(context.cache).sampler(cell.tuned)
+    sampler = build(node, trust=context.trust, where="sampler")
+    if cell.config["matched"]:
+        steps, low, high = cell.config["matched"]
         sampler = matched(sampler, steps, (low, high))
     return sampler
 
@@ -199,14 +223,3 @@ def sampler_of(config: Mapping[str, Any], context: Context) -> Sampler:
 def _dtype(model: ScoreModel) -> torch.dtype:
     """Exact scores deserve an exact state; a network has the precision of its weights."""
     return torch.float64 if model.network is None else torch.float32
-
-
-@contextmanager
-def one_thread() -> Any:
-    """One torch thread inside the block."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

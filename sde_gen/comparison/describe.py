@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -49,7 +50,7 @@ def modules_of(node: Any) -> set[str]:
         if isinstance(name, str) and "." in name and not name.startswith("sde_gen."):
             found.add(name.rpartition(".")[0])
         return found
-    if isinstance(node, list):
+    if isinstance(node, list | tuple):
         return set().union(*(modules_of(value) for value in node))
     return set()
 
@@ -82,6 +83,8 @@ def _normal(value: Any) -> Any:
         return {str(key): _normal(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
         return [_normal(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)  # "inf", which JSON has no number for
     if isinstance(value, float) and value.is_integer() and abs(value) < 2**53:
         return int(value)
     return value

@@ -61,13 +61,13 @@ def fitted_order(sampler: Sampler, p: Perturbation) -> dict[str, Any]:
     Raises:
         ConfigError: the sampler claims no order, chooses its own steps, or `p` does not cover the window.
     """
-    claimed = sampler.order
-    if claimed is None:
-        raise ConfigError("claims no order: more steps alone do not make it exact")
     if "steps" not in getattr(sampler, "__dataclass_fields__", {}) or (
         isinstance(sampler, ProbabilityFlow) and sampler.is_adaptive
     ):
         raise ConfigError("chooses its own steps, so there is no number of steps to converge in")
+    claimed = sampler.order
+    if claimed is None:
+        raise ConfigError("claims no order: more steps alone do not make it exact")
     error = _weak if sampler.is_stochastic else _strong
     errors = [error(_with(sampler, n), p) for n in COUNTS]
     x, y = np.log(COUNTS), np.log(errors)

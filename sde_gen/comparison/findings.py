@@ -5,8 +5,9 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sde_gen import _checks as check
+from sde_gen.comparison.numbers import difference_with_interval
 from sde_gen.comparison.quality import badness, title_of
-from sde_gen.comparison.ranking import Difference, difference, mean_of
+from sde_gen.comparison.ranking import difference, mean_of
 from sde_gen.errors import ConfigError
 
 _KEYS = ("formulation", "sampler", "budget")
@@ -117,7 +118,10 @@ class Finding:
             return "no data", "no seed has both"
         first, second = (mean_of(v[i] for values in pairs.values() for v in values).mean for i in (0, 1))
         verdict = {-1: "pass", 0: "tie", 1: "fail"}[found.sign]
-        return verdict, f"{title_of(name)} {first:.4g} against {second:.4g}; difference {shown(found)}"
+        return (
+            verdict,
+            f"{title_of(name)} {first:.4g} against {second:.4g}; difference {difference_with_interval(found)}",
+        )
 
     def _equal(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
         pairs = _pairs(rows, self.equal or {}, self.to or {}, name)
@@ -152,13 +156,6 @@ class Finding:
         )
         more = len(short or chosen) - 4
         return ("fail" if short else "pass"), numbers + (f" and {more} more" if more > 0 else "")
-
-
-def shown(d: Difference) -> str:
-    """A difference with its 95 % interval."""
-    if d.half is None:
-        return f"{d.mean:+.3g} (one seed: no error)"
-    return f"{d.mean:+.3g} ± {d.half:.2g} (95 %, {d.n} seeds)"
 
 
 def _fits(row: Mapping[str, Any], selection: Mapping[str, Any]) -> bool:

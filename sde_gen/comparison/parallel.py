@@ -1,7 +1,8 @@
 """Cells over processes: each result is written by the process that computed it, at once and in one piece.
 
 Killing everything loses only the cells that are being computed, one for each process; a network in training goes on
-from its last checkpoint. Workers that outlive their parent finish their cell (a training saves and stops) and end.
+from its last checkpoint. Workers that outlive their parent finish their cell (a training saves and stops) and end; so
+they do when the parent is interrupted. Everywhere a cell has one thread: how sums are split changes their last digits.
 """
 
 import multiprocessing
@@ -9,11 +10,15 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing import connection
 from typing import Any
+
+import torch
 
 from sde_gen.comparison.compute import Context, compute
 from sde_gen.comparison.store import Cell, Store
@@ -53,9 +58,11 @@ def run_cells(
             results[cell.key] = known
             tell(cell, known, True)
     if workers <= 1 or len(todo) <= 1:
-        for key, cell in todo.items():
-            results[key] = _after(cell, results) or _one(cell, context, store)
-            tell(cell, results[key], False)
+        context = replace(context, afresh=fresh)
+        with _one_thread():
+            for key, cell in todo.items():
+                results[key] = _after(cell, results) or _one(cell, context, store)
+                tell(cell, results[key], False)
         return results
     _in_processes(todo, context, min(workers, len(todo)), results, tell)
     return results
@@ -65,13 +72,14 @@ def _in_processes(
     todo: dict[str, Cell], context: Context, workers: int, results: dict[str, dict[str, Any]], tell: Listener
 ) -> None:
     waiting = dict(todo)
+    spawn = multiprocessing.get_context("spawn")
     while waiting:
         running: dict[Future[dict[str, Any]], Cell] = {}
-        spawn = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context,))
+        stop = spawn.Event()
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context, stop))
         try:
             while waiting or running:
-                for key in [k for k, c in waiting.items() if c.needs is None or c.needs in results]:
+                for key in [k for k, c in waiting.items() if all(need in results for need in c.after)]:
                     if len(running) >= 2 * workers:
                         break
                     cell = waiting.pop(key)
@@ -94,23 +102,28 @@ def _in_processes(
                 gone = {"status": "failed", "reason": "its process ended abruptly (out of memory?); run again"}
                 results[key] = store.read(cell) or gone
                 tell(cell, results[key], False)
+        except BaseException:
+            stop.set()  # a training saves and ends, instead of being waited for
+            raise
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
 def _after(cell: Cell, results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
-    """A cell whose network could not be trained is not computed, and says why."""
-    model = results.get(cell.needs) if cell.needs is not None else None
-    if model is None or model["status"] == "ok":
-        return None
-    return {"status": model["status"], "reason": f"its network: {model['reason']}"}
+    """A cell whose network could not be trained, or sampler not chosen, is not computed, and says why."""
+    for key in cell.after:
+        needed = results.get(key, {"status": "ok"})
+        if needed["status"] != "ok":
+            what = "network" if key == cell.needs else "calibration"
+            return {"status": needed["status"], "reason": f"its {what}: {needed['reason']}"}
+    return None
 
 
 def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Compute a cell and publish its result, whatever it is; only what nobody foresaw is not kept for the next time."""
     began = time.time()
     arrays: dict[str, Any] = {}
-    keep = True
+    keep = not (context.afresh and cell.kind == "model")  # the network of the cache stays, and so does what it says
     try:
         made, arrays = compute(cell, context, stop)
         result = {"status": "ok", **made}
@@ -129,19 +142,27 @@ def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = 
     return {**result, "arrays": bool(arrays)}
 
 
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 # -- in a worker -------------------------------------------------------------------------------------------------------
 
-_CONTEXT: list[Context] = []
+_CONTEXT: list[tuple[Context, Any]] = []
 _ORPHANED = threading.Event()
 _BUSY = threading.Lock()
 
 
-def _begin(context: Context) -> None:
-    import torch
-
+def _begin(context: Context, stop: Any) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _CONTEXT[:] = [context]
+    _CONTEXT[:] = [(context, stop)]
     threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -155,6 +176,8 @@ def _watch() -> None:
 
 
 def _in_worker(cell: Cell) -> dict[str, Any]:
-    context = _CONTEXT[0]
+    context, stop = _CONTEXT[0]
     with _BUSY:
-        return _one(cell, context, Store(context.cache), _ORPHANED.is_set)
+        if stop.is_set():
+            raise Interrupted("stopped before it was begun")
+        return _one(cell, context, Store(context.cache), lambda: _ORPHANED.is_set() or stop.is_set())

@@ -1,27 +1,27 @@
 """From a comparison to its cells: what is computed, what is not and why."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sde_gen.comparison.budgets import Range, common_range, fitted, takes_budget
+from sde_gen.comparison.budgets import Range, chooses, common_range, fitted, takes_budget
 from sde_gen.comparison.compute import Context, law_of
 from sde_gen.comparison.describe import describe, digest
+from sde_gen.comparison.parts import Parts
 from sde_gen.comparison.store import Cell
 from sde_gen.comparison.train import learned_from
-from sde_gen.config.objects import build
-from sde_gen.config.restore import find_checkpoint, load_model, pick_device, resolved_network
+from sde_gen.config.restore import find_checkpoint, pick_device, resolved_network
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
-from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
-from sde_gen.samplers import GridSampler, Sampler
+from sde_gen.samplers import GridSampler
 
 if TYPE_CHECKING:
     from sde_gen.comparison.comparison import Comparison
 
 #: What is kept for pictures: images, points, particles, and states along the way.
 SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3
+#: Draws of real samples for each seed: what everything is held against should scatter less than it.
+REAL_DRAWS = 4
 FRAMES = {"vector": 25, "image": 9}
 
 
@@ -45,103 +45,64 @@ def make_plan(comparison: "Comparison") -> Plan:
     return _Planner(comparison).plan()
 
 
+@dataclass(frozen=True)
+class _Run:
+    """A sampler with its steps set, under one formulation: what all its seeds share."""
+
+    name: str
+    sampler: Any
+    matched: list[float] | None
+    labels: dict[str, Any]
+
+
 class _Planner:
     def __init__(self, comparison: "Comparison") -> None:
-        self.comparison, self.spec = comparison, comparison.spec
-        self.trust, self.data = comparison.trusted, comparison.dataset()
-        # Workers make named data themselves; data in memory travels to them.
-        named = self.spec["data"]
+        self.spec, self.trust, self.data = comparison.spec, comparison.trusted, comparison.dataset()
         self.device = str(pick_device(self.spec["device"]))
-        self.samplers: dict[str, Sampler] = {
-            name: build(node, trust=self.trust, where=f"samplers.{name}")
-            for name, node in self.spec["samplers"].items()
-        }
-        self.perturbations = {
-            name: build(node["perturbation"], trust=self.trust, where=f"formulations.{name}.perturbation")
-            for name, node in self.spec["formulations"].items()
-        }
-        checkpoint = comparison.checkpoint
-        self.checkpoint = None if checkpoint is None else str(find_checkpoint(checkpoint)[0].path)
+        given = comparison.checkpoint
+        found = None if given is None else find_checkpoint(given)[0]
+        self.checkpoint, self.weights = (None, None) if found is None else (str(found.path), found.digest)
+        self.parts = Parts(self.spec, self.trust, self.checkpoint)
+        named = self.spec["data"]  # workers make named data themselves; data in memory travels to them
         self.context = Context(
             named if named is not None else self.data, cache=None, device=self.device, trust=self.trust,  # type: ignore[arg-type]
             checkpoint=self.checkpoint, trainer=self.spec["trainer"],
         )  # fmt: skip
         self.skipped: list[dict[str, Any]] = []
-        self.cells: list[Cell] = []
+        self.why_not = self.parts.why_not()
+        self.usable = [name for name in self.spec["formulations"] if name not in self.why_not]
+        matched = self.spec["grid"] == "matched" and self.usable
+        self.span = common_range([self.parts.probe(name) for name in self.usable]) if matched else None
+        self.models = self._models()
 
     def plan(self) -> Plan:
         spec = self.spec
-        usable = self._usable()
-        models = self._models(usable)
-        span = common_range([self._probe(name) for name in usable]) if spec["grid"] == "matched" and usable else None
-        likelihoods, orders, samples, traces = [], [], [], []
-        for name in usable:
-            if spec["likelihood"]:
-                likelihoods += [self._likelihood(name, seed, models) for seed in self._training_seeds()]
-            for sampler in self._asked(name):
-                if spec["orders"] and spec["mode"] == "oracle":
-                    orders.append(self._order(name, sampler))
-                found, drawn = self._runs(name, sampler, models, span)
-                samples += found
-                traces += drawn
-        real = [self._real(seed) for seed in spec["seeds"]]
-        trained = list({cell.key: cell for cell in models.values() if cell is not None}.values())
-        cells = [*trained, *likelihoods, *sorted(samples, key=_dearest_first), *traces, *orders, *real]
-        return Plan(cells, self.skipped, self.context, self.data, span)
-
-    # -- formulations ------------------------------------------------------------------------------------------------
-
-    def _usable(self) -> list[str]:
-        """The formulations that can be compared in this mode; the others are skipped with the reason."""
-        result: list[str] = []
-        seen: dict[str, str] = {}
-        trained = self._trained_parameterization()
-        for name, node in self.spec["formulations"].items():
-            try:
-                objective = build(node["objective"], trust=self.trust, where=f"formulations.{name}.objective")
-                parameterization = build(node["parameterization"], trust=self.trust, where=f"formulations.{name}")
-                objective.law_for(ScoreModel(None, self.perturbations[name], parameterization))
-                same = digest(node["perturbation"])
-                if self.spec["mode"] != "network":
-                    if same in seen:
-                        raise ConfigError(
-                            f"differs from {seen[same]} only in what is learned, which mode={self.spec['mode']} does "
-                            "not look at"
-                        )
-                    if trained is not None and digest(node["parameterization"]) != digest(trained):
-                        raise ConfigError(
-                            "the one trained network has another parameterization, and cannot change it in sampling"
-                        )
-                seen[same] = name
-                result.append(name)
-            except ConfigError as error:
-                for sampler in self._asked(name):
-                    self._skip(name, sampler, None, str(error))
-        return result
-
-    def _trained_parameterization(self) -> Any:
-        spec = self.spec
-        if spec["mode"] != "shared":
-            return None
-        if self.checkpoint is not None:
-            return describe(load_model(self.checkpoint, trust=self.trust).parameterization, "parameterization")
-        return spec["formulations"][self._shared_from()]["parameterization"]
-
-    def _shared_from(self) -> str:
-        return self.spec["shared_from"] or next(iter(self.spec["formulations"]))
-
-    def _probe(self, name: str) -> ScoreModel:
-        """A model with the range of times that samplers will use."""
-        model = GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(self.perturbations[name])
-        if self.spec["mode"] != "shared":
-            return model
-        if self.checkpoint is not None:
-            return load_model(self.checkpoint, trust=self.trust).under(self.perturbations[name])
-        trained = ScoreModel(lambda x, c: x, self.perturbations[self._shared_from()])
-        return trained.under(self.perturbations[name])
-
-    def _asked(self, name: str) -> list[str]:
-        return list(self.spec["formulations"][name]["samplers"] or self.spec["samplers"])
+        for name, reason in self.why_not.items():
+            for sampler in self.parts.asked(name):
+                self._skip(name, sampler, None, reason)
+        pairs = [(name, sampler) for name in self.usable for sampler in self.parts.asked(name)]
+        choices: list[Cell] = []
+        samples: list[Cell] = []
+        traces: list[Cell] = []
+        for name, sampler in pairs:
+            runs = self._runs(name, sampler)
+            for run in runs:
+                choices += self._choices(run)
+                samples += [self._samples(run, seed) for seed in spec["seeds"]]
+            traces += [self._trace(run) for run in runs[-1:] if self._shows_way(sampler)]
+        likelihoods = [self._likelihood(name, seed) for name in self.usable for seed in self._training_seeds()]
+        orders = [self._order(*pair) for pair in pairs] if spec["orders"] and spec["mode"] == "oracle" else []
+        trained = list({cell.key: cell for cell in self.models.values() if cell is not None}.values())
+        cells = [
+            *trained,
+            *sorted(choices, key=_dearest_first),
+            *(likelihoods if spec["likelihood"] else []),
+            *sorted(samples, key=_dearest_first),
+            *traces,
+            *orders,
+            *(self._real(seed) for seed in spec["seeds"]),
+        ]
+        return Plan(cells, self.skipped, self.context, self.data, self.span)
 
     # -- networks ----------------------------------------------------------------------------------------------------
 
@@ -149,14 +110,15 @@ class _Planner:
         each = self.spec["train_each_seed"] and self.spec["mode"] != "oracle"
         return list(self.spec["seeds"]) if each else [self.spec["training_seed"]]
 
-    def _models(self, names: list[str]) -> dict[tuple[str, int], Cell | None]:
+    def _models(self) -> dict[tuple[str, int], Cell | None]:
         """The cell of the network of each (formulation, training seed); None where there is none to train."""
+        names = self.usable
         if self.spec["mode"] == "oracle" or self.checkpoint is not None or not names:
             return {(name, seed): None for name in names for seed in self._training_seeds()}
         network = resolved_network(self.spec["network"], self.data, False)
         result: dict[tuple[str, int], Cell | None] = {}
         for name in names:
-            home = self._shared_from() if self.spec["mode"] == "shared" else name
+            home = self.parts.shared_from if self.spec["mode"] == "shared" else name
             node = self.spec["formulations"][home]
             for seed in self._training_seeds():
                 config = {
@@ -177,7 +139,7 @@ class _Planner:
         if self.spec["mode"] == "oracle":
             source = self._law
         elif self.checkpoint is not None:
-            source = find_checkpoint(self.checkpoint)[0].state
+            source = self.weights
         return {
             "mode": self.spec["mode"],
             "perturbation": self.spec["formulations"][name]["perturbation"],
@@ -193,73 +155,81 @@ class _Planner:
             return "the training samples"
         return [part.tolist() for part in (law.exact.weights, law.exact.means, law.exact.covariances)]
 
-    def _model_for(self, name: str, seed: int, models: Mapping[tuple[str, int], Cell | None]) -> Cell | None:
+    def _model_for(self, name: str, seed: int) -> Cell | None:
+        """The network that samples of this seed are drawn from."""
         each = self.spec["train_each_seed"] and self.spec["mode"] != "oracle"
-        return models[name, seed if each else self.spec["training_seed"]]
+        return self.models[name, seed if each else self.spec["training_seed"]]
 
-    def _runs(
-        self, name: str, sampler: str, models: Mapping[tuple[str, int], Cell | None], span: Range | None
-    ) -> tuple[list[Cell], list[Cell]]:
-        """The cells of one formulation and sampler: all budgets and seeds; and the one whose way is kept."""
-        spec, made = self.spec, self.samplers[sampler]
-        budgets: list[int | None] = (list(spec["budgets"]) if takes_budget(made) else []) or [None]
-        cells: list[Cell] = []
-        last: dict[str, Any] | None = None
+    def _runs(self, name: str, sampler: str) -> list[_Run]:
+        """One formulation with one sampler at each budget, ascending; those that make no sense are skipped."""
+        made = self.parts.samplers[sampler]
+        budgets: list[int | None] = (list(self.spec["budgets"]) if takes_budget(made) else []) or [None]
+        runs = []
         for budget in budgets:
             try:
-                fit = fitted(made, self.perturbations[name], budget, span)
+                fit = fitted(made, self.parts.perturbations[name], budget, self.span)
             except ConfigError as error:
                 self._skip(name, sampler, budget, str(error))
                 continue
-            steps = fit.steps
-            if span is not None and isinstance(made, GridSampler) and steps is not None:
-                node = {"sampler": spec["samplers"][sampler], "matched": [steps, *span]}
+            labels = {"formulation": name, "sampler": sampler, "budget": budget, "steps": fit.steps, "note": fit.note}
+            if self.span is not None and isinstance(made, GridSampler) and fit.steps is not None:
+                runs.append(_Run(name, self.spec["samplers"][sampler], [fit.steps, *self.span], labels))
             else:
-                node = {"sampler": describe(fit.sampler, "sampler"), "matched": None}
-            labels = {"formulation": name, "sampler": sampler, "budget": budget, "steps": steps, "note": fit.note}
-            cells += [self._samples(name, node, {**labels, "seed": seed}, models) for seed in spec["seeds"]]
-            last = {**node, "labels": {**labels, "seed": spec["seeds"][0]}}
-        keeps = self.data.kind == "image" or self.data.shape == (2,)
-        if last is None or not spec["trajectories"] or not keeps or not isinstance(made, GridSampler):
-            return cells, []
-        return cells, [self._trace(name, last, models)]
+                runs.append(_Run(name, describe(fit.sampler, "sampler"), None, labels))
+        return runs
 
-    def _samples(
-        self,
-        name: str,
-        node: Mapping[str, Any],
-        labels: Mapping[str, Any],
-        models: Mapping[tuple[str, int], Cell | None],
-    ) -> Cell:
-        seed = labels["seed"]
-        model = self._model_for(name, seed, models)
-        shown = SHOWN_IMAGES if self.data.kind == "image" else SHOWN_POINTS
+    def _choices(self, run: _Run) -> list[Cell]:
+        """Where the sampler is chosen by measurement: one cell for each network."""
+        found = [self._choice(run, seed) for seed in self.spec["seeds"]]
+        return list({cell.key: cell for cell in found if cell is not None}.values())
+
+    def _choice(self, run: _Run, seed: int) -> Cell | None:
+        if not chooses(self.parts.samplers[run.labels["sampler"]]):
+            return None
+        model = self._model_for(run.name, seed)
+        return Cell("choice", {**self._base(run.name, model), "sampler": run.sampler}, run.labels, _key(model))
+
+    def _samples(self, run: _Run, seed: int) -> Cell:
+        model = self._model_for(run.name, seed)
         config = {
-            **self._base(name, model),
-            **node,
+            **self._base(run.name, model),
+            "sampler": run.sampler,
+            "matched": run.matched,
+            **self._measured(seed),
+        }
+        return Cell("samples", config, {**run.labels, "seed": seed}, _key(model), _key(self._choice(run, seed)))
+
+    def _measured(self, seed: int) -> dict[str, Any]:
+        """What samples and real samples have in common."""
+        shown = SHOWN_IMAGES if self.data.kind == "image" else SHOWN_POINTS
+        return {
             "seed": seed,
             "num_samples": min(self.spec["num_samples"], len(self.data.test)),
             "measures": self.spec["measures"],
             "keep": shown if seed == self.spec["seeds"][0] else 0,
         }
-        return Cell("samples", config, labels, None if model is None else model.key)
 
-    def _trace(self, name: str, node: Mapping[str, Any], models: Mapping[tuple[str, int], Cell | None]) -> Cell:
-        labels = node["labels"]
-        model = self._model_for(name, labels["seed"], models)
-        count = PARTICLES if self.data.kind == "vector" else STRIP_IMAGES
+    def _shows_way(self, sampler: str) -> bool:
+        """Whether there is a way from noise to data to show: the data can be drawn, and the sampler has steps."""
+        made = self.parts.samplers[sampler]
+        can_be_drawn = self.data.kind == "image" or self.data.shape == (2,)
+        return self.spec["trajectories"] and can_be_drawn and (isinstance(made, GridSampler) or chooses(made))
+
+    def _trace(self, run: _Run) -> Cell:
+        seed = self.spec["seeds"][0]
+        model = self._model_for(run.name, seed)
         config = {
-            **self._base(name, model),
-            "sampler": node["sampler"],
-            "matched": node["matched"],
-            "seed": labels["seed"],
-            "count": count,
+            **self._base(run.name, model),
+            "sampler": run.sampler,
+            "matched": run.matched,
+            "seed": seed,
+            "count": PARTICLES if self.data.kind == "vector" else STRIP_IMAGES,
             "frames": FRAMES[self.data.kind],
         }
-        return Cell("trace", config, labels, None if model is None else model.key)
+        return Cell("trace", config, {**run.labels, "seed": seed}, _key(model), _key(self._choice(run, seed)))
 
-    def _likelihood(self, name: str, seed: int, models: Mapping[tuple[str, int], Cell | None]) -> Cell:
-        model = models[name, seed]
+    def _likelihood(self, name: str, seed: int) -> Cell:
+        model = self.models[name, seed]
         size = self.data.train[0].numel()
         config = {
             **self._base(name, model),
@@ -269,7 +239,7 @@ class _Planner:
             "probes": 1 if size <= 16 else 4,
             "seed": seed,
         }
-        return Cell("likelihood", config, {"formulation": name, "seed": seed}, None if model is None else model.key)
+        return Cell("likelihood", config, {"formulation": name, "seed": seed}, _key(model))
 
     def _order(self, name: str, sampler: str) -> Cell:
         config = {
@@ -279,15 +249,7 @@ class _Planner:
         return Cell("order", config, {"formulation": name, "sampler": sampler})
 
     def _real(self, seed: int) -> Cell:
-        shown = SHOWN_IMAGES if self.data.kind == "image" else SHOWN_POINTS
-        config = {
-            "data": self.data.fingerprint,
-            "law": self._law,
-            "seed": seed,
-            "num_samples": min(self.spec["num_samples"], len(self.data.test)),
-            "measures": self.spec["measures"],
-            "keep": shown if seed == self.spec["seeds"][0] else 0,
-        }
+        config = {"data": self.data.fingerprint, "law": self._law, "draws": REAL_DRAWS, **self._measured(seed)}
         return Cell("real", config, {"formulation": "real data", "sampler": "", "budget": None, "seed": seed})
 
     def _skip(self, name: str, sampler: str, budget: int | None, reason: str) -> None:
@@ -295,6 +257,10 @@ class _Planner:
             {"formulation": name, "sampler": sampler, "budget": budget, "seed": None, "status": "skipped",
              "reason": reason}
         )  # fmt: skip
+
+
+def _key(cell: Cell | None) -> str | None:
+    return None if cell is None else cell.key
 
 
 def _dearest_first(cell: Cell) -> float:

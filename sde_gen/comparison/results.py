@@ -31,6 +31,7 @@ BEFORE = (
     "nfe",
     "seconds",
 )
+WHOLE = ("budget", "seed", "steps", "nfe")
 AFTER = (
     "nll", "nll_standard_error", "bits_per_dim", "training_loss", "held_out_loss", "training_seconds",
     "note", "cell", "code", "data", "device", "date", "command",
@@ -48,6 +49,7 @@ class Results:
         likelihoods: negative log-likelihoods of the formulations.
         real: the measures of as many real samples, one row for each seed.
         networks: what was trained, by formulation.
+        choices: what samplers that measure first chose, by formulation and budget, and what that cost.
         findings: claims with their verdicts.
         data: the data set.
     """
@@ -63,6 +65,7 @@ class Results:
     cells: Mapping[str, Cell] = field(default_factory=dict, repr=False)
     span: tuple[float, float] | None = None
     trust: tuple[str, ...] = ()
+    choices: list[dict[str, Any]] = field(default_factory=list)
     command: str = "python -m sde_gen.compare spec=comparison.json"
 
     def with_command(self, command: str) -> "Results":
@@ -74,6 +77,12 @@ class Results:
         """Columns of the tidy table."""
         measures = [column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")]
         return (*BEFORE, *measures, *AFTER)
+
+    @property
+    def _numbers(self) -> set[str]:
+        """The columns that hold numbers, whether or not a row has them."""
+        measures = {column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")}
+        return {*WHOLE, *measures, "seconds", *AFTER[: AFTER.index("note")]}
 
     @property
     def measure(self) -> str:
@@ -137,12 +146,13 @@ class Results:
             "likelihoods": self.likelihoods,
             "real": self.real,
             "networks": self.networks,
+            "choices": self.choices,
             "findings": self.findings,
         }
         return write_text(Path(path), json.dumps(values, indent=1) + "\n", "the table")
 
     def to_dataframe(self) -> Any:
-        """The rows as a pandas DataFrame.
+        """The rows as a pandas DataFrame: whole numbers as "Int64", which may be missing, other numbers as float64.
 
         Raises:
             MissingInputError: pandas is not installed.
@@ -151,7 +161,8 @@ class Results:
             import pandas as pd  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise MissingInputError("to_dataframe needs pandas, which is not installed; pip install pandas") from error
-        return pd.DataFrame(self.tidy(), columns=list(self.columns))
+        frame = pd.DataFrame(self.tidy(), columns=list(self.columns))
+        return frame.astype({c: "Int64" if c in WHOLE else "float64" for c in self.columns if c in self._numbers})
 
     def report(self, folder: Any) -> Path:
         """Write report.html, report.md with its pictures, rows.csv, rows.json and comparison.json; return the HTML.

@@ -46,27 +46,28 @@ def rerun(comparison: "Comparison", plan: Plan, key: str, cache: Path) -> tuple[
     cell = next(iter(chosen.values()))
     context = replace(plan.context, cache=cache)
     before = Store(cache).read(cell)
-    needed = [other for other in plan.cells if other.key == cell.needs]
+    needed = [other for other in plan.cells if other.key in cell.after]
     if needed:
         run_cells(needed, context)
     return run_cells([cell], context, fresh=True)[cell.key], before
 
 
 def _part(cells: list[Cell], k: int, n: int) -> list[Cell]:
-    """The k-th of n parts (k from 1): cells of one network together, with the network they need first."""
+    """The k-th of n parts (k from 1): cells of one network together, with the network (and choice) they need first."""
     if not 1 <= k <= n:
         raise ConfigError(f"part={k} must be between 1 and parts={n}")
-    order = sorted(range(len(cells)), key=lambda i: (cells[i].needs or "", i))
+    order = sorted(range(len(cells)), key=lambda i: (cells[i].needs or "", cells[i].tuned or "", i))
     mine = {i for position, i in enumerate(order) if position * n // len(cells) == k - 1}
     chosen = [cells[i] for i in sorted(mine)]
-    needed = {cell.needs for cell in chosen}
+    needed = {key for cell in chosen for key in cell.after}
     first = [cell for i, cell in enumerate(cells) if cell.key in needed and i not in mine]
     return [*first, *chosen]
 
 
 def _gather(comparison: "Comparison", plan: Plan, found: Mapping[str, dict[str, Any]], store: Store) -> Results:
     spec = comparison.spec
-    of_kind: dict[str, list[dict[str, Any]]] = {k: [] for k in ("model", "samples", "real", "likelihood", "order")}
+    kinds = ("model", "choice", "samples", "real", "likelihood", "order")
+    of_kind: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
     for cell in plan.cells:
         if cell.kind in of_kind:
             result = found[cell.key]
@@ -100,5 +101,5 @@ def _gather(comparison: "Comparison", plan: Plan, found: Mapping[str, dict[str, 
     cells = {cell.key: cell for cell in plan.cells}
     return Results(
         spec, rows, of_kind["order"], of_kind["likelihood"], of_kind["real"], of_kind["model"], plan.data, store, cells,
-        plan.span, comparison.trusted,
+        plan.span, comparison.trusted, choices=of_kind["choice"],
     )  # fmt: skip

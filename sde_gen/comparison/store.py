@@ -12,13 +12,16 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sde_gen.comparison.describe import canonical, digest
+from sde_gen.comparison.describe import canonical, digest, modules_of
 from sde_gen.comparison.version import code_version
+from sde_gen.errors import CheckpointError
+from sde_gen.training import newest_checkpoint
 from sde_gen.training.files import make_folder, publish, write_json, writing
 
 FORMAT = 1
@@ -29,23 +32,30 @@ class Cell:
     """One thing to compute.
 
     Attributes:
-        kind: "model", "samples", "real", "likelihood", "order" or "trace".
+        kind: "model", "choice", "samples", "real", "likelihood", "order" or "trace".
         config: everything that determines the result, as plain data.
         labels: where it stands in the comparison: formulation, sampler, budget, seed.
         needs: key of the cell of the trained network that it uses, or None.
+        tuned: key of the cell in which its sampler is chosen by measurement, or None.
     """
 
     kind: str
     config: Mapping[str, Any]
     labels: Mapping[str, Any] = field(default_factory=dict)
     needs: str | None = None
+    tuned: str | None = None
 
     @property
+    def after(self) -> tuple[str, ...]:
+        """Keys of the cells that must be there before."""
+        return tuple(key for key in (self.needs, self.tuned) if key is not None)
+
+    @cached_property
     def code(self) -> str:
-        """Version of the code that computes it."""
-        return code_version(self.kind)
+        """Version of the code that computes it, sources of the user's own classes included."""
+        return code_version(self.kind, tuple(sorted(modules_of(self.config))))
 
-    @property
+    @cached_property
     def key(self) -> str:
         """Digest of the kind, the configuration and the code."""
         return digest({"kind": self.kind, "config": self.config, "code": self.code})
@@ -87,9 +97,14 @@ class Store:
             return None
         if result.get("arrays") and not self.path(cell, ".npz").is_file():
             return None
-        if cell.kind == "model" and result["status"] == "ok" and not self.model(cell.key).is_dir():
+        if cell.kind == "model" and result["status"] == "ok" and not self._has_network(cell, result):
             return None
         return dict(result)
+
+    def _has_network(self, cell: Cell, result: Mapping[str, Any]) -> bool:
+        """Whether the last checkpoint is there and sound; an older one is where training goes on."""
+        found, _ = newest_checkpoint(self.model(cell.key) / "checkpoints")
+        return found is not None and found.step == result["steps"]
 
     def write(self, cell: Cell, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray] | None = None) -> None:
         """Publish a result; the arrays first, so that an entry is never without them."""
@@ -110,6 +125,18 @@ class Store:
             "result": {**result, "arrays": bool(arrays)},
         }
         write_json(self.path(cell), entry, "the result of a cell")
+
+    def sampler(self, choice: str) -> dict[str, Any]:
+        """What was chosen in the "choice" cell of this key, as plain data.
+
+        Raises:
+            CheckpointError: it cannot be read.
+        """
+        try:
+            path = self.cells / f"choice-{choice}.json"
+            return dict(json.loads(path.read_text(encoding="utf-8"))["result"]["sampler_chosen"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise CheckpointError(f"the sampler chosen in cell {choice} cannot be read; run the comparison") from error
 
     def arrays(self, cell: Cell) -> dict[str, np.ndarray]:
         """The arrays stored with a cell; empty where there are none that can be read."""

@@ -15,7 +15,10 @@ from sde_gen.training import Interrupted, Trainer, TrainerSettings, newest_check
 from sde_gen.training.checkpoint import Checkpoint, remove_leftovers
 
 #: Settings of the trainer that do not change what is learned.
-FREE = ("checkpoint_every", "keep_last", "log_every", "eval_every", "preview_every", "preview_samples", "preview_steps")
+FREE = (
+    "checkpoint_every", "keep_last", "keep_best", "log_every", "eval_every",
+    "preview_every", "preview_samples", "preview_steps",
+)  # fmt: skip
 
 
 def learned_from(trainer: Mapping[str, Any]) -> dict[str, Any]:

@@ -6,35 +6,66 @@ computed does. Results of another version are not used.
 
 import ast
 import hashlib
+import sys
+from collections.abc import Iterable
 from functools import lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import sde_gen
 
-_TRAINING = (
-    "perturbations", "networks", "data", "model.py", "parameterizations.py", "objectives.py", "training", "rng.py",
+#: Sources that decide what a network learns, and what anything else is. Left out on purpose: how the work is spread
+#: over processes, and the words of errors.
+TRAINING = (
+    "perturbations", "networks", "data", "model.py", "parameterizations.py", "objectives.py", "bound.py", "training",
+    "rng.py", "samplers/noise.py", "comparison/train.py",
 )  # fmt: skip
-_ALL = (
-    *_TRAINING, "oracles.py", "samplers", "guidance", "likelihood", "likelihood.py", "metrics",
+ALL = (
+    *TRAINING, "oracles.py", "samplers", "likelihood", "metrics",
     "comparison/compute.py", "comparison/exact.py", "comparison/quality.py", "comparison/budgets.py",
 )  # fmt: skip
 
 
-@lru_cache(maxsize=8)
-def code_version(kind: str) -> str:
-    """Version of the package, digest of the sources that a cell of this kind depends on, and version of torch."""
+@lru_cache(maxsize=64)
+def code_version(kind: str, modules: tuple[str, ...] = ()) -> str:
+    """Version of the package, digest of the sources that a cell depends on, and version of torch.
+
+    Args:
+        kind: of the cell; a "model" does not depend on samplers, oracles or metrics.
+        modules: outside of sde_gen, whose classes the cell names. Their own sources count, not what they import.
+    """
     import torch
 
     root = Path(__file__).resolve().parents[1]
-    names = (*_TRAINING, "comparison/train.py") if kind == "model" else _ALL
     digest = hashlib.sha256()
+    for path in files(root, TRAINING if kind == "model" else ALL):
+        digest.update(path.relative_to(root).as_posix().encode())
+        digest.update(_meaning(path).encode())
+    for name in modules:
+        own = _source_of(name)
+        digest.update(f"{name} {'' if own is None else _meaning(own)}".encode())
+    return f"{sde_gen.__version__}+{digest.hexdigest()[:12]} torch {torch.__version__}"
+
+
+def files(root: Path, names: Iterable[str]) -> list[Path]:
+    """The source files below `root` that these names stand for: files, and all in a folder."""
+    found = []
     for name in names:
         place = root / name
-        for path in sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []:
-            digest.update(path.relative_to(root).as_posix().encode())
-            digest.update(_meaning(path).encode())
-    return f"{sde_gen.__version__}+{digest.hexdigest()[:12]} torch {torch.__version__}"
+        found += sorted(place.rglob("*.py")) if place.is_dir() else [place] if place.is_file() else []
+    return list(dict.fromkeys(found))
+
+
+def _source_of(module: str) -> Path | None:
+    """The source file of a module; None where it has none that can be read, such as what is typed into a notebook."""
+    known = sys.modules.get(module)
+    try:
+        spec = find_spec(module) if known is None else None
+    except (ImportError, ValueError):  # building its classes will say so
+        return None
+    place = getattr(known, "__file__", None) or getattr(spec, "origin", None)
+    return Path(place) if isinstance(place, str) and place.endswith(".py") and Path(place).is_file() else None
 
 
 def _meaning(path: Path) -> str:

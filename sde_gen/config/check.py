@@ -127,7 +127,7 @@ def _describe(annotation: Any) -> str:
         return plain[annotation]
     container = origin or annotation
     if isinstance(container, type) and issubclass(container, Sequence):
-        members = get_args(annotation)
+        members = [member for member in get_args(annotation) if member is not Any]
         return f"a list, each entry {_describe(members[0])}" if members else "a list"
     if isinstance(container, type) and issubclass(container, Mapping):
         return "a group of named values"

@@ -46,7 +46,7 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
             _wait_for_the_others()
             return result
         except Exception as error:
-            told = _as_ours(error, name)
+            told = _as_ours(error, name, arguments)
             if debug or told is None:
                 raise
             _tell(told)  # at once: in a sweep Hydra raises only the first error, and only at the end
@@ -73,7 +73,7 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
         sys.stderr.write("aborted\n")
         return _ABORTED
     except Exception as error:
-        told = _as_ours(error, name)
+        told = _as_ours(error, name, arguments)
         if debug or told is None:
             raise  # not foreseen: the traceback is wanted
         if not getattr(told, "_told", False):
@@ -82,11 +82,11 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
     return 0
 
 
-def _as_ours(error: Exception, name: str) -> SDEGenError | None:
+def _as_ours(error: Exception, name: str, arguments: Sequence[str]) -> SDEGenError | None:
     """`error` as one of ours, with its sentence and exit code; None for one that nobody foresaw."""
     if type(error).__name__ == "OutOfMemoryError":
         return SDEGenError("the device ran out of memory; use a smaller trainer.batch_size, or chunk in sampling")
-    told = explained(error, name)
+    told = explained(error, name, [argument for argument in arguments if not argument.startswith("-")])
     return told if isinstance(told, SDEGenError) else None
 
 
@@ -102,6 +102,16 @@ def job_overrides() -> list[str]:
     from hydra.core.hydra_config import HydraConfig
 
     return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
+
+
+def config_folders() -> list[str]:
+    """The folders of the user's own configurations that the command was given with --config-dir."""
+    from hydra.core.hydra_config import HydraConfig
+
+    if not HydraConfig.initialized():
+        return []
+    sources = HydraConfig.get().runtime.config_sources
+    return [str(source.path) for source in sources if source.provider == "command-line"]
 
 
 def rank() -> int:

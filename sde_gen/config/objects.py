@@ -19,7 +19,7 @@ _CLASSES = {
         "NoisePrediction DataPrediction VPrediction ScorePrediction EDMPreconditioning DenoisingScoreMatching "
         "EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin PredictorCorrector ProbabilityFlow "
         "DPMSolverPP2M Langevin "
-        "DPMSolverPP3M AdamsBashforth UniPC DEIS LMS PLMS SingleStep Auto "
+        "DPMSolverPP3M AdamsBashforth UniPC DEIS LMS PLMS SingleStep Auto Fitted "
         "ExponentialSDE SDEDPMSolverPP StochasticHeun EDMChurn Restart AdaptiveSDE ArctanLambda "
         "UniformTime UniformLambda KarrasRho Quadratic ChainNodes GivenTimes GivenLambdas"
     ),

@@ -23,6 +23,25 @@ TRAIN_ERRORS = [
     (["sde.beta_mni=1"], 2, "did you mean sde.beta_min?"),
     (["trainer.stesp=1"], 2, "did you mean trainer.steps?"),
     (["+x=1"], 2, "adds a key"),
+    (["+sampler@extra=ddim"], 2, "extra is not a setting"),
+    (["sde=null"], 2, "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp, or leave"),
+    (["sde=1"], 2, "sde=1 is not a choice; choose one of cosine"),
+    (["sde=true"], 2, "sde=true is not a choice; choose one of cosine"),
+    (["~sde=1"], 2, "~sde=1 is not a choice; choose one of cosine"),
+    (["run=null", "seed=1", "data=null"], 2, "data=null is not a choice; choose one of array_file, checkerboard"),
+    (["network=null"], 2, "network=null is not a choice; choose one of auto, mlp, unet, or leave it out for auto"),
+    (["parameterization=null"], 2, "or leave it out for noise"),
+    (["objective=null"], 2, "or leave it out for simple"),
+    (["trainer=null"], 2, "or leave it out for default"),
+    (["logger=null"], 2, "choose one of csv, tensorboard, or leave it out for csv"),
+    (["experiment=null"], 2, "three_formulations_digits, or leave it out"),
+    (["sampler=null"], 2, "sampler is not a setting; the groups and settings are class_conditional, data"),
+    (
+        ["hydra/launcher=null"],
+        2,
+        "hydra/launcher=null is not a choice; name one of its files, or leave it out for basic",
+    ),
+    (["~sde"], 2, "sde is missing; give sde=VALUE"),
     (["sde.beta_min=abc"], 2, "sde.beta_min='abc' must be a number"),
     (["sde.beta_min=-1"], 2, "beta_min"),
     (["sde.beta_min=nan"], 2, "beta_min"),
@@ -58,6 +77,8 @@ TRAIN_ERRORS = [
 
 SAMPLE_ERRORS = [
     (["sampler=pcc"], 2, "did you mean pc?); choose one of " + ", ".join(SAMPLERS)),
+    (["sampler=null"], 2, ", unipc, or leave it out for pc"),
+    (["sde=null"], 2, "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp, or leave"),
     (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
     (["sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),
@@ -97,6 +118,27 @@ def test_sample(command: Command, arguments: list[str], code: int, message: str)
     _one_sentence(result.err, message)
     assert result.code == code
     assert os.listdir() == ["empty"]
+
+
+def test_a_sweep_over_what_is_no_choice(command: Command) -> None:
+    result = command("train", "sde=vp,null", "--multirun")
+    _one_sentence(result.err, "sde=null is not a choice; choose one of cosine")
+    assert result.code == 2
+
+
+EVALUATE_ERRORS = [
+    (["sampler=null"], 2, "or leave it out for dpmpp2m"),
+    (["sde=null"], 2, "sde=null is not a choice"),
+    (["features=null"], 2, "choose one of efficientnet-lite0, network, pixels, or leave it out for pixels"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "message"), EVALUATE_ERRORS, ids=lambda v: str(v)[:40])
+def test_evaluate(command: Command, arguments: list[str], code: int, message: str) -> None:
+    result = command("evaluate", *arguments)
+    _one_sentence(result.err, message)
+    assert result.code == code
+    assert os.listdir() == []
 
 
 def _png(path: Path, size: int) -> None:

@@ -26,7 +26,8 @@ TINY = (
     "data.n=64", "data.n_test=64", "num_samples=64", "budgets=[3,6]", "seeds=[0,1]", "workers=1", "orders=false",
     "trajectories=false", "likelihood=0", "measures=[energy_distance]",
     "~formulations.DDPM", "~formulations.subVP", "~samplers.ODE", "~samplers.PC",
-    "~samplers.Heun", "~samplers.Ancestral", "~samplers.SDE_DPMpp2M", "findings=[]",
+    "~samplers.Heun", "~samplers.Ancestral", "~samplers.SDE_DPMpp2M", "~samplers.Reverse", "~samplers.DPMpp3M",
+    "~samplers.Auto", "findings=[]",
 )  # fmt: skip
 Compare = Callable[..., Result]
 
@@ -74,6 +75,29 @@ def test_a_report_made_in_python_names_its_own_description(compare: Compare, tmp
     command = shlex.split(row["command"])
     assert command[3] == "spec=my report/comparison.json"
     again = compare(*command[3:], "cache=cache")
+    assert again.code == 0, again.err
+    assert "equal to what the cache held" in again.out
+
+
+def test_one_more_sampler_from_the_command_line(compare: Compare, tmp_path: Path) -> None:
+    done = compare("experiment=oracle_2d", *TINY, "+sampler@samplers.Mine=dpmpp3m", "seeds=[0]", "budgets=[3]")
+    assert done.code == 0, done.err
+    with (tmp_path / "runs/comparisons/oracle_2d/rows.csv").open(newline="") as stream:
+        row = next(r for r in csv.DictReader(stream) if r["sampler"] == "Mine")
+    assert row["status"] == "ok"
+    again = compare(*shlex.split(row["command"])[3:])
+    assert "equal to what the cache held" in again.out
+
+
+def test_an_experiment_of_ones_own_is_named_in_the_commands(compare: Compare, tmp_path: Path) -> None:
+    home = tmp_path / "my experiments" / "experiment"
+    home.mkdir(parents=True)
+    (home / "mine.yaml").write_text("# @package _global_\ndefaults: [oracle_2d]\nname: mine\nseeds: [0]\n")
+    done = compare("--config-dir", "my experiments", "experiment=mine", *(t for t in TINY if "seeds" not in t))
+    assert done.code == 0, done.err
+    with (tmp_path / "runs/comparisons/mine/rows.csv").open(newline="") as stream:
+        command = shlex.split(next(csv.DictReader(stream))["command"])
+    again = compare(*command[3:])
     assert again.code == 0, again.err
     assert "equal to what the cache held" in again.out
 
@@ -157,6 +181,18 @@ def test_experiments_can_be_planned(experiment: str, tmp_path: Path, monkeypatch
 BAD = [
     (["experiment=oracel_2d"], 2, "did you mean oracle_2d?"),
     (["~experiment"], 2, "formulations must map names to objects"),
+    (["experiment=null"], 2, "or leave it out for oracle_2d (~experiment for none)"),
+    (["data=null"], 2, "or leave it out for mixture"),
+    (["network=null"], 2, "or leave it out for auto"),
+    (["trainer=null"], 2, "choose one of default"),
+    (["sde=null"], 2, "sde is not a setting of its own here; write sde@formulations.VP.perturbation=CHOICE"),
+    (["sde=vp"], 2, "sde is not a setting of its own here; write sde@formulations.VP.perturbation=CHOICE"),
+    (["sampler=ddim"], 2, "sampler is not a setting of its own here; write sampler@samplers."),
+    (["sampler@samplers.DDIM=null"], 2, "sampler@samplers.DDIM=null is not a choice; choose one of adams"),
+    (["samplers.DDIM=null"], 2, "samplers.DDIM must be a sampler, got None"),
+    (["formulations.VP=null"], 2, "formulations.VP must be a Formulation"),
+    (["~formulations.VP.perturbation"], 2, "formulations.VP must be a Formulation"),
+    (["findings=null"], 2, "findings=null must be a list"),
     (["mode=orcale"], 2, "did you mean 'oracle'"),
     (["budgets=[x]"], 2, "budgets=['x'] must be a list, each entry a whole number"),
     (["seeds=[]"], 2, "at least one seed"),
@@ -169,6 +205,7 @@ BAD = [
     (["part=1"], 2, "part=K and parts=N go together"),
     (["part=3", "parts=2", "workers=1"], 2, "part=3 must be between 1 and parts=2"),
     (["cell=abc"], 2, "cell=abc names no cell of this comparison"),
+    (["cell=12e4567890123456"], 2, "cell=12e4567890123456 names no cell of this comparison"),
     (["mode=network", "network=unet"], 2, "use network=mlp"),
     (["mode=shared", "checkpoint=nowhere"], 66, "no checkpoint at nowhere"),
     (["spec=nowhere.json"], 66, "cannot read spec=nowhere.json"),

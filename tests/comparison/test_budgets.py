@@ -63,6 +63,14 @@ def test_matched_grids_visit_the_same_noise_levels() -> None:
             torch.testing.assert_close(other, lambdas[0], rtol=0, atol=1e-8)
 
 
+def test_a_sampler_that_is_told_its_calls_is_told_the_budget() -> None:
+    assert takes_budget(sg.Auto(nfe=5))
+    assert not takes_budget(sg.Auto(tolerance=0.1))
+    fit = fitted(sg.Auto(), sg.VP(), 7, None)
+    assert (fit.sampler, fit.note) == (sg.Auto(nfe=7), "")
+    assert "not matched" in fitted(sg.Auto(), sg.VP(), 7, (-3.0, 2.0)).note
+
+
 def test_formulations_without_common_noise_levels_are_refused() -> None:
     law = sg.GaussianMixture([1.0], [[0.0]], [[[1.0]]])
     with pytest.raises(sg.ConfigError, match="share no noise levels"):

@@ -2,27 +2,21 @@
 
 import csv
 import json
+import sys
+import types
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 import sde_gen as sg
-from sde_gen.comparison import version
+from sde_gen.comparison import parallel
+from sde_gen.comparison.compute import Context, compute, law_of
 from sde_gen.comparison.describe import canonical, describe, digest
-from tests.comparison.helpers import DATA, Broken, Diverges, files, small
-
-
-class Told:
-    """Counts what was computed and what was known."""
-
-    def __init__(self) -> None:
-        self.known: list[str] = []
-        self.computed: list[str] = []
-
-    def __call__(self, cell: Any, result: Any, known: bool) -> None:
-        (self.known if known else self.computed).append(cell.kind)
+from sde_gen.comparison.store import Cell
+from tests.comparison.helpers import Broken, Diverges, Told, files, small
 
 
 def reasons(results: sg.Results) -> dict[tuple[Any, ...], tuple[str, str]]:
@@ -105,6 +99,33 @@ def test_samplers_with_steps_of_their_own_run_once(tmp_path: Path) -> None:
     assert all(r["nfe"] > 5 for r in results.rows if r["sampler"] == "ODE")
 
 
+def test_a_choice_by_measurement_is_made_once_and_its_calls_are_told_apart(tmp_path: Path) -> None:
+    comparison = small(
+        formulations={"VP": sg.VP()}, samplers={"Auto": sg.Auto(effort=0.0), "2M": sg.DPMSolverPP2M()},
+        budgets=(5,), trajectories=True, orders=True,
+    )  # fmt: skip
+    told = Told()
+    results = comparison.run(tmp_path / "cache", tell=told)
+    assert told.computed.count("choice") == 1
+    (choice,) = results.choices
+    assert (choice["formulation"], choice["budget"], choice["nfe"]) == ("VP", 5, 5)
+    assert choice["calibration_nfe"] > 100
+    rows = [row for row in results.rows if row["sampler"] == "Auto"]
+    assert [(row["status"], row["nfe"], row["seed"]) for row in rows] == [("ok", 5, 0), ("ok", 5, 1)]
+    # What it chose is what it runs, to the last digit.
+    law = law_of(comparison.dataset()).exact
+    drawn = sg.Auto(nfe=5, effort=0.0)(law.model(sg.VP()), (64, 2), seed=0, dtype=torch.float64)
+    cell = next(c for c in results.cells.values() if c.kind == "samples" and c.key == rows[0]["cell"])
+    np.testing.assert_array_equal(results.store.arrays(cell)["x"], drawn.x.float().numpy())
+    assert {c.labels["sampler"] for c in results.cells.values() if c.kind == "trace"} == {"Auto", "2M"}
+    result, known = comparison.rerun(rows[0]["cell"], tmp_path / "cache")
+    assert known is not None
+    assert result["energy_distance"] == known["energy_distance"]
+    assert [row["reason"][:23] for row in results.orders if row["status"] == "skipped"] == ["chooses its own steps, "]
+    text = (results.report(tmp_path / "out").parent / "report.md").read_text()
+    assert f"{choice['calibration_nfe']:,}" in text[text.index("## Calibration") :]
+
+
 # -- faults ------------------------------------------------------------------------------------------------------------
 
 
@@ -124,73 +145,7 @@ def test_a_cell_that_fails_is_a_row_and_the_rest_goes_on(tmp_path: Path) -> None
     assert again.computed == ["samples"] * 2
 
 
-# -- the cache ---------------------------------------------------------------------------------------------------------
-
-
-def test_nothing_is_computed_twice(tmp_path: Path) -> None:
-    first, second = Told(), Told()
-    a, b = small().run(tmp_path, tell=first), small().run(tmp_path, tell=second)
-    assert (len(first.computed), len(first.known)) == (18, 0)
-    assert (len(second.computed), len(second.known)) == (0, 18)
-    assert a.tidy() == b.tidy()
-
-
-def test_only_what_another_setting_changes_is_computed(tmp_path: Path) -> None:
-    small().run(tmp_path)
-    told = Told()
-    small(formulations={"VP": sg.VP(), "VE": sg.VE(sigma_max=7.0)}).run(tmp_path, tell=told)
-    assert (told.computed, len(told.known)) == (["samples"] * 8, 10)
-    told = Told()
-    small(data={**DATA, "seed": 1}).run(tmp_path, tell=told)
-    assert not told.known
-
-
-def test_results_of_another_version_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    small().run(tmp_path)
-    from sde_gen.comparison import store
-
-    monkeypatch.setattr(store, "code_version", lambda kind: "another")
-    told = Told()
-    small().run(tmp_path, tell=told)
-    assert not told.known
-
-
-def test_the_version_follows_the_code_and_not_its_comments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    package = tmp_path / "sde_gen"
-    (package / "comparison").mkdir(parents=True)
-    monkeypatch.setattr(version, "__file__", str(package / "comparison" / "version.py"))
-
-    def of(text: str, kind: str = "samples", name: str = "model.py") -> str:
-        (package / name).write_text(text)
-        version.code_version.cache_clear()
-        return version.code_version(kind)
-
-    try:
-        first = of("def f(x):\n    return x + 1\n")
-        assert of('def f(x):\n    """A sentence."""\n    return (x + 1)  # why\n') == first
-        assert of("def f(x):\n    return x + 2\n") != first
-        # A trained network does not depend on the samplers.
-        network, drawn = version.code_version("model"), version.code_version("samples")
-        assert of("x = 1\n", "model", "oracles.py") == network
-        assert version.code_version("samples") != drawn
-    finally:
-        version.code_version.cache_clear()
-
-
-@pytest.mark.parametrize("damage", ["{", "config"])
-def test_a_damaged_entry_is_computed_again(tmp_path: Path, damage: str) -> None:
-    results = small().run(tmp_path)
-    path = next((tmp_path / "cells").glob("samples-*.json"))
-    if damage == "config":
-        entry = json.loads(path.read_text())
-        entry["config"]["num_samples"] = 65
-        damage = json.dumps(entry)
-    path.write_text(damage)
-    told = Told()
-    again = small().run(tmp_path, tell=told)
-    assert told.computed == ["samples"]
-    for before, after in zip(results.rows, again.rows, strict=True):
-        assert before["energy_distance"] == after["energy_distance"]
+# -- parts and single cells --------------------------------------------------------------------------------------------
 
 
 def test_parts_share_a_cache(tmp_path: Path) -> None:
@@ -223,6 +178,20 @@ def test_one_cell_again(tmp_path: Path) -> None:
         small(num_samples=32).rerun(row["cell"], tmp_path)
 
 
+def test_a_cell_has_one_thread_wherever_it_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    # How a sum is split over threads changes its last digits, and `cell=` would say that it differs.
+    counts, before = [], torch.get_num_threads()
+    real = parallel.compute
+    monkeypatch.setattr(parallel, "compute", lambda *a: (counts.append(torch.get_num_threads()), real(*a))[1])
+    try:
+        torch.set_num_threads(2)
+        small(formulations={"VP": sg.VP()}, budgets=(4,), seeds=(0,)).run(tmp_path)
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    assert counts == [1, 1, 1]
+
+
 def test_processes_give_what_one_gives(tmp_path: Path) -> None:
     comparison = small(formulations={"VP": sg.VP()}, budgets=(4,))
     one, two = comparison.run(tmp_path / "a"), comparison.run(tmp_path / "b", workers=2)
@@ -246,15 +215,55 @@ def test_tables(tmp_path: Path) -> None:
     assert stored["comparison"] == results.spec
 
 
-def test_a_data_frame_where_pandas_is_there(tmp_path: Path) -> None:
-    results = small(seeds=(0,), budgets=(4,)).run(tmp_path)
-    try:
-        import pandas as pd  # noqa: F401
-    except ImportError:
-        with pytest.raises(sg.MissingInputError, match="pip install pandas"):
-            results.to_dataframe()
-    else:
-        assert list(results.to_dataframe().columns) == list(results.columns)
+def frames() -> sg.Comparison:
+    """With a skipped row, and a sampler that takes no budget."""
+    return small(
+        samplers={"PC": sg.PredictorCorrector(), "own": sg.DDIM(steps=3)}, budgets=(1, 4), seeds=(0,)
+    )  # fmt: skip
+
+
+def test_without_pandas_there_is_no_data_frame(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(sg.MissingInputError, match="pip install pandas"):
+        frames().run(tmp_path).to_dataframe()
+
+
+def test_what_pandas_is_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frame:
+        def __init__(self, rows: list[dict[str, Any]], columns: list[str]) -> None:
+            self.rows, self.columns = rows, columns
+
+        def astype(self, types: dict[str, str]) -> tuple["Frame", dict[str, str]]:
+            return self, types
+
+    monkeypatch.setitem(sys.modules, "pandas", types.SimpleNamespace(DataFrame=Frame))
+    results = frames().run(tmp_path)
+    frame, kinds = results.to_dataframe()
+    assert frame.rows == results.tidy()
+    assert frame.columns == list(results.columns)
+    assert {name for name, kind in kinds.items() if kind == "Int64"} == {"budget", "seed", "steps", "nfe"}
+    for name in results.columns:
+        numbers = [row[name] for row in results.tidy() if row[name] is not None]
+        assert name in kinds or all(isinstance(value, str) for value in numbers), name
+
+
+def test_a_data_frame_of_pandas(tmp_path: Path) -> None:
+    pd = pytest.importorskip("pandas")
+    results = frames().run(tmp_path)
+    frame = results.to_dataframe()
+    assert len(frame) == len(results.rows) == 6
+    assert list(frame.columns) == list(results.columns)
+    assert frame.set_index(["formulation", "sampler", "budget"]).nfe[("VP", "PC", 4)].item() == 4
+    assert frame.budget.isna().sum() == 2
+    assert frame.energy_distance.dtype == frame.nll.dtype == "float64"
+    assert frame.groupby("sampler").nfe.max().to_dict() == {"PC": 4, "own": 3}
+    # The file holds the same.
+    read = pd.read_csv(
+        results.to_csv(tmp_path / "rows.csv"), dtype={name: frame[name].dtype for name in ("seed", "nfe")}
+    )
+    for name in ("formulation", "seed", "nfe", "energy_distance", "cell"):
+        assert read[name].isna().tolist() == frame[name].isna().tolist()
+        assert read[name].dropna().tolist() == frame[name].dropna().tolist()
 
 
 # -- data and descriptions ---------------------------------------------------------------------------------------------
@@ -267,6 +276,23 @@ def test_data_may_be_a_law(tmp_path: Path) -> None:
     for row in results.likelihoods:
         assert row["nll"] == pytest.approx(row["nll_exact"], abs=0.02 if row["formulation"] == "VE" else 2e-3)
     assert results.rows[0]["nll"] == results.likelihoods[0]["nll"]
+
+
+def test_real_samples_are_never_the_held_out_ones() -> None:
+    law = sg.GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
+    data = small(data=law).dataset()
+    context = Context(data, Path(), "cpu")
+    for seed in (0, 1):
+        config = {
+            "seed": seed,
+            "num_samples": len(data.test),
+            "measures": ["energy_distance"],
+            "keep": len(data.test),
+            "draws": 1,
+        }
+        found, arrays = compute(Cell("real", config), context)
+        assert found["energy_distance"] > 0
+        assert not {tuple(x) for x in arrays["x"]} & {tuple(x) for x in data.test.numpy()}
 
 
 def test_a_description_makes_the_same_comparison() -> None:
@@ -296,6 +322,12 @@ BAD = [
     ({"formulations": {"VP": {"perturbation": sg.VP(), "sampelrs": []}}}, "did you mean 'samplers'"),
     ({"formulations": {"VP": sg.Formulation(sg.VP(), samplers=["DDMI"])}}, "did you mean 'DDIM'"),
     ({"samplers": {}}, "at least one"),
+    ({"samplers": {"x": None}}, r"samplers\.x must be a sampler, got None"),
+    ({"samplers": {"x": sg.VP()}}, r"samplers\.x must be a sampler, got VP\("),
+    ({"samplers": {"x": 5}}, r"samplers\.x must be a group with a _target_, got 5"),
+    ({"formulations": {"x": {"_target_": "sde_gen.DDIM"}}}, r"formulations\.x\.perturbation must be a perturbation"),
+    ({"formulations": {"x": sg.Formulation(sg.VP(), sg.VP())}}, r"x\.parameterization must be a parameterization"),
+    ({"formulations": {"x": sg.Formulation(sg.VP(), objective=sg.VP())}}, r"formulations\.x\.objective must be an"),
     ({"budgets": (0,)}, "budgets must be a whole number, at least 1"),
     ({"budgets": (4, 4)}, "must be different"),
     ({"seeds": ()}, "at least one seed"),

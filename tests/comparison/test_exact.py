@@ -44,8 +44,12 @@ def test_a_wrong_rule_is_found_out() -> None:
 
 @pytest.mark.parametrize(
     ("sampler", "words"),
-    [(sg.PredictorCorrector(), "claims no order"), (sg.ProbabilityFlow(), "chooses its own steps")],
-    ids=["PC", "adaptive"],
+    [
+        (sg.PredictorCorrector(), "claims no order"),
+        (sg.ProbabilityFlow(), "chooses its own steps"),
+        (sg.Auto(), "chooses its own steps"),
+    ],
+    ids=["PC", "adaptive", "auto"],
 )
 def test_samplers_without_an_order_say_why(sampler: sg.Sampler, words: str) -> None:
     with pytest.raises(sg.ConfigError, match=words):

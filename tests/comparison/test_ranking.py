@@ -7,6 +7,7 @@ import pytest
 from scipy.stats import ttest_rel
 
 import sde_gen as sg
+from sde_gen.comparison.numbers import with_error
 from sde_gen.comparison.ranking import difference, mean_of, ranking
 
 REAL = {"energy_distance": 1.0}
@@ -67,6 +68,22 @@ def test_the_mean_and_its_error() -> None:
     assert (m.mean, m.n) == (2.5, 4)
     assert m.error == pytest.approx(np.std([1, 2, 3, 4], ddof=1) / 2)
     assert mean_of([2.0]).error is None
+
+
+@pytest.mark.parametrize(
+    ("mean", "error", "sign", "told"),
+    [
+        (0.0123456, 0.00123, False, "0.0123 ± 0.0012"),
+        (4.4e-6, 0.0014, True, "+0.0000 ± 0.0014"),
+        (-12.3, 25.0, True, "-12 ± 25"),
+        (0.012344, None, False, "0.01234"),
+        (0.5, 0.0, False, "0.5"),
+        (0.5, float("nan"), False, "0.5"),
+        (1e-12, 1e-13, False, "1e-12 ± 1e-13"),
+    ],
+)
+def test_a_number_has_the_digits_that_its_error_leaves(mean: float, error: float, sign: bool, told: str) -> None:
+    assert with_error(mean, error, sign) == told
 
 
 # -- findings ----------------------------------------------------------------------------------------------------------

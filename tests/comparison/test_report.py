@@ -12,7 +12,9 @@ import pytest
 from PIL import Image
 
 import sde_gen as sg
+from sde_gen.comparison.ranking import mean_of
 from sde_gen.comparison.report import page_of, plots
+from sde_gen.comparison.report.blocks import Table
 from sde_gen.comparison.report.images import cloud
 from tests.comparison.helpers import small
 
@@ -125,7 +127,13 @@ def test_it_is_escaped(folder: Path, html: Read) -> None:
 def test_verdicts_ranks_reasons_and_commands_are_said(folder: Path) -> None:
     text = (folder / "report.md").read_text()
     said = ("**no data**", "**pass**", "no seed has both", "below the 2 that one step needs", "real samples")
-    said += ("claims no order", "python -m sde_gen.compare", "comparison.json", " cell=", "VE(sigma_min=0.01")
+    said += (
+        "Without an order: PC (claims no order",
+        "python -m sde_gen.compare",
+        "comparison.json",
+        " cell=",
+        "VE(sigma_min=0.01",
+    )
     assert [words for words in said if words not in text] == []
 
 
@@ -166,6 +174,73 @@ def test_points_are_drawn_where_they_are() -> None:
     rows, columns = np.nonzero(picture[..., 3])
     assert rows.max() < 8, "up is up"
     assert columns.min() > 32
+
+
+def test_values_far_above_are_drawn_hollow_at_the_edge() -> None:
+    low = [plots.Series(str(i), [(8, 0.1, 0.01), (16, 0.05, None)], i) for i in range(4)]
+    far = plots.Series("far", [(8, 50.0, 1.0), (16, 0.05, None)], 4)
+    x, y = plots.limits([*low, far])
+    assert 0.5 < y[1] < 5, "the others keep their room"
+    drawn = plots.panel([far], "x", "y", x, y).decode()
+    colour = plots.COLOURS[4]
+    assert drawn.count(f'stroke="{colour}"/>') == 1
+    assert drawn.count(f'fill="{colour}"') == 1
+    top = min(float(v) for v in re.findall(r"translate\([\d.]+ ([\d.]+)\)\" d", drawn))
+    assert top == pytest.approx(12.0), "within the picture"
+    assert plots.limits(low)[1] == pytest.approx((0.05 / 1.5, 0.1 * 1.5))
+
+
+def test_colours_and_shapes_tell_thirteen_series_apart() -> None:
+    assert len(set(plots.COLOURS)) == len(plots.COLOURS) >= 13
+
+
+def test_the_calls_needed_are_those_of_the_first_budget_that_is_as_good_as_real(tmp_path: Path) -> None:
+    results = small(
+        samplers={"2M": sg.DPMSolverPP2M(), "EM": sg.EulerMaruyama(), "own": sg.DDIM(steps=1)}, budgets=(1, 4, 16, 64)
+    ).run(tmp_path)
+    real = [row["energy_distance"] for row in results.real]
+    bound = mean_of(real).mean + 2 * (mean_of(real).error or 0.0)
+    table = next(b for b in page_of(results).sections[0].blocks if isinstance(b, Table) and "as good as" in b.caption)
+    assert f"{bound:.2g}" in table.caption
+    assert [row[0] for row in table.rows] == ["2M", "EM", "own"]
+    seen = set()
+    for s, *cells in table.rows:
+        for f, told in zip(("VP", "VE"), cells, strict=True):
+            means: dict[int, list[float]] = {}
+            for row in results.rows:
+                if (row["formulation"], row["sampler"]) == (f, s):
+                    means.setdefault(row["nfe"], []).append(row["energy_distance"])
+            good = [n for n, values in means.items() if mean_of(values).mean <= bound]
+            assert told == (str(min(good)) if good else f"over {max(means)}")
+            seen.add(str(told).split()[0])
+    assert "over" in seen
+    assert len(seen) > 1
+
+
+def test_every_picture_of_samples_is_there_sampler_by_sampler(html: Read) -> None:
+    named = [i["alt"] or "" for i in html.all("img")]
+    shown = [alt.partition(": ")[2].rpartition(",")[0] for alt in named if "points in the plane: " in alt]
+    assert shown[1:] == [f"{f}, {s}" for s in ("DDIM", "PC", "EM") for f in ("VP", "VE")]
+    assert "--columns:2" in [d.get("style") for d in html.all("div")]
+
+
+def test_what_a_budget_could_not_buy_is_said(tmp_path: Path) -> None:
+    results = small(formulations={"NCSN": sg.NCSN(levels=5)}, samplers={"DDIM": sg.DDIM()}, budgets=(4, 9)).run(
+        tmp_path
+    )
+    left = next(section for section in page_of(results).sections if section.title == "What was left out")
+    (row,) = left.blocks[0].rows
+    assert row[1:] == ["NCSN", "DDIM", "9", "all 5 times there are; the budget allows more calls"]
+
+
+def test_the_budget_that_tells_most_apart_is_open(tmp_path: Path) -> None:
+    results = small(samplers={"2M": sg.DPMSolverPP2M(), "DDIM": sg.DDIM()}, budgets=(4, 64), seeds=(0, 1, 2)).run(
+        tmp_path
+    )
+    ranking = next(section for section in page_of(results).sections if section.title == "Ranking")
+    ties = {b: sum(r.behind is not None and r.behind.sign == 0 for r in results.ranking(b)) for b in (4, 64)}
+    assert ties[4] < ties[64]
+    assert [b.caption for b in ranking.blocks if isinstance(b, Table)] == ["At most 4 network calls"]
 
 
 def test_a_report_of_nothing_but_skipped_rows(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """Comparisons with trained networks: trained once, continued where they stopped, shared if asked."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -8,9 +9,11 @@ import torch
 import sde_gen as sg
 from sde_gen.comparison.compute import Context
 from sde_gen.comparison.plan import make_plan
+from sde_gen.comparison.store import Cell
 from sde_gen.comparison.train import train
 from sde_gen.config.restore import load_model
-from sde_gen.training import Interrupted, newest_checkpoint
+from sde_gen.training import Interrupted, Trainer, newest_checkpoint
+from sde_gen.training.checkpoint import save_checkpoint
 from tests.comparison.helpers import TRAINER, NotANumber, small, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore::sde_gen.errors.BetweenNodesWarning")
@@ -90,6 +93,74 @@ def test_one_network_under_every_formulation(tmp_path: Path) -> None:
     assert not other.networks
     for a, b in zip(results.rows, other.rows, strict=False):
         assert a["energy_distance"] == b["energy_distance"]
+
+
+def test_another_networks_samples_are_not_taken_for_this_ones(tmp_path: Path) -> None:
+    # Two checkpoints that differ in nothing but their weights, as two imported networks do.
+    home = trained(samplers={"DDIM": sg.DDIM()}, seeds=(0,)).run(tmp_path).networks[0]["cell"]
+    first, _ = newest_checkpoint(tmp_path / "models" / home / "checkpoints")
+    assert first is not None
+    tensors = {name: first.tensors(name) for name in ("model", "ema")}
+    tensors["ema"] = {name: 2 * value for name, value in tensors["ema"].items()}
+    other = save_checkpoint(tmp_path / "other" / "checkpoints", first.step, tensors, first.config, first.state)
+    keys = []
+    for place in (first.path, other):
+        cells = trained(mode="shared", checkpoint=str(place), seeds=(0,)).cells()
+        keys.append({cell.key for cell in cells if cell.kind == "samples"})
+    assert not keys[0] & keys[1]
+
+
+def test_a_network_that_is_gone_or_damaged_is_trained_again(tmp_path: Path) -> None:
+    comparison = trained(formulations={"VP": sg.VP()}, seeds=(0,))
+    first = comparison.run(tmp_path)
+    newest = tmp_path / "models" / first.networks[0]["cell"] / "checkpoints" / "step_00000006"
+    for damage in (lambda: (newest / "ema.safetensors").write_bytes(b"?"), lambda: shutil.rmtree(newest.parent)):
+        damage()
+        told = []
+        again = comparison.run(tmp_path, tell=lambda cell, result, known, told=told: told.append((cell.kind, known)))
+        assert ("model", False) in told
+        assert (newest / "ema.safetensors").stat().st_size > 100
+        assert again.networks[0]["held_out_loss"] == first.networks[0]["held_out_loss"]
+        assert {row["status"] for row in again.rows} == {"ok"}
+
+
+def test_a_network_again_is_trained_from_the_beginning_and_not_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    comparison = trained(formulations={"VP": sg.VP()}, seeds=(0,))
+    key = comparison.run(tmp_path).networks[0]["cell"]
+    before = {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()}
+    steps, real = [], Trainer.train
+    monkeypatch.setattr(Trainer, "train", lambda self: (steps.append(self.step), real(self))[1])
+    result, known = comparison.rerun(key, tmp_path)
+    assert steps == [0]
+    assert known is not None
+    assert result["held_out_loss"] == known["held_out_loss"]
+    assert {p: p.stat().st_mtime_ns for p in tmp_path.rglob("*") if p.is_file()} == before
+
+
+def test_settings_that_do_not_change_what_is_learned_train_nothing_again() -> None:
+    def keys(**changes: int) -> set[str]:
+        return {cell.key for cell in trained(trainer={**TRAINER, **changes}).cells()}
+
+    first = keys()
+    assert keys(keep_best=0, keep_last=2, checkpoint_every=5) == first
+    assert not keys(steps=7) & first - {cell.key for cell in trained().cells() if cell.kind == "real"}
+
+
+def test_an_interrupt_saves_the_network_in_training_instead_of_waiting_for_it(tmp_path: Path) -> None:
+    comparison = trained(
+        formulations={"VP": sg.VP()}, trainer={**TRAINER, "steps": 20_000, "checkpoint_every": 0, "log_every": 10**6}
+    )
+
+    def interrupt(cell: Cell, result: object, known: bool) -> None:
+        raise KeyboardInterrupt  # as soon as a cell that needs no network is done
+
+    with pytest.raises(KeyboardInterrupt):
+        comparison.run(tmp_path, workers=2, tell=interrupt)
+    key = next(cell.key for cell in comparison.cells() if cell.kind == "model")
+    found, _ = newest_checkpoint(tmp_path / "models" / key / "checkpoints")
+    assert found is None or 0 < found.step < 20_000  # None: it had not begun
 
 
 def test_each_seed_may_train_its_own(tmp_path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from sde_gen.comparison.report import content, record, views
+from sde_gen.comparison.report import content, exactness, record, views
 from sde_gen.comparison.report.blocks import Page, Section
 from sde_gen.comparison.report.html import write_html
 from sde_gen.comparison.report.markdown import write_markdown
@@ -18,9 +18,10 @@ def page_of(results: Results) -> Page:
         views.curves(results),
         views.samples(results),
         views.ways(results),
-        content.orders(results),
-        content.likelihoods(results),
+        exactness.orders(results),
+        exactness.likelihoods(results),
         record.networks(results),
+        record.choices(results),
         record.left_out(results),
         record.provenance(results),
     ]

@@ -67,10 +67,17 @@ class Picture:
 
 @dataclass(frozen=True)
 class Gallery:
-    """Pictures beside each other, as many in a row as fit; "wide" for strips, one in a row."""
+    """Pictures beside each other.
+
+    Attributes:
+        pictures: in rows, one after the other.
+        layout: "grid": small ones, as many in a row as fit; "plots": larger ones; "wide": one in a row.
+        columns: of a grid, on a page that is wide enough for them; 0: as many as fit.
+    """
 
     pictures: Sequence[Picture]
     layout: str = "grid"
+    columns: int = 0
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,11 @@
-"""What the report says: the tables, and the words that go with them."""
+"""What the report says first: the answer in short, what was expected, who is better."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from sde_gen.comparison.findings import falls_short, shown
-from sde_gen.comparison.quality import title_of
-from sde_gen.comparison.ranking import Ranked, mean_of
+from sde_gen.comparison.numbers import difference_with_interval, mean_with_error, with_error
+from sde_gen.comparison.quality import badness, title_of
+from sde_gen.comparison.ranking import by_entry, mean_of
 from sde_gen.comparison.report.blocks import Badge, Fold, Section, Table, Text
 from sde_gen.comparison.results import Results
 
@@ -34,10 +34,12 @@ def summary(results: Results) -> list[Any]:
         f"cell are compared with {held} held-out {_kind(results)}. {_MODES[spec['mode']]}{levels}"
     )
     blocks: list[Any] = [Text(words)]
+    needed = _needed(results)
+    blocks += [needed] if needed is not None else []
     winners = [_winner(results, budget) for budget in results.budgets]
     if winners:
         header = ["calls, at most", "lowest", title_of(results.measure), "others that cannot be told from it"]
-        blocks.append(Table(header, winners, "", [2]))
+        blocks.append(Table(header, winners, "The best at each budget.", [2]))
     if n < 2:
         blocks.append(Text("One seed: nothing is said about what can be told apart."))
     if not results.complete:
@@ -51,14 +53,41 @@ def _kind(results: Results) -> str:
     return f"images of {data.name} ({size})" if data.kind == "image" else f"points of {data.name} ({size} numbers each)"
 
 
+def _needed(results: Results) -> Table | None:
+    """The fewest calls with which each sampler is as good as real samples under each formulation."""
+    name, spec = results.measure, results.spec
+    real = [badness(name, row[name]) for row in results.real if row["status"] == "ok"]
+    values = by_entry(results.rows, name, badness)
+    if not real or not values:
+        return None
+    m = mean_of(real)
+    bound = m.mean + 2 * (m.error or 0.0)
+    calls = {(r["formulation"], r["sampler"], r["budget"]): r["nfe"] for r in results.rows if r["status"] == "ok"}
+    reached = {entry for entry, of_seed in values.items() if mean_of(of_seed.values()).mean <= bound}
+
+    def cell(f: str, s: str) -> str:
+        mine = sorted((calls[entry], entry) for entry in values if entry[:2] == (f, s))
+        found = next((str(n) for n, entry in mine if entry in reached), None)
+        return found or (f"over {mine[-1][0]}" if mine else "-")
+
+    names = list(spec["formulations"])
+    rows = [[s, *(cell(f, s) for f in names)] for s in spec["samplers"]]
+    words = (
+        f"Network calls, of those tried, from which a sampler is as good as real samples: {title_of(name)} of at most "
+        f"{bound:.2g}, the mean of as many real samples and two standard errors."
+    )
+    return Table(["sampler", *names], rows, words, range(1, 1 + len(names)))
+
+
 def _winner(results: Results, budget: int | None) -> list[str | Badge]:
     lines = results.ranking(budget)
     ties = [line.entry for line in lines[1:] if line.behind is not None and line.behind.sign == 0]
-    told = "none" if not ties else ", ".join(f"{f} {s}" for f, s, _ in ties[:4])
-    more = f" and {len(ties) - 4} more of {len(lines) - 1}" if len(ties) > 4 else ""
+    told = "none" if not ties else "; ".join(f"{f}, {s}" for f, s, _ in ties[:3])
+    more = f" and {len(ties) - 3} more of {len(lines) - 1}" if len(ties) > 3 else ""
     told = "" if len(results.spec["seeds"]) < 2 else told + more
     where = str(budget) if budget is not None else "steps of their own"
-    return [where, f"{lines[0].entry[0]} with {lines[0].entry[1]}", _pm(lines[0]), told]
+    f, s, _ = lines[0].entry
+    return [where, f"{f}, {s}", with_error(*lines[0].value[:2]), told]
 
 
 def findings(results: Results) -> Section | None:
@@ -68,30 +97,40 @@ def findings(results: Results) -> Section | None:
         return None
     rows = [[Badge(row["verdict"]), row["claim"], row["numbers"]] for row in checked]
     words = (
-        "Stated before the run. A claim about two entries passes or fails where the mean of their paired "
-        "differences over "
-        "the seeds exceeds its 95 % interval, and is a tie elsewhere."
+        "Stated before the run. A claim about two entries passes or fails where the mean of their paired differences "
+        "over the seeds exceeds its 95 % interval, and is a tie elsewhere."
     )
     return Section("What was expected", [Text(words), Table(["verdict", "claim", "numbers"], rows)])
 
 
 def rankings(results: Results) -> Section:
-    """A table for each budget, the last one open."""
+    """A table for each budget, the most telling one open."""
     n = len(results.spec["seeds"])
     words = (
         f"Sorted by {title_of(results.measure)}, mean over {n} seed{'s' if n > 1 else ''} ± standard error. A rank is "
         "the range that the errors leave open: two entries count as different only where the mean of their paired "
         "differences over the common seeds exceeds its 95 % interval. `tie` marks what cannot be told from the first. "
         f"With many pairs some will exceed it by chance. {_what_varies(results)}"
+        + (" Calls of a calibration are apart: see Calibration." if results.choices else "")
     )
     blocks: list[Any] = [Text(words)]
-    budgets = results.budgets
-    open_one = budgets[-1] if budgets[-1:] != [None] or len(budgets) == 1 else budgets[-2]
-    for budget in sorted(budgets, key=lambda b: (b != open_one, b is None, b or 0)):
-        table = _ranking(results, budget)
+    tables = {budget: _ranking(results, budget) for budget in results.budgets}
+    open_one = _most_telling(results)
+    for budget in [open_one, *(b for b in results.budgets if b != open_one)]:
         title = f"At most {budget} network calls" if budget is not None else "Steps of their own"
-        blocks.append(table if budget == open_one else Fold(title, [table]))
+        blocks.append(tables[budget] if budget == open_one else Fold(title, [tables[budget]]))
     return Section("Ranking", blocks)
+
+
+def _most_telling(results: Results) -> int | None:
+    """The budget at which the fewest entries tie with the first, as a share; the smallest of equals."""
+
+    def ties(budget: int | None) -> float:
+        lines = results.ranking(budget)
+        return sum(line.behind is not None and line.behind.sign == 0 for line in lines) / max(1, len(lines) - 1)
+
+    budgets = [b for b in results.budgets if b is not None] or results.budgets
+    return min(budgets, key=ties)
 
 
 def _what_varies(results: Results) -> str:
@@ -114,110 +153,23 @@ def _ranking(results: Results, budget: int | None) -> Table:
             if (r["formulation"], r["sampler"], r["budget"]) == line.entry and r["status"] == "ok"
         ]
         rank = str(line.rank) if line.rank == line.last else f"{line.rank}–{line.last}"
-        behind: Any = "" if line.behind is None else shown(line.behind).partition(" (")[0]
+        behind: Any = "" if line.behind is None else difference_with_interval(line.behind).partition(" (")[0]
         mark: Any = Badge("best") if line.behind is None else Badge("tie") if line.behind.sign == 0 else ""
         if len(results.spec["seeds"]) < 2:
             mark = ""
-        others = [_mean_pm([r[m] for r in mine if r.get(m) is not None]) for m in measures[1:]]
+        others = [mean_with_error([r[m] for r in mine if r.get(m) is not None]) for m in measures[1:]]
         calls, seconds = _span([r["nfe"] for r in mine]), mean_of(r["seconds"] for r in mine).mean
-        rows.append([rank, mark, *line.entry[:2], calls, _pm(line), behind, *others, f"{seconds:.2f}"])
+        entry, value = ", ".join(line.entry[:2]), with_error(*line.value[:2])
+        rows.append([rank, mark, entry, value, behind, calls, *others, f"{seconds:.2f}"])
     floor = [r for r in results.real if r["status"] == "ok"]
     if floor:
-        values = [_mean_pm([r[m] for r in floor]) for m in measures]
-        rows.append(["", "", "real samples", "", "", values[0], "", *values[1:], ""])
+        values = [mean_with_error([r[m] for r in floor]) for m in measures]
+        rows.append(["", "", "real samples", values[0], "", "", *values[1:], ""])
     title = f"At most {budget} network calls" if budget is not None else "Samplers with steps of their own"
-    header = ["rank", "", "formulation", "sampler", "calls", title_of(measures[0]), "behind the first (95 %)",
+    header = ["rank", "", "formulation, sampler", title_of(measures[0]), "behind the first (95 %)", "calls",
               *[title_of(m) for m in measures[1:]], "seconds"]  # fmt: skip
-    numbers = [4, 5, 6, *range(7, 8 + len(measures) - 1)]
+    numbers = [0, *range(3, 7 + len(measures) - 1)]
     return Table(header, rows, title, numbers, [len(rows) - 1] if floor else [])
-
-
-def orders(results: Results) -> Section | None:
-    """Claimed and fitted orders of convergence."""
-    if not results.orders:
-        return None
-    names = list(results.spec["formulations"])
-    rows = []
-    for sampler in results.spec["samplers"]:
-        mine = {r["formulation"]: r for r in results.orders if r["sampler"] == sampler}
-        ok = [r for r in mine.values() if r["status"] == "ok"]
-        if not mine:
-            continue
-        if not ok:
-            rows.append([sampler, "", "none", *["" for _ in names], next(iter(mine.values()))["reason"]])
-            continue
-        cells = [_order(mine.get(name)) for name in names]
-        low = [r for r in ok if falls_short(r)]
-        mark = Badge("below its claim") if low else Badge("as claimed")
-        rows.append([sampler, ok[0]["error_kind"], f"{ok[0]['claimed']:g}", *cells, mark])
-    words = (
-        "The slope of log error against log steps, with the standard error of the fit, over 64 to 512 steps even in "
-        "the "
-        "half log-SNR between -3 (or where the process begins) and 2.5. Deterministic samplers (strong): error "
-        "against the exact solution of the "
-        "probability-flow ODE for three Gaussians in the plane. Stochastic samplers (weak): error of the exact "
-        "variance of "
-        "the output for Gaussian data, read off from unit noises without any sampling. A slope above the claim "
-        "means that "
-        "an error term happens to vanish on this problem."
-    )
-    header = ["sampler", "kind", "claimed", *names, ""]
-    return Section("Orders of convergence", [Text(words), Table(header, rows, "", range(2, 3 + len(names)))])
-
-
-def _order(row: Any) -> str:
-    if row is None or row["status"] != "ok":
-        return "-"
-    return f"{row['fitted']:.2f} ± {row['standard_error']:.2f}"
-
-
-def likelihoods(results: Results) -> Section | None:
-    """Negative log-likelihoods of the formulations."""
-    if not results.likelihoods:
-        return None
-    rows = []
-    for r in results.likelihoods:
-        if r["status"] == "ok":
-            exact = "" if r.get("nll_exact") is None else f"{r['nll_exact']:.4f}"
-            told = f"{r['nll']:.4f} ± {r['nll_standard_error']:.4f}"
-            bits = ""
-            if r.get("bits_per_dim") is not None:
-                bits = f"{r['bits_per_dim']:.4f} ± {r['bits_per_dim_standard_error']:.4f}"
-            rows.append([r["formulation"], str(r["seed"]), told, exact, bits, str(r["nfe"])])
-        else:
-            rows.append([r["formulation"], str(r["seed"]), Badge(r["status"]), r["reason"], "", ""])
-    words = (
-        f"Negative log-likelihood of {results.spec['likelihood']} held-out points in nats a dimension, by the "
-        "probability-flow ODE, ± its standard error over the points (they are the same points for all, so the "
-        "difference of "
-        "two formulations is known better than each). Lower is better. Bits a dimension are those of the raw "
-        "data, whose levels are spread out by uniform noise."
-    )
-    header = ["formulation", "training seed", "nats/dimension", "of the exact law", "bits/dimension", "calls"]
-    used = [i for i in range(len(header)) if i < 3 or any(row[i] for row in rows)]
-    header, rows = [header[i] for i in used], [[row[i] for i in used] for row in rows]
-    return Section("Likelihood", [Text(words), Table(header, rows, "", range(1, len(header)))])
-
-
-def _pm(line: Ranked) -> str:
-    return _with_error(line.value.mean, line.value.error)
-
-
-def _mean_pm(values: Sequence[float]) -> str:
-    if not values:
-        return ""
-    m = mean_of(values)
-    return _with_error(m.mean, m.error)
-
-
-def _with_error(mean: float, error: float | None) -> str:
-    """A number with as many digits as its error has something to say about."""
-    if error is None or error <= 0 or error != error:
-        return f"{mean:.4g}"
-    import math
-
-    digits = max(0, 1 - math.floor(math.log10(error)))
-    return f"{mean:.{min(digits, 8)}f} ± {error:.{min(digits, 8)}f}"
 
 
 def _span(values: Sequence[int]) -> str:

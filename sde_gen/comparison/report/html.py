@@ -63,7 +63,8 @@ def _block(block: Any) -> str:
     if isinstance(block, Picture):
         return _figure(block)
     if isinstance(block, Gallery):
-        return f'<div class="{block.layout}">{"".join(map(_figure, block.pictures))}</div>'
+        columns = f' style="--columns:{block.columns}"' if block.columns else ""
+        return f'<div class="{block.layout}"{columns}>{"".join(map(_figure, block.pictures))}</div>'
     if isinstance(block, Fold):
         inner = "\n".join(_block(b) for b in block.blocks)
         return f"<details><summary>{_escape(block.title)}</summary>\n{inner}\n</details>"

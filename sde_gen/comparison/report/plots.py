@@ -4,9 +4,11 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import median
 
 #: Told apart by colour and by shape.
-COLOURS = ("#0b7fc7", "#d1520a", "#0a9a6d", "#b85a9e", "#b8860b", "#7a6ff0", "#5f6b7a", "#c23b3b", "#2f9fb3", "#8a5a2b")
+COLOURS = ("#0b7fc7", "#d1520a", "#0a9a6d", "#b85a9e", "#b8860b", "#7a6ff0", "#5f6b7a", "#c23b3b", "#2f9fb3", "#8a5a2b",
+           "#6a8f1f", "#3d4bb5", "#d06a8c")  # fmt: skip
 _SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z", "M-4 -4H4V4H-4Z", "M0 -5L4.6 4H-4.6Z", "M0 -5L5 0L0 5L-5 0Z",
            "M-4.6 -4H4.6L0 5Z", "M-5 -1.5H-1.5V-5H1.5V-1.5H5V1.5H1.5V5H-1.5V1.5H-5Z")  # fmt: skip
 _WIDTH, _HEIGHT = 420, 300
@@ -25,12 +27,16 @@ class Series:
 
 
 def limits(series: Sequence[Series], also: Sequence[float] = ()) -> tuple[tuple[float, float], tuple[float, float]]:
-    """Ranges of x and y that show all series, with a margin, on logarithmic axes."""
+    """Ranges of x and y for all series, with a margin, on logarithmic axes.
+
+    y ends at ten times the median of the largest values of the series: one far above leaves the others their room.
+    """
     xs = [x for s in series for x, _, _ in s.points]
     ys = [y for s in series for _, y, _ in s.points if y > 0] + [y for y in also if y > 0]
     if not xs or not ys:
         return (1.0, 10.0), (0.1, 1.0)
-    return _wider(min(xs), max(xs), 1.25), _wider(min(ys), max(ys), 1.5)
+    most = [max(y for _, y, _ in s.points) for s in series if s.points]
+    return _wider(min(xs), max(xs), 1.25), _wider(min(ys), min(max(ys), 10 * max(median(most), min(ys))), 1.5)
 
 
 def panel(
@@ -40,11 +46,19 @@ def panel(
     x_range: tuple[float, float],
     y_range: tuple[float, float],
     floor: float | None = None,
+    ticks: Sequence[float] | None = None,
 ) -> bytes:
-    """One plot on logarithmic axes; `floor` draws a dotted line, such as what real samples reach."""
+    """One plot on logarithmic axes.
+
+    Args:
+        series: what is drawn.
+        x_title, y_title, x_range, y_range: of the axes; values above y_range are drawn at its edge, hollow.
+        floor: a dotted line, such as what real samples reach.
+        ticks: values that are named on the x axis; None: round ones.
+    """
     x, y = _Scale(x_range, _LEFT, _WIDTH - _RIGHT), _Scale(y_range, _HEIGHT - _BOTTOM, _TOP)
     parts = [f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="{_PAPER}"/>']
-    for value in _ticks(x_range):
+    for value in ticks or _ticks(x_range):
         parts += [f'<path d="M{x(value):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{_LINE}"/>',
                   _text(x(value), _HEIGHT - _BOTTOM + 16, f"{value:g}", "middle")]  # fmt: skip
     for value in _ticks(y_range):
@@ -66,16 +80,16 @@ def legend(labels: Sequence[tuple[str, int]], floor: str | None = None) -> bytes
     entries = [*labels, *([(floor, -1)] if floor else [])]
     for label, mark in entries:
         width = 44 + 7.2 * len(label)
-        if left + width > 640 and left > 10:
+        if left + width > _WIDTH and left > 10:
             left, top = 10.0, top + 22
         if mark < 0:
             parts.append(f'<path d="M{left} {top}h20" stroke="{_INK}" stroke-dasharray="2 4"/>')
         else:
             parts.append(f'<path d="M{left} {top}h20" stroke="{_colour(mark)}" stroke-width="2"/>')
-            parts.append(_mark(left + 10, top, mark))
+            parts.append(_mark(left + 10, top, mark, False))
         parts.append(_text(left + 26, top + 4, label, "start", _INK))
         left += width
-    return _svg(640, top + 14, [f'<rect width="640" height="{top + 14}" fill="{_PAPER}"/>', *parts])
+    return _svg(_WIDTH, top + 14, [f'<rect width="{_WIDTH}" height="{top + 14}" fill="{_PAPER}"/>', *parts])
 
 
 class _Scale:
@@ -94,16 +108,17 @@ def _drawn(series: Series, x: _Scale, y: _Scale, y_range: tuple[float, float]) -
     line = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b, _ in points) if points else ""
     parts = [f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>' if len(points) > 1 else ""]
     for a, b, e in points:
-        if e:
+        if e and b <= y_range[1]:
             low, high = max(b - e, y_range[0]), b + e
             parts.append(f'<path d="M{x(a):.1f} {y(low):.1f}V{y(high):.1f}" stroke="{colour}" stroke-width="1.4"/>')
-        parts.append(_mark(x(a), y(b), series.mark))
+        parts.append(_mark(x(a), y(b), series.mark, b > y_range[1]))
     return f"<g><title>{html.escape(series.label)}</title>{''.join(parts)}</g>"
 
 
-def _mark(x: float, y: float, mark: int) -> str:
-    shape = _SHAPES[mark % len(_SHAPES)]
-    return f'<path transform="translate({x:.1f} {y:.1f})" d="{shape}" fill="{_colour(mark)}" stroke="{_PAPER}"/>'
+def _mark(x: float, y: float, mark: int, hollow: bool) -> str:
+    shape, colour = _SHAPES[mark % len(_SHAPES)], _colour(mark)
+    fill, edge = (_PAPER, colour) if hollow else (colour, _PAPER)
+    return f'<path transform="translate({x:.1f} {y:.1f})" d="{shape}" fill="{fill}" stroke="{edge}"/>'
 
 
 def _colour(mark: int) -> str:

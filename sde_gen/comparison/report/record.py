@@ -1,9 +1,12 @@
 """What the report says of its own making: networks, what was left out, configuration and commands."""
 
 import json
+from collections.abc import Mapping
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-from sde_gen.comparison.describe import short
+import sde_gen
+from sde_gen.comparison.describe import canonical, describe, short
 from sde_gen.comparison.report.blocks import Badge, Code, Fold, Section, Table, Text
 from sde_gen.comparison.results import Results
 
@@ -28,9 +31,42 @@ def networks(results: Results) -> Section | None:
     return Section("Networks", [Text(words), Table(header, rows, "", [1, 2, 3, 4, 5])])
 
 
+def choices(results: Results) -> Section | None:
+    """What samplers that measure first chose, and what that cost."""
+    if not results.choices:
+        return None
+    rows = []
+    place = {name: i for i, name in enumerate(results.spec["formulations"])}
+    for r in sorted(results.choices, key=lambda r: (r["sampler"], place[r["formulation"]], r["budget"] or 0)):
+        labels = [r["formulation"], r["sampler"], "" if r["budget"] is None else str(r["budget"])]
+        if r["status"] == "ok":
+            told = [f"{r['error']:.2g}", f"{r['calibration_nfe']:,}", f"{r['seconds']:.1f}"]
+            rows.append([*labels, _named(r["sampler_chosen"]), *told])
+        else:
+            rows.append([*labels, r["reason"], "", "", ""])
+    words = (
+        "Chosen once for each model and budget, by measurement on that model, before any sample was drawn; all seeds "
+        "use the one choice. These network calls are apart from the budget, which is what a sample costs afterwards: "
+        "they are made for a batch of starts, and pay where many samples follow. The error is the root mean square "
+        "distance, per number, to a fine solution, for starts that the choice was not made on."
+    )
+    header = ["formulation", "sampler", "budget", "chosen", "error", "calibration calls", "seconds"]
+    return Section("Calibration", [Text(words), Table(header, rows, "", [2, 4, 5, 6])])
+
+
+def _named(node: Any) -> str:
+    """A chosen sampler without its long lists of numbers."""
+    if "of_start" in node:
+        return f"every number of {len(node['of_start'])} steps fitted"
+    return f"{short({k: node[k] for k in ('_target_', 'order', 'prediction') if k in node})}, times chosen"
+
+
 def left_out(results: Results) -> Section | None:
-    """Rows that have no result, with the reason; those that share it share a line."""
+    """Rows without a result, or not the one that was asked for, with the reason; those that share it share a line."""
     joined: dict[tuple[str, ...], list[Any]] = {}
+    for row in results.rows:
+        if row["status"] == "ok" and row.get("note"):
+            joined.setdefault(("note", row["formulation"], row["sampler"], row["note"]), []).append(row["budget"])
     fitted = {row["sampler"] for row in results.orders if row["status"] == "ok"}
     orders = [{**row, "sampler": f"order of {row['sampler']}"} for row in results.orders if row["sampler"] in fitted]
     for row in [*results.rows, *results.likelihoods, *orders]:
@@ -49,11 +85,12 @@ def left_out(results: Results) -> Section | None:
 def provenance(results: Results) -> Section:
     """The exact configuration and commands."""
     spec = results.spec
+    learned = [] if spec["mode"] == "oracle" else ["parameterization", "objective"]
     formulations = [
-        [name, short(node["perturbation"]), short(node["parameterization"]), short(node["objective"])]
+        [name, short(node["perturbation"]), *(short(_told(node[part])) for part in learned)]
         for name, node in spec["formulations"].items()
     ]
-    samplers = [[name, short(node)] for name, node in spec["samplers"].items()]
+    samplers = [[name, short(_told(node))] for name, node in spec["samplers"].items()]
     made = [row for row in results.rows if row.get("cell")]
     code = made[0]["code"] if made else ""
     dates = sorted(row["date"] for row in made if row.get("date"))
@@ -61,8 +98,7 @@ def provenance(results: Results) -> Section:
     known = [row["seconds"] for row in made if row.get("seconds")]
     words = (
         f"Version `{code}`, data `{results.data.fingerprint[:16]}`, device {spec['device']}.{when} Seconds are those "
-        "of one "
-        "sampling run in a process of one thread beside others, and vary."
+        "of one sampling run in a process of one thread beside others, and vary."
     )
     table = results.tidy()
     cells = [_cell(r, results.measure) for r in table if r["cell"]]
@@ -73,14 +109,27 @@ def provenance(results: Results) -> Section:
         Code(results.command),
         Text("Any one of its cells again, from the table below, compared with what the cache holds:"),
         Code(f"{results.command} cell={first}"),
-        Table(["formulation", "perturbation", "parameterization", "objective"], formulations),
-        Table(["sampler", "settings"], samplers),
+        Table(["formulation", "perturbation", *learned], formulations),
+        Table(["sampler", "settings other than the default"], samplers),
         Fold("The whole configuration", [Code(json.dumps(dict(spec), indent=1))]),
     ]
     if known:
         header = ["formulation", "sampler", "budget", "seed", "status", "calls", results.measure, "cell"]
         blocks.append(Fold(f"All {len(cells)} cells", [Table(header, cells, "", [2, 3, 5, 6])]))
     return Section("How it was made", blocks)
+
+
+def _told(node: Any) -> Any:
+    """A node without the arguments that are what they would be anyway."""
+    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
+        return node
+    cls = getattr(sde_gen, node["_target_"].rpartition(".")[2], None)
+    usual: dict[str, Any] = {}
+    if isinstance(cls, type) and is_dataclass(cls) and node["_target_"].startswith("sde_gen."):
+        for field in fields(cls):
+            made = field.default_factory() if field.default_factory is not MISSING else field.default
+            usual[field.name] = None if made is MISSING else canonical(describe(made, field.name))
+    return {k: _told(v) for k, v in node.items() if k == "_target_" or canonical(v) != usual.get(k)}
 
 
 def _cell(row: Any, measure: str) -> list[Any]:

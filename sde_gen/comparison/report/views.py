@@ -19,7 +19,9 @@ from sde_gen.perturbations import Perturbation
 
 _SHOWN_PARTICLES = 120
 _STRIP = 7
-_MOST_CELLS = 36
+_MOST_CELLS = 60
+_MOST_COLUMNS = 6
+_MOST_TICKS = 7
 
 
 def curves(results: Results) -> Section | None:
@@ -40,11 +42,13 @@ def curves(results: Results) -> Section | None:
     for f in [] if one else names:
         panels[f] = [s for key, s in series.items() if key[0] == f]
     measure = title_of(results.measure)
+    budgets = [b for b in results.budgets if b is not None]
+    ticks = budgets if 1 < len(budgets) <= _MOST_TICKS else None
     pictures = [
         Picture(
             f"calls_{_file(f)}",
             "svg",
-            plots.panel(drawn, "network calls for each sample", measure, x_range, y_range, floor),
+            plots.panel(drawn, "network calls for each sample", measure, x_range, y_range, floor, ticks),
             f"{measure} against network calls, {f}: " + "; ".join(f"{s.label} {s.points[-1][1]:.3g}" for s in drawn),
             "" if one else f,
         )
@@ -54,9 +58,9 @@ def curves(results: Results) -> Section | None:
     alt = "Legend: " + ", ".join(labels)
     key = Picture("calls_legend", "svg", plots.legend(marks, None if floor is None else "real samples"), alt)
     words = (
-        "Mean over the seeds with its standard error, against the calls that were counted. The dotted line is what "
-        "as many "
-        "real samples reach: nothing below it means anything. Values far above the others are drawn at the edge."
+        "Mean over the seeds with its standard error, against the calls that were counted. The dotted line is what as "
+        "many real samples reach: nothing below it means anything. Hollow marks at the upper edge stand for values "
+        "above it."
     )
     return Section("Quality against network calls", [Text(words), Gallery([key], "wide"), Gallery(pictures, "plots")])
 
@@ -86,17 +90,29 @@ def samples(results: Results) -> Section | None:
     arrays = {key: results.store.arrays(cell).get("x") for key, cell in chosen.items()}
     truth = None if real is None else results.store.arrays(real).get("x")
     truth = results.data.test.numpy() if truth is None else truth
-    pictures = [_samples_picture(results, truth, "real samples", "real", truth)]
-    for (f, s), x in list(arrays.items())[:_MOST_CELLS]:
+    names, order = list(results.spec["formulations"]), list(results.spec["samplers"])
+    by_sampler = sorted(chosen, key=lambda key: (order.index(key[1]), names.index(key[0])))
+    pictures = []
+    for f, s in by_sampler[:_MOST_CELLS]:
+        x = arrays[f, s]
         if x is not None:
             nfe = next(r["nfe"] for r in results.rows if r.get("cell") == chosen[f, s].key)
             pictures.append(_samples_picture(results, x, f"{f}, {s}, {nfe} calls", f"{f}_{s}", truth))
+    shown, what = list(dict.fromkeys(f for f, _ in by_sampler)), "image" if results.data.kind == "image" else "point"
+    full = len(by_sampler) == len(shown) * len({s for _, s in by_sampler}) and 1 < len(shown) <= _MOST_COLUMNS
     words = (
-        f"Seed {results.spec['seeds'][0]}, at the largest budget: sample i of every picture began from the same "
-        "noise, so "
-        "deterministic samplers should agree image by image, and differences are the sampler's or the network's."
+        f"Seed {results.spec['seeds'][0]}, at the largest budget. Sample i of every picture began from the same noise, "
+        f"so deterministic samplers should agree {what} by {what}, and differences are the sampler's or the network's."
+        + (" Each row is one sampler, each column one formulation." if full else "")
     )
-    return Section("Samples from the same noise", [Text(words), Gallery(pictures)])
+    left = len(by_sampler) - _MOST_CELLS
+    blocks: list[Any] = [
+        Text(words),
+        Gallery([_samples_picture(results, truth, "real samples", "real", truth)]),
+        Gallery(pictures, columns=len(shown) if full else 0),
+    ]
+    blocks += [Text(f"{left} more are in the cache and not shown here.")] if left > 0 else []
+    return Section("Samples from the same noise", blocks)
 
 
 def _samples_picture(results: Results, x: Any, caption: str, name: str, truth: Any) -> Picture:
@@ -122,11 +138,9 @@ def ways(results: Results) -> Section | None:
     if results.data.kind == "vector" and found:
         blocks += [
             Text(
-                "Particles on their way from noise to data, all from the same noise, at the largest budget. Drag "
-                "the slider, "
-                "or press Play. States are divided by the size of the process, the root of alpha squared plus sigma "
-                "squared, "
-                "so that growing and shrinking processes fit one picture."
+                "Particles on their way from noise to data, all from the same noise, at the largest budget. Drag the "
+                "slider, or press Play. States are divided by the size of the process, the root of alpha squared plus "
+                "sigma squared, so that growing and shrinking processes fit one picture."
             ),
             _player(results, perturbations, found),
         ]
