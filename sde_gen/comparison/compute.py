@@ -2,7 +2,7 @@
 
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import fmean
@@ -26,7 +26,7 @@ from sde_gen.errors import BetweenNodesWarning, ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.oracles import EmpiricalData, GaussianMixture
 from sde_gen.rng import keyed_generator
-from sde_gen.samplers import Sampler
+from sde_gen.samplers import ProbabilityFlow, Sampler
 
 Result = tuple[dict[str, Any], dict[str, np.ndarray]]
 
@@ -138,6 +138,8 @@ def _trace(cell: Cell, context: Context) -> Result:
     config, data = cell.config, dataset_of(context)
     model, sampler = model_of(cell, context), sampler_of(cell, context)
     total = len(sampler.times(model)) + 1
+    if isinstance(sampler, ProbabilityFlow):  # each sample has its own steps: the same times for all, by dense output
+        sampler, total = replace(sampler, at=config["frames"] - 2), config["frames"]
     wanted = {round(k * (total - 1) / (config["frames"] - 1)) for k in range(config["frames"])}
     frames: list[tuple[float, Tensor]] = []
 

@@ -13,7 +13,7 @@ from sde_gen.config.restore import find_checkpoint, pick_device, resolved_networ
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
 from sde_gen.oracles import GaussianMixture
-from sde_gen.samplers import GridSampler
+from sde_gen.samplers import GridSampler, ProbabilityFlow
 
 if TYPE_CHECKING:
     from sde_gen.comparison.comparison import Comparison
@@ -210,10 +210,11 @@ class _Planner:
         }
 
     def _shows_way(self, sampler: str) -> bool:
-        """Whether there is a way from noise to data to show: the data can be drawn, and the sampler has steps."""
+        """Whether there is a way from noise to data to show: the data can be drawn, and the sampler shows states."""
         made = self.parts.samplers[sampler]
         can_be_drawn = self.data.kind == "image" or self.data.shape == (2,)
-        return self.spec["trajectories"] and can_be_drawn and (isinstance(made, GridSampler) or chooses(made))
+        shows = isinstance(made, GridSampler | ProbabilityFlow) or chooses(made)
+        return self.spec["trajectories"] and can_be_drawn and shows
 
     def _trace(self, run: _Run) -> Cell:
         seed = self.spec["seeds"][0]

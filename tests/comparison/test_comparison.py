@@ -99,6 +99,21 @@ def test_samplers_with_steps_of_their_own_run_once(tmp_path: Path) -> None:
     assert all(r["nfe"] > 5 for r in results.rows if r["sampler"] == "ODE")
 
 
+def test_particles_of_an_adaptive_solver_are_those_of_small_steps(tmp_path: Path) -> None:
+    comparison = small(
+        formulations={"VP": sg.VP()}, seeds=(0,), budgets=(400,), trajectories=True,
+        samplers={"ODE": sg.ProbabilityFlow(), "fine": sg.DPMSolverPP3M(grid="lambda")},
+    )  # fmt: skip
+    results = comparison.run(tmp_path)
+    ways = {c.labels["sampler"]: results.store.arrays(c) for c in results.cells.values() if c.kind == "trace"}
+    assert {name: len(way["t"]) for name, way in ways.items()} == {"ODE": 25, "fine": 25}
+    np.testing.assert_allclose(ways["ODE"]["x"][-1], ways["fine"]["x"][-1], atol=1e-3)
+    lam = sg.VP().half_log_snr(torch.from_numpy(ways["ODE"]["t"][:-1]))
+    torch.testing.assert_close(lam[1:] - lam[:-1], (lam[1] - lam[0]).expand(23), rtol=1e-6, atol=0.0)
+    near = np.abs(ways["fine"]["t"][:, None] - ways["ODE"]["t"]).argmin(0)  # even in lambda too, to a step
+    np.testing.assert_allclose(ways["ODE"]["x"], ways["fine"]["x"][near], atol=0.1)
+
+
 def test_a_choice_by_measurement_is_made_once_and_its_calls_are_told_apart(tmp_path: Path) -> None:
     comparison = small(
         formulations={"VP": sg.VP()}, samplers={"Auto": sg.Auto(effort=0.0), "2M": sg.DPMSolverPP2M()},
