@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a trainer, and a trainer from what a checkpoint holds."""
+"""What a checkpoint holds of a trainer, a trainer from what a checkpoint holds, and what all processes must share."""
 
 import hashlib
 import json
@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from sde_gen.errors import CheckpointError
 from sde_gen.training.checkpoint import Checkpoint, save_checkpoint
@@ -100,7 +99,24 @@ def _counts(checkpoint: Checkpoint) -> tuple[int, int, int, float, dict[str, Any
     return counts[0], counts[1], counts[2], seconds, last
 
 
-def weights_digest(network: nn.Module) -> str:
+def agree_on_start(trainer: "Trainer") -> None:
+    """Every process must have been started with the same settings, data and weights.
+
+    Raises:
+        ConfigError: another process was not.
+    """
+    if trainer.processes.world > 1:
+        settings = [repr(trainer.settings), trainer.seed, trainer.conditional, repr(trainer.objective), trainer.config]
+        trainer.processes.agree(
+            {
+                "settings": json.dumps(settings, sort_keys=True, default=str),
+                "data": trainer.data.fingerprint,
+                "weights": weights_digest(trainer.model.network),
+            }
+        )
+
+
+def weights_digest(network: Any) -> str:
     """SHA-256 of all names and values of a network's state."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):
