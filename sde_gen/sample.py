@@ -17,14 +17,13 @@ if TYPE_CHECKING:
     from sde_gen.config.schema import SampleConfig
     from sde_gen.data import Dataset
     from sde_gen.distributed import Processes
+    from sde_gen.evaluation.frames import Frames
     from sde_gen.model import ScoreModel
     from sde_gen.samplers import Sampler, Samples
     from sde_gen.streaming import BlockStore
     from sde_gen.training import Checkpoint
 
-_FRAMES = 60  # of an animation, at most
 _SHOWN = 100  # images in a picture, at most
-_COMPARED = 2000  # samples in a comparison, at most
 _HEAD = 20_000  # samples that comparisons and pictures are made of, at most; the others pass through memory in blocks
 
 
@@ -39,6 +38,8 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_transform
     from sde_gen.config.schema import SampleConfig
     from sde_gen.distributed import start
+    from sde_gen.evaluation.distances import distances
+    from sde_gen.evaluation.frames import Frames
     from sde_gen.rng import check_seed
     from sde_gen.streaming import BlockStore, block_length, write_npz
     from sde_gen.training import read_checkpoint
@@ -72,7 +73,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
         processes.agree({"job": store.digest, "folder": str(store.folder)})
         processes.on_main(lambda: held.enter_context(store.open()))
         say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
-        frames = _Frames(model, block) if cfg.animation and processes.is_main else None
+        frames = Frames(model) if cfg.animation and processes.is_main else None
         _draw_all(cfg, store, processes, sampler, model, classes, frames, device, target)
         if not processes.is_main:
             return {}
@@ -91,7 +92,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
             "held_out_loss": checkpoint.state.get("metrics", {}).get("held_out_loss"),
         }
         if cfg.metrics and data is not None:
-            report |= _distances(head, data)
+            report |= distances(head, data)
         size = (cfg.num_samples, *shape)
         arrays: dict[str, Any] = {
             "x": (size, str(transform.inverse(head[:1]).numpy().dtype),
@@ -117,7 +118,7 @@ def _draw_all(
     sampler: "Sampler",
     model: "ScoreModel",
     classes: int,
-    frames: "_Frames | None",
+    frames: "Frames | None",
     device: Any,
     target: "_Target",
 ) -> None:
@@ -218,26 +219,6 @@ class _Target:
         return self.folder / f"{self.stem}{ending}"
 
 
-class _Frames:
-    """Pictures of the reverse process, taken by a sampler's callback."""
-
-    def __init__(self, model: "ScoreModel", count: int) -> None:
-        self.model, self.count = model, min(count, 36)
-        self.states: list[tuple[float, Tensor]] = []
-        self._every = 1
-
-    def __call__(self, step: int, t: float, x: "Tensor") -> None:
-        """Keep every n-th state; n doubles whenever there are too many."""
-        if step % self._every == 0 or t == 0.0:
-            p = self.model.perturbation
-            size = (float(p.alpha(t)) ** 2 + float(p.sigma(t)) ** 2) ** 0.5
-            kept = self.count if x.ndim == 4 else len(x)
-            self.states.append((t, (x[:kept] / max(size, 1e-12)).float().cpu()))
-        if len(self.states) > 2 * _FRAMES:
-            self.states = self.states[::2]
-            self._every *= 2
-
-
 def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
     """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
     from sde_gen.config.restore import stored_data
@@ -252,35 +233,12 @@ def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
         return None
 
 
-def _distances(x: "Tensor", data: "Dataset") -> dict[str, Any]:
-    """Distances to held-out data; beside each, that of as many training samples: what a perfect sampler would reach."""
-    import torch
-
-    from sde_gen import metrics
-    from sde_gen.rng import keyed_generator
-
-    generated = x[:_COMPARED]
-    held_out = data.test[:_COMPARED]
-    order = torch.randperm(len(data.train), generator=keyed_generator(0, 1))
-    real = data.train[order[: len(generated)]]
-    result: dict[str, Any] = {"compared": [len(generated), len(held_out)]}
-    for name, function in (
-        ("energy_distance", metrics.energy_distance),
-        ("sliced_wasserstein", metrics.sliced_wasserstein),
-    ):
-        result[name], result[f"{name}_real"] = function(generated, held_out), function(real, held_out)
-    if min(len(generated), len(held_out)) >= 50:
-        result["svm_accuracy"] = metrics.classifier_accuracy(generated, held_out)
-        result["svm_accuracy_real"] = metrics.classifier_accuracy(real, held_out)
-    return result
-
-
 def _draw(
     target: _Target,
     model: "ScoreModel",
     x: "Tensor",
     data: "Dataset | None",
-    frames: _Frames | None,
+    frames: "Frames | None",
     cfg: "SampleConfig",
 ) -> None:
     from sde_gen import pictures
@@ -292,15 +250,7 @@ def _draw(
     picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
-        states = frames.states[:: max(1, len(frames.states) // _FRAMES)]
-        if states[-1] is not frames.states[-1]:
-            states = [*states, frames.states[-1]]
-        limits = pictures.limits_of([state for _, state in states]) if x.ndim != 4 else None
-        drawn = [
-            pictures.image_grid(state) if state.ndim == 4 else pictures.scatter({f"t = {t:.3f}": state}, limits)
-            for t, state in states
-        ]
-        pictures.save_animation(drawn, target.path("_animation.gif"))
+        frames.save(target.path("_animation.gif"))
     if cfg.forward and data is not None:
         strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
         pictures.save_image(strip, target.path("_forward.png"))
