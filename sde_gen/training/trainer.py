@@ -113,7 +113,7 @@ class Trainer:
             self.network.compile()
         self._parallel = Parallel(model, processes, s.strategy, self.device)
         self._params = [p for p in self.network.parameters() if p.requires_grad]
-        self._update = Update(self._params, s.clip, self.device, processes.world == 1, sharded)
+        self._update = Update(self._params, s.clip, self.device, processes.world == 1)
         self.optimizer = self._update.optimizer
         self.ema = EMA(self.network, s.ema)
         share = processes.rows(s.batch_size)

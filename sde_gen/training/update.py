@@ -1,7 +1,10 @@
 r"""One optimiser step: Adam, of a gradient g that is clipped, unless a loss or the gradient is not finite.
 
 With the norm :math:`n = |g|` over all parameters and the limit c, the step is made with :math:`g \min(1, c/n)`. The
-one norm serves both: it is finite if every number of g is (up to overflow, itself a fault).
+one norm serves both: it is finite if every number of g is (up to overflow, itself a fault). It costs one pass over the
+gradient. The host of a GPU does not wait for it: the fused optimiser reads both the divisor :math:`\max(1, n/c)` and
+whether to do anything where it runs, in the pass that it makes anyway. A CPU has nothing to wait for, and touches the
+gradient only where it is too long.
 """
 
 import math
@@ -10,18 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from sde_gen.training.sharding import whole
+from sde_gen.training.sharding import shared_by, whole
 
 
 class Update:
     """Moves the weights.
 
     Args:
-        params: the trained parameters.
+        params: the trained parameters, whole or shards.
         clip: largest norm of the gradient; None switches clipping off.
         device: where the parameters are.
         alone: whether there is one process.
-        sharded: whether the parameters are shards.
 
     Attributes:
         optimizer: Adam, fused where that can be.
@@ -30,42 +32,42 @@ class Update:
         bad_in_a_row: updates skipped since the last that was not, as far as known without waiting for a device.
     """
 
-    def __init__(
-        self, params: Sequence[nn.Parameter], clip: float | None, device: torch.device, alone: bool, sharded: bool
-    ) -> None:
+    def __init__(self, params: Sequence[nn.Parameter], clip: float | None, device: torch.device, alone: bool) -> None:
         self._params, self._clip = list(params), clip
-        fused = device.type in ("cpu", "cuda") and not sharded
-        self.optimizer = torch.optim.Adam(self._params, fused=fused)
-        self._skips_on_device = fused and device.type == "cuda"
+        self.optimizer = torch.optim.Adam(self._params, fused=device.type in ("cpu", "cuda"))
+        self._on_device = device.type == "cuda"
         self.checked_here = device.type == "cpu" and alone
         self.bad_in_a_row = 0
 
     def __call__(self, rate: float, losses: Tensor) -> Tensor:
         """One step with learning rate `rate`, and no gradient left; the norm that the gradient had, NaN for a fault."""
-        norm = self._clipped()
+        gradients = [p.grad for p in self._params if p.grad is not None]
+        norm = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        if self._skips_on_device:  # fused Adam reads this where it runs: nobody waits for the device
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
+        if self._on_device:
+            self._tell_optimizer(norm)
             self.optimizer.step()
         else:
             if self.checked_here and not math.isfinite(float(losses.sum())):
                 norm.fill_(math.nan)
-            if math.isfinite(float(norm)):
-                self.bad_in_a_row = 0
-                self.optimizer.step()
-            else:
-                self.bad_in_a_row += 1
+            self._step_if_finite(gradients, norm)
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
-    def _clipped(self) -> Tensor:
-        clip, gradients = self._clip, [p.grad for p in self._params if p.grad is not None]
-        if not self.checked_here:
-            if clip is None:
-                return whole(nn.utils.get_total_norm(gradients, foreach=True))
-            return whole(nn.utils.clip_grad_norm_(self._params, clip, foreach=True))
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if clip is not None and (size := float(norm)) > clip:  # most gradients are not, and are not touched then
+    def _tell_optimizer(self, norm: Tensor) -> None:
+        told, clip = {"found_inf": (~norm.isfinite()).float()}, self._clip
+        if clip is not None:
+            told["grad_scale"] = (norm / clip).clamp_min(1.0)
+        for name, value in told.items():
+            setattr(self.optimizer, name, shared_by(self._params[0], value))
+
+    def _step_if_finite(self, gradients: list[Tensor], norm: Tensor) -> None:
+        size, clip = float(norm), self._clip
+        if not math.isfinite(size):
+            self.bad_in_a_row += 1
+            return
+        self.bad_in_a_row = 0
+        if clip is not None and size > clip:
             torch._foreach_mul_(gradients, clip / (size + 1e-6))
-        return norm
+        self.optimizer.step()

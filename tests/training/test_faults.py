@@ -66,7 +66,7 @@ def _trainer(network: nn.Module, settings: TrainerSettings = QUICK, **arguments:
 def test_one_or_two_faults_are_skipped_and_counted(tmp_path: Path, gradient: bool, on_device: bool) -> None:
     trainer = _trainer(Poisoned([0, 5, 6, 9], gradient), checkpoints=tmp_path)
     if on_device:  # as on a GPU: the optimiser itself is told, and the host does not look
-        trainer._update._skips_on_device, trainer._update.checked_here = True, False
+        trainer._update._on_device, trainer._update.checked_here = True, False
     weights, rows = [], []
 
     def note(event: str, t: Trainer, values: Any) -> None:

@@ -186,21 +186,32 @@ def test_learning_rate() -> None:
     assert cosine.rate(200, seconds=10.0) == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("clip", [None, 1e-3])
-def test_clipping(clip: float | None) -> None:
-    trainer = _trainer(dataclasses.replace(QUICK, clip=clip, steps=4))
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_an_update_is_adam_of_the_clipped_gradient(clip: float | None, on_device: bool) -> None:
+    trainer = _trainer(dataclasses.replace(QUICK, clip=clip, steps=6, warmup=3))
+    if on_device:  # as on a GPU: the optimiser itself divides the gradient
+        trainer._update._on_device, trainer._update.checked_here = True, False
+    reference = _trainer()
+    parameters = list(reference.network.parameters())
+    adam = torch.optim.Adam(parameters, fused=False, foreach=False)
     norms: list[float] = []
-    step = trainer.optimizer.step
-
-    def spy() -> None:
-        grads = [p.grad for p in trainer.network.parameters() if p.grad is not None]
-        norms.append(float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))))
-        step()
-
-    trainer.optimizer.step = spy  # type: ignore[method-assign, assignment]
+    for k in range(6):
+        (part,) = reference.batches.parts(k)
+        reference.objective(reference.model, part.x0, t=part.t, noise=part.noise).mean().backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, clip or 1e9, foreach=False)))
+        adam.param_groups[0]["lr"] = 1e-3 * min(1.0, (k + 1) / 3)
+        adam.step()
+        adam.zero_grad()
+    assert min(norms) < 1.5 < max(norms), "some are clipped, some are not"
     trainer.train()
-    assert (max(norms) <= 1.01e-3) == (clip is not None)
-    assert trainer.last["grad_norm"] > 1e-2, "the norm before clipping is reported"
+    torch.testing.assert_close(trainer.network.state_dict(), reference.network.state_dict(), rtol=1e-5, atol=1e-7)
+    for mine, p in zip(trainer.network.parameters(), parameters, strict=True):
+        for moment in ("exp_avg", "exp_avg_sq"):  # Adam's step hardly knows how long a gradient is, its moments do
+            torch.testing.assert_close(
+                trainer.optimizer.state[mine][moment], adam.state[p][moment], rtol=1e-4, atol=1e-9
+            )
+    assert trainer.last["grad_norm"] == pytest.approx(sum(norms[4:]) / 2, rel=1e-5), "the norm before clipping"
 
 
 def test_bf16_and_channels_last_train() -> None:
