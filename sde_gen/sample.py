@@ -1,5 +1,6 @@
 """`python -m sde_gen.sample`: draw samples from a trained run, with a picture and a report."""
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
     from sde_gen.training import Checkpoint
 
 _SHOWN = 100  # images in a picture, at most
-_HEAD = 20_000  # samples that comparisons and pictures are made of, at most; the others pass through memory in blocks
+# Samples that comparisons and pictures are made of: as many as have 4 million numbers, 2,000 to 20,000; the others pass
+# through memory in blocks.
+_HEAD_NUMBERS, _FEWEST, _MOST = 2**22, 2_000, 20_000
 
 
 def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
@@ -65,7 +68,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
 
     plan = {"checkpoint": checkpoint.digest, "sampler": plain(cfg.sampler), "sde": plain(cfg.sde), "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": device.type}
-    block = min(cfg.num_samples, cfg.chunk or block_length(shape))
+    block = min(cfg.num_samples, cfg.chunk or block_length(shape, device.type))
     with ExitStack() as held:
         target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
         store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
@@ -161,9 +164,10 @@ def _summary(store: "BlockStore") -> "tuple[Tensor, int, float]":
     import torch
 
     head, nfe, seconds, kept = [], 0, 0.0, 0
+    wanted = min(_MOST, max(_FEWEST, _HEAD_NUMBERS // math.prod(store.shape)))
     for block in store.read_all():
-        if kept < _HEAD:
-            head.append(block.x[: _HEAD - kept])
+        if kept < wanted:
+            head.append(block.x[: wanted - kept])
             kept += len(head[-1])
         nfe, seconds = max(nfe, block.nfe), seconds + block.seconds
     return torch.cat(head), nfe, seconds
