@@ -1,5 +1,6 @@
 """`python -m sde_gen.sample`: draw samples from a trained run, with a picture and a report."""
 
+import math
 import sys
 import warnings
 from collections.abc import Mapping, Sequence
@@ -17,15 +18,16 @@ if TYPE_CHECKING:
     from sde_gen.config.schema import SampleConfig
     from sde_gen.data import Dataset
     from sde_gen.distributed import Processes
+    from sde_gen.evaluation.frames import Frames
     from sde_gen.model import ScoreModel
     from sde_gen.samplers import Sampler, Samples
     from sde_gen.streaming import BlockStore
     from sde_gen.training import Checkpoint
 
-_FRAMES = 60  # of an animation, at most
 _SHOWN = 100  # images in a picture, at most
-_COMPARED = 2000  # samples in a comparison, at most
-_HEAD = 20_000  # samples that comparisons and pictures are made of, at most; the others pass through memory in blocks
+# Samples that comparisons and pictures are made of: as many as have 4 million numbers, 2,000 to 20,000; the others pass
+# through memory in blocks.
+_HEAD_NUMBERS, _FEWEST, _MOST = 2**22, 2_000, 20_000
 
 
 def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
@@ -39,6 +41,8 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_transform
     from sde_gen.config.schema import SampleConfig
     from sde_gen.distributed import start
+    from sde_gen.evaluation.distances import distances
+    from sde_gen.evaluation.frames import Frames
     from sde_gen.rng import check_seed
     from sde_gen.streaming import BlockStore, block_length, write_npz
     from sde_gen.training import read_checkpoint
@@ -64,7 +68,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
 
     plan = {"checkpoint": checkpoint.digest, "sampler": plain(cfg.sampler), "sde": plain(cfg.sde), "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": device.type}
-    block = min(cfg.num_samples, cfg.chunk or block_length(shape))
+    block = min(cfg.num_samples, cfg.chunk or block_length(shape, device.type))
     with ExitStack() as held:
         target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
         store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
@@ -72,7 +76,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
         processes.agree({"job": store.digest, "folder": str(store.folder)})
         processes.on_main(lambda: held.enter_context(store.open()))
         say(f"sampling {cfg.num_samples} from checkpoint {checkpoint.path} under {model.perturbation} with {sampler}")
-        frames = _Frames(model, block) if cfg.animation and processes.is_main else None
+        frames = Frames(model) if cfg.animation and processes.is_main else None
         _draw_all(cfg, store, processes, sampler, model, classes, frames, device, target)
         if not processes.is_main:
             return {}
@@ -91,7 +95,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
             "held_out_loss": checkpoint.state.get("metrics", {}).get("held_out_loss"),
         }
         if cfg.metrics and data is not None:
-            report |= _distances(head, data)
+            report |= distances(head, data)
         size = (cfg.num_samples, *shape)
         arrays: dict[str, Any] = {
             "x": (size, str(transform.inverse(head[:1]).numpy().dtype),
@@ -117,7 +121,7 @@ def _draw_all(
     sampler: "Sampler",
     model: "ScoreModel",
     classes: int,
-    frames: "_Frames | None",
+    frames: "Frames | None",
     device: Any,
     target: "_Target",
 ) -> None:
@@ -160,9 +164,10 @@ def _summary(store: "BlockStore") -> "tuple[Tensor, int, float]":
     import torch
 
     head, nfe, seconds, kept = [], 0, 0.0, 0
+    wanted = min(_MOST, max(_FEWEST, _HEAD_NUMBERS // math.prod(store.shape)))
     for block in store.read_all():
-        if kept < _HEAD:
-            head.append(block.x[: _HEAD - kept])
+        if kept < wanted:
+            head.append(block.x[: wanted - kept])
             kept += len(head[-1])
         nfe, seconds = max(nfe, block.nfe), seconds + block.seconds
     return torch.cat(head), nfe, seconds
@@ -218,26 +223,6 @@ class _Target:
         return self.folder / f"{self.stem}{ending}"
 
 
-class _Frames:
-    """Pictures of the reverse process, taken by a sampler's callback."""
-
-    def __init__(self, model: "ScoreModel", count: int) -> None:
-        self.model, self.count = model, min(count, 36)
-        self.states: list[tuple[float, Tensor]] = []
-        self._every = 1
-
-    def __call__(self, step: int, t: float, x: "Tensor") -> None:
-        """Keep every n-th state; n doubles whenever there are too many."""
-        if step % self._every == 0 or t == 0.0:
-            p = self.model.perturbation
-            size = (float(p.alpha(t)) ** 2 + float(p.sigma(t)) ** 2) ** 0.5
-            kept = self.count if x.ndim == 4 else len(x)
-            self.states.append((t, (x[:kept] / max(size, 1e-12)).float().cpu()))
-        if len(self.states) > 2 * _FRAMES:
-            self.states = self.states[::2]
-            self._every *= 2
-
-
 def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
     """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
     from sde_gen.config.restore import stored_data
@@ -252,35 +237,12 @@ def _data(checkpoint: "Checkpoint", cfg: "SampleConfig") -> "Dataset | None":
         return None
 
 
-def _distances(x: "Tensor", data: "Dataset") -> dict[str, Any]:
-    """Distances to held-out data; beside each, that of as many training samples: what a perfect sampler would reach."""
-    import torch
-
-    from sde_gen import metrics
-    from sde_gen.rng import keyed_generator
-
-    generated = x[:_COMPARED]
-    held_out = data.test[:_COMPARED]
-    order = torch.randperm(len(data.train), generator=keyed_generator(0, 1))
-    real = data.train[order[: len(generated)]]
-    result: dict[str, Any] = {"compared": [len(generated), len(held_out)]}
-    for name, function in (
-        ("energy_distance", metrics.energy_distance),
-        ("sliced_wasserstein", metrics.sliced_wasserstein),
-    ):
-        result[name], result[f"{name}_real"] = function(generated, held_out), function(real, held_out)
-    if min(len(generated), len(held_out)) >= 50:
-        result["svm_accuracy"] = metrics.classifier_accuracy(generated, held_out)
-        result["svm_accuracy_real"] = metrics.classifier_accuracy(real, held_out)
-    return result
-
-
 def _draw(
     target: _Target,
     model: "ScoreModel",
     x: "Tensor",
     data: "Dataset | None",
-    frames: _Frames | None,
+    frames: "Frames | None",
     cfg: "SampleConfig",
 ) -> None:
     from sde_gen import pictures
@@ -292,15 +254,7 @@ def _draw(
     picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
-        states = frames.states[:: max(1, len(frames.states) // _FRAMES)]
-        if states[-1] is not frames.states[-1]:
-            states = [*states, frames.states[-1]]
-        limits = pictures.limits_of([state for _, state in states]) if x.ndim != 4 else None
-        drawn = [
-            pictures.image_grid(state) if state.ndim == 4 else pictures.scatter({f"t = {t:.3f}": state}, limits)
-            for t, state in states
-        ]
-        pictures.save_animation(drawn, target.path("_animation.gif"))
+        frames.save(target.path("_animation.gif"))
     if cfg.forward and data is not None:
         strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
         pictures.save_image(strip, target.path("_forward.png"))

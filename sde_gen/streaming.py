@@ -32,7 +32,7 @@ from sde_gen.training import RunDirectory
 from sde_gen.training.checkpoint import save_tensors
 from sde_gen.training.files import make_folder, publish, write_json
 
-_BLOCK_NUMBERS = 2**20  # numbers in a block, about
+_BLOCK_NUMBERS = 2**20  # numbers in a block on a GPU, about
 _BLOCK_SAMPLES = 2**16  # and samples, at most
 
 __all__ = ["Block", "BlockStore", "block_length", "draw_blocks", "write_npz"]
@@ -47,10 +47,17 @@ class Block(NamedTuple):
     seconds: float
 
 
-def block_length(shape: Sequence[int]) -> int:
-    """Samples per block for samples of `shape`: about a million numbers, whole blocks of noise, at most 65,536."""
+def block_length(shape: Sequence[int], device: str = "cpu") -> int:
+    """Samples per block for samples of `shape`, which are drawn at once: whole blocks of noise.
+
+    One on a CPU (2^16 numbers, 64 samples at least), whose caches more would not fit; measured with a U-Net on 8x8
+    digits, blocks of a million numbers take 1.6 times as long and 3 times the memory. On a GPU, named by
+    `device="cuda"`, about a million numbers, at most 65,536 samples.
+    """
     size = max(1, math.prod(shape))
     noise = block_size(size)
+    if device != "cuda":
+        return noise
     return min(_BLOCK_SAMPLES, max(1, _BLOCK_NUMBERS // (noise * size)) * noise)
 
 

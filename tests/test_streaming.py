@@ -41,10 +41,17 @@ def _whole(store: BlockStore) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("shape", "block"), [((2,), 2**16), ((64,), 16384), ((1, 28, 28), 1280), ((3, 32, 32), 320), ((3, 512, 512), 64)]
+    ("shape", "on_cpu", "on_gpu"),
+    [
+        ((2,), 2**15, 2**16),
+        ((64,), 1024, 16384),
+        ((1, 28, 28), 128, 1280),
+        ((3, 32, 32), 64, 320),
+        ((3, 512, 512), 64, 64),
+    ],
 )
-def test_block_length(shape: tuple[int, ...], block: int) -> None:
-    assert block_length(shape) == block
+def test_block_length(shape: tuple[int, ...], on_cpu: int, on_gpu: int) -> None:
+    assert (block_length(shape), block_length(shape, "cuda")) == (on_cpu, on_gpu)
 
 
 @pytest.mark.parametrize("world", [1, 2, 3])

@@ -6,7 +6,7 @@ batch, all at once or in several parts, has the numbers that one process would h
 
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -143,11 +143,3 @@ class Batches:
         if tensor.device.type == "cpu" and self._device.type == "cuda":
             return tensor.pin_memory().to(self._device, non_blocking=True)
         return tensor.to(self._device)
-
-
-def part_of(data: Dataset, rows: slice, device: torch.device, conditional: bool) -> tuple[Tensor, dict[str, Any]]:
-    """Held-out samples and their condition, on `device`."""
-    condition = {}
-    if conditional and data.test_labels is not None:
-        condition = {"label": data.test_labels[rows].to(device)}
-    return data.test[rows].to(device), condition

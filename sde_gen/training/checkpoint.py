@@ -114,7 +114,7 @@ def save_checkpoint(
             raise
     fsync_folder(folder)
     if keep_last > 0:
-        _prune(folder, keep_last, keep_best)
+        _prune(folder, step, keep_last, keep_best)
     return final
 
 
@@ -171,8 +171,12 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     """The published checkpoints below `folder` (a run's `checkpoints`), newest step first."""
     if not folder.is_dir():
         return []
-    found = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir() if path.is_dir())
-    return [path for _, path in sorted(((int(m[1]), path) for m, path in found if m), reverse=True)]
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name) and path.is_dir()]
+    return sorted(found, key=_step_of, reverse=True)
+
+
+def _step_of(folder: Path) -> int:
+    return int(folder.name.removeprefix("step_"))
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -249,8 +253,9 @@ def _publish(temporary: Path, final: Path) -> None:
     os.rename(temporary, final)
 
 
-def _prune(folder: Path, keep_last: int, keep_best: int) -> None:
-    there = checkpoint_folders(folder)
+def _prune(folder: Path, step: int, keep_last: int, keep_best: int) -> None:
+    # Later steps than the one just saved are of damaged checkpoints, behind which the run took up again.
+    there = [path for path in checkpoint_folders(folder) if _step_of(path) <= step]
     best = {path for _, _, path in _by_loss(there)[:keep_best]} if keep_best else set()
     for path in there[keep_last:]:
         if path in best:

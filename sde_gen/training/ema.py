@@ -72,9 +72,14 @@ class EMA:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
-        """Restore what `state_dict` gave, and the number of updates so far."""
+        """Restore what `state_dict` gave, and the number of updates so far.
+
+        Raises:
+            CheckpointError: a tensor is missing or of another shape; nothing was restored then.
+        """
         for name, shadow in zip(self._names, self._shadow, strict=True):
             if name not in state or state[name].shape != shadow.shape:
                 raise CheckpointError(f"the averaged weights lack {name} of shape {tuple(shadow.shape)}")
+        for name, shadow in zip(self._names, self._shadow, strict=True):
             put(shadow, state[name])
         self.updates = int(updates)

@@ -37,7 +37,10 @@ def writing(path: Path, what: str = "file") -> Iterator[None]:
 def make_folder(path: Path, what: str = "folder") -> Path:
     """Create `path` and its parents, and find out now, not after the work, whether it can be written."""
     with writing(path, what):
+        new = [folder for folder in (path, *path.parents) if not folder.exists()]
         path.mkdir(parents=True, exist_ok=True)
+        for folder in new:  # or the folder, and all that is flushed into it, may be gone when the power comes back
+            fsync_folder(folder.parent)
         probe = path / f".probe-{secrets.token_hex(4)}"
         probe.touch(exist_ok=False)
         probe.unlink()

@@ -12,7 +12,7 @@ from typing import IO
 
 from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError, WriteError
 from sde_gen.training.checkpoint import MANIFEST, checkpoint_folders, iter_runs
-from sde_gen.training.files import make_folder, write_text, writing
+from sde_gen.training.files import fsync_folder, make_folder, write_text, writing
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]*")
 
@@ -59,6 +59,7 @@ class RunDirectory:
                     path.mkdir()
                 except FileExistsError:
                     continue
+                fsync_folder(root)
             return cls(path)
         raise OutputError(f"cannot find a free name for a run in {root}; give one with run=NAME")
 

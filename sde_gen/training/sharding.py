@@ -85,6 +85,17 @@ def whole(tensor: Tensor) -> Tensor:
         return shard.full_tensor()
 
 
+def shared_by(like: Tensor, value: Tensor) -> Tensor:
+    """`value`, which every process has, in the form that goes with `like`: itself, unless that is a shard."""
+    shard: Any = like
+    if not hasattr(like, "full_tensor"):
+        return value
+    from torch.distributed.tensor import DTensor, Replicate
+
+    mesh = shard.device_mesh
+    return DTensor.from_local(value, mesh, [Replicate()] * mesh.ndim, run_check=False)
+
+
 def put(target: Tensor, value: Tensor) -> None:
     """Copy the whole `value` into `target`, which may be a shard."""
     local(target).copy_(local(laid_out_like(target, value)))

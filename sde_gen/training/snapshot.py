@@ -1,18 +1,18 @@
-"""What a checkpoint holds of a trainer, and a trainer from what a checkpoint holds."""
+"""What a checkpoint holds of a trainer, a trainer from what a checkpoint holds, and what all processes must share."""
 
 import hashlib
 import json
+import math
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from sde_gen.errors import CheckpointError
 from sde_gen.training.checkpoint import Checkpoint, save_checkpoint
 from sde_gen.training.faults import TrainingFault
 from sde_gen.training.sharding import collected
-from sde_gen.training.state import load_weights, pack_optimizer, unpack_optimizer
+from sde_gen.training.state import check_weights, load_weights, pack_optimizer, unpack_optimizer
 
 if TYPE_CHECKING:
     from sde_gen.training.trainer import Trainer
@@ -69,20 +69,54 @@ def restore_snapshot(trainer: "Trainer", checkpoint: Checkpoint) -> None:
             "repeat that seed, or start another run with run=NAME"
         )
     trainer.processes.agree({"checkpoint": json.dumps([checkpoint.step, checkpoint.digest])})
-    try:
-        counts = [int(n) for n in (*state.get("skipped", (0, 0)), state.get("ema_updates", 0))]
-        seconds, last = float(state.get("seconds", 0.0)), dict(state.get("metrics", {}))
-    except (TypeError, ValueError) as error:
-        raise CheckpointError(f"{path / 'state.json'} cannot be used ({error}); use another checkpoint") from error
-    load_weights(trainer.network, checkpoint.tensors("model"), path)
-    trainer.ema.load_state_dict(checkpoint.tensors("ema"), counts[2])
-    if not state.get("imported"):  # imported weights come without an optimiser's state, and begin with a fresh one
-        unpack_optimizer(trainer.optimizer, trainer.network, checkpoint.tensors("optimizer"), path)
+    skipped, in_a_row, ema_updates, seconds, last = _counts(checkpoint)
+    weights, averages = checkpoint.tensors("model"), checkpoint.tensors("ema")
+    # Imported weights come without an optimiser's state, and begin with a fresh one.
+    moments = None if state.get("imported") else checkpoint.tensors("optimizer")
+    # All is looked at before anything is changed.
+    check_weights(trainer.network, weights, path)
+    check_weights(trainer.network, averages, path)
+    if moments is not None:
+        unpack_optimizer(trainer.optimizer, trainer.network, moments, path)
+    load_weights(trainer.network, weights, path)
+    trainer.ema.load_state_dict(averages, ema_updates)
     trainer.step, trainer.seconds, trainer.last = checkpoint.step, seconds, last
-    trainer.faults.total, trainer.faults.in_a_row = counts[:2]
+    trainer.faults.total, trainer.faults.in_a_row = skipped, in_a_row
 
 
-def weights_digest(network: nn.Module) -> str:
+def _counts(checkpoint: Checkpoint) -> tuple[int, int, int, float, dict[str, Any]]:
+    """Updates skipped in all and in a row, updates of the averages, seconds of training, last row of metrics."""
+    state = checkpoint.state
+    try:
+        skipped, in_a_row = state.get("skipped", (0, 0))
+        counts = [int(skipped), int(in_a_row), int(state.get("ema_updates", 0))]
+        seconds, last = float(state.get("seconds", 0.0)), dict(state.get("metrics", {}))
+        if min(counts) < 0 or not 0 <= seconds < math.inf:
+            raise ValueError("a count is negative or endless")
+    except (TypeError, ValueError, OverflowError) as error:
+        where = checkpoint.path / "state.json"
+        raise CheckpointError(f"{where} cannot be used ({error}); use another checkpoint") from error
+    return counts[0], counts[1], counts[2], seconds, last
+
+
+def agree_on_start(trainer: "Trainer") -> None:
+    """Every process must have been started with the same settings, data and weights.
+
+    Raises:
+        ConfigError: another process was not.
+    """
+    if trainer.processes.world > 1:
+        settings = [repr(trainer.settings), trainer.seed, trainer.conditional, repr(trainer.objective), trainer.config]
+        trainer.processes.agree(
+            {
+                "settings": json.dumps(settings, sort_keys=True, default=str),
+                "data": trainer.data.fingerprint,
+                "weights": weights_digest(trainer.model.network),
+            }
+        )
+
+
+def weights_digest(network: Any) -> str:
     """SHA-256 of all names and values of a network's state."""
     digest = hashlib.sha256()
     for name, tensor in sorted(network.state_dict().items()):

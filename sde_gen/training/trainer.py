@@ -4,8 +4,6 @@ Data order, times, noise and dropout of step k are functions of (seed, k), so th
 random generator and goes on bit for bit. The loop waits for the device only where it writes a row of metrics.
 """
 
-import json
-import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -13,24 +11,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sde_gen.data import Dataset
 from sde_gen.distributed import Processes, Pulse, talking
 from sde_gen.errors import ConfigError, SDEGenError, WriteError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
-from sde_gen.rng import check_seed, keyed_generator
-from sde_gen.training.batches import DROPOUT, HELD_OUT, Batches, part_of
+from sde_gen.rng import check_seed
+from sde_gen.training.batches import DROPOUT, Batches
 from sde_gen.training.checkpoint import Checkpoint
 from sde_gen.training.ema import EMA
-from sde_gen.training.faults import MOST_IN_A_ROW, FaultCount, fault
+from sde_gen.training.faults import MOST_IN_A_ROW
+from sde_gen.training.held_out import held_out_loss
+from sde_gen.training.record import Record
 from sde_gen.training.settings import TrainerSettings
-from sde_gen.training.sharding import Parallel, whole
-from sde_gen.training.snapshot import restore_snapshot, save_snapshot, weights_digest
+from sde_gen.training.sharding import Parallel
+from sde_gen.training.snapshot import agree_on_start, restore_snapshot, save_snapshot
 from sde_gen.training.state import global_draws
+from sde_gen.training.update import Update
 
-_HELD_OUT_SAMPLES = 1024
 _MOST_FAILED_SAVES = 3
 
 Listener = Callable[[str, "Trainer", Mapping[str, Any]], None]
@@ -59,6 +59,7 @@ class Trainer:
         step: optimiser steps done, skipped ones included.
         seconds: seconds of training so far, earlier parts of a resumed run included.
         ema: the averaged weights; `with trainer.ema.applied():` puts them into the network.
+        optimizer: Adam.
         faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
         interrupted: whether `stop` ended training before its last step.
@@ -102,8 +103,8 @@ class Trainer:
         self.listeners, self._retry_seconds = tuple(listeners), retry_seconds
         self.step, self.seconds = 0, 0.0
         self.last: dict[str, float] = {}
-        self.faults, self.interrupted = FaultCount(), False
-        self._agree(model.network)
+        self.interrupted = False
+        agree_on_start(self)
         sharded = s.strategy == "fsdp" and processes.world > 1
         self.network: nn.Module = model.network if sharded else model.network.to(self.device)
         if s.channels_last and not sharded:  # shards are contiguous
@@ -112,10 +113,8 @@ class Trainer:
             self.network.compile()
         self._parallel = Parallel(model, processes, s.strategy, self.device)
         self._params = [p for p in self.network.parameters() if p.requires_grad]
-        fused = self.device.type in ("cpu", "cuda") and not sharded
-        self.optimizer = torch.optim.Adam(self._params, lr=s.learning_rate, fused=fused)
-        self._skips_on_device = fused and self.device.type == "cuda"
-        self._checked_here = self.device.type == "cpu" and processes.world == 1  # nothing to wait for, nobody to tell
+        self._update = Update(self._params, s.clip, self.device, processes.world == 1)
+        self.optimizer = self._update.optimizer
         self.ema = EMA(self.network, s.ema)
         share = processes.rows(s.batch_size)
         self.batches = Batches(
@@ -123,12 +122,11 @@ class Trainer:
             device=self.device, conditional=conditional, channels_last=s.channels_last, dequantise=s.dequantise,
         )  # fmt: skip
         self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.network.modules())
-        # Filled on the device, read when a row is due: per-sample losses and gradient norms since the last row.
-        self._losses = torch.zeros(s.log_every, share.stop - share.start, device=self.device)
-        self._norms = torch.zeros(s.log_every, device=self.device)
-        self._pending = self._bad_in_a_row = self._failed_saves = 0
+        self._record = Record(s.log_every, self.batches, processes, self.device)
+        self.faults = self._record.faults
+        self._failed_saves = 0
         self._held_out: tuple[int, float] | None = None
-        self._logged_at = time.monotonic()
+        self._logged = (time.monotonic(), 0)
 
     # -- running -----------------------------------------------------------------------------------------------------
 
@@ -142,7 +140,7 @@ class Trainer:
         """
         s, pulse = self.settings, Pulse(self.processes)
         began = time.monotonic() - self.seconds
-        self._logged_at = time.monotonic()
+        self._logged = (time.monotonic(), self.step)
         self.network.train()
         start = self.step
         stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
@@ -150,8 +148,8 @@ class Trainer:
             with talking():
                 self._one_step()
             self.step += 1
-            if self._bad_in_a_row >= MOST_IN_A_ROW:
-                self._look()
+            if self._update.bad_in_a_row >= MOST_IN_A_ROW:
+                self._record.read(self.step)
             stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
             if self.step >= s.steps or stop:
                 break  # the end does all of the following
@@ -184,7 +182,7 @@ class Trainer:
     def _one_step(self) -> None:
         s, k = self.settings, self.step
         scale = self.processes.world / s.batch_size  # gradients are averaged over the processes
-        row = self._losses[self._pending]
+        row = self._record.losses()
         for part in self.batches.parts(k):
             last = part.rows.stop == len(row)
             with self._parallel.backward_of(last), self._precision(), self._dropout_of(k, part.rows.start):
@@ -192,45 +190,14 @@ class Trainer:
                     self._parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
                 )
                 loss = losses.sum() * scale
-                if not self._checked_here:
+                if not self._update.checked_here:
                     # The factor is 1, and NaN where the loss is not finite: then so is the gradient, in all processes.
                     loss = loss * (1 + 0 * loss.detach())
                 loss.backward()
             row[part.rows].copy_(losses.detach())
-        norm = self._clipped()
-        for group in self.optimizer.param_groups:
-            group["lr"] = s.rate(k, self.seconds)
-        self._update(norm, row)
-        self.optimizer.zero_grad(set_to_none=True)
+        norm = self._update(s.rate(k, self.seconds), row)
         self.ema.update()
-        self._norms[self._pending].copy_(norm)
-        self._pending += 1
-
-    def _clipped(self) -> Tensor:
-        """The norm of the gradient, which is then at most `settings.clip`."""
-        clip, gradients = self.settings.clip, [p.grad for p in self._params if p.grad is not None]
-        if not self._checked_here:
-            if clip is None:
-                return whole(nn.utils.get_total_norm(gradients, foreach=True))
-            return whole(nn.utils.clip_grad_norm_(self._params, clip, foreach=True))
-        norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
-        if clip is not None and (size := float(norm)) > clip:  # most gradients are not, and are not touched then
-            torch._foreach_mul_(gradients, clip / (size + 1e-6))
-        return norm
-
-    def _update(self, norm: Tensor, losses: Tensor) -> None:
-        """Move the weights, unless the gradient or a loss is not finite."""
-        if self._skips_on_device:  # fused Adam reads this where it runs: nobody waits for the device
-            self.optimizer.found_inf = (~norm.isfinite()).float()  # type: ignore[attr-defined]
-            self.optimizer.step()
-            return
-        if self._checked_here and not math.isfinite(float(losses.sum())):
-            norm.fill_(math.nan)
-        if math.isfinite(float(norm)):
-            self._bad_in_a_row = 0
-            self.optimizer.step()
-        else:
-            self._bad_in_a_row += 1
+        self._record.close(norm)
 
     def _dropout_of(self, step: int, first: int) -> AbstractContextManager[object]:
         if not self._dropout:
@@ -246,59 +213,35 @@ class Trainer:
     # -- what is measured --------------------------------------------------------------------------------------------
 
     def _log(self, held_out: bool = False) -> None:
-        losses, norms = self._look()
-        now = time.monotonic()
+        measured = self._record.row(self.step, self.settings.batch_size)
         row: dict[str, float] = {"step": self.step, "seconds": round(self.seconds, 3)}
         row["learning_rate"] = self.settings.rate(max(0, self.step - 1), self.seconds)
-        fresh = len(norms) > 0
-        if fresh:
-            good = norms.isfinite()
-            total = self.processes.sum(losses[good].sum(dtype=torch.float64))
-            count = int(good.sum())
-            if count:
-                row["loss"] = float(total) / (count * self.settings.batch_size)
-                row["grad_norm"] = float(norms[good].mean(dtype=torch.float64))
-            row["steps_per_second"] = round(len(norms) / max(1e-9, now - self._logged_at), 3)
-            row["skipped"] = self.faults.total
+        (then, step), self._logged = self._logged, (time.monotonic(), self.step)
+        if measured:
+            row |= measured
+            row["steps_per_second"] = round((self.step - step) / max(1e-9, self._logged[0] - then), 3)
         if held_out:
             row["held_out_loss"] = self.evaluate()
-        self._logged_at = time.monotonic()
-        if fresh or held_out:
+            self._logged = (time.monotonic(), self.step)
+        if measured or held_out:
             self.last = {**self.last, **row}
             self._tell("log", row)
 
-    def _look(self) -> tuple[Tensor, Tensor]:
-        """Losses and norms since the last look, on the host; too many in a row that were not finite are an error."""
-        count, self._pending = self._pending, 0
-        losses, norms = self._losses[:count].cpu(), self._norms[:count].cpu()
-        first, finite = self.step - count, norms.isfinite().tolist()
-        place = self.faults.add([not good for good in finite])
-        if place is not None:
-            known = range(max(0, place + 1 - MOST_IN_A_ROW), place + 1)
-            bad = [~self.processes.gather(losses[i].clone()).isfinite() for i in known]
-            raise fault(self.batches, [first + i for i in known], bad, self.faults.in_a_row)
-        return losses, norms
-
-    @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss of the averaged weights on (at most 1,024) held-out samples, at the same times and noise always.
 
         Every process computes all of it, which needs no messages and gives each the same number.
         """
-        count, size, total = min(len(self.data.test), _HELD_OUT_SAMPLES), self.settings.batch_size, 0.0
+        s = self.settings
         self.network.eval()
         with self.ema.applied(), self._precision():
-            for block, first in enumerate(range(0, count, size)):
-                rows = slice(first, min(first + size, count))
-                x0, condition = part_of(self.data, rows, self.device, self.conditional)
-                if self.settings.dequantise:
-                    x0 = self.data.transform.dequantise(x0, self.seed, first)
-                generator = keyed_generator(self.seed, block, HELD_OUT)
-                losses = self.objective(self.model, x0, condition, generator=generator)
-                total += float(losses.sum(dtype=torch.float64))
+            loss = held_out_loss(
+                self.model, self.data, self.objective, size=s.batch_size, seed=self.seed, device=self.device,
+                conditional=self.conditional, dequantise=s.dequantise,
+            )  # fmt: skip
         self.network.train()
-        self._held_out = (self.step, total / count)
-        return total / count
+        self._held_out = (self.step, loss)
+        return loss
 
     def _measure(self) -> None:
         """The held-out loss of this step, by which the best checkpoint is known, unless it has just been taken."""
@@ -347,18 +290,6 @@ class Trainer:
             CheckpointError: it was made with other data, another seed or another network.
         """
         restore_snapshot(self, checkpoint)
-
-    def _agree(self, network: nn.Module) -> None:
-        """Every process must have been started with the same settings, data and weights."""
-        if self.processes.world > 1:
-            settings = [repr(self.settings), self.seed, self.conditional, repr(self.objective), self.config]
-            self.processes.agree(
-                {
-                    "settings": json.dumps(settings, sort_keys=True, default=str),
-                    "data": self.data.fingerprint,
-                    "weights": weights_digest(network),
-                }
-            )
 
 
 def _due(step: int, every: int) -> bool:

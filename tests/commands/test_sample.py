@@ -10,8 +10,11 @@ import torch
 from PIL import Image
 
 import sde_gen as sg
+from sde_gen import sample
 from sde_gen.config import load_model
 from sde_gen.config.restore import find_checkpoint, stored_transform
+from sde_gen.samplers import Samples
+from sde_gen.streaming import BlockStore
 from tests.commands.helpers import TINY, Command
 
 QUICK = ("sampler=ddim", "sampler.steps=3", "num_samples=60")
@@ -178,3 +181,19 @@ def test_labels_run_on_from_block_to_block(command: Command) -> None:
         np.testing.assert_array_equal(a["label"], np.arange(40) % 16)
         np.testing.assert_array_equal(b["label"], a["label"])
         np.testing.assert_allclose(a["x"], b["x"], rtol=1e-4, atol=1e-5)
+
+
+def test_pictures_and_distances_take_as_many_samples_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sample, "_HEAD_NUMBERS", 60)
+    monkeypatch.setattr(sample, "_FEWEST", 8)
+    monkeypatch.setattr(sample, "_MOST", 32)
+    for size, expected in ((1, 32), (4, 15), (20, 8)):
+        store = BlockStore(tmp_path / f"{size}", {}, 50, (size,), 7)
+        x = torch.arange(50.0)[:, None].expand(50, size)
+        with store.open():
+            for index in range(len(store)):
+                first, count = store.rows(index)
+                store.write(index, Samples(x[first : first + count], nfe=3 + index, seconds=0.5))
+            head, nfe, seconds = sample._summary(store)
+        assert torch.equal(head, x[:expected])
+        assert (nfe, seconds) == (10, 4.0)

@@ -27,7 +27,7 @@ def build(processes: Processes, checkpoints: Path | None, **changes: Any) -> Tra
     """A small trainer, the same in every process."""
     kind = changes.pop("kind", "points")
     weights_seed, data_seed = changes.pop("weights_seed", 0), changes.pop("data_seed", 0)
-    stop = changes.pop("stop", lambda: False)
+    stop, on_device = changes.pop("stop", lambda: False), changes.pop("on_device", False)
     torch.manual_seed(weights_seed)
     if kind == "images":
         images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -40,10 +40,12 @@ def build(processes: Processes, checkpoints: Path | None, **changes: Any) -> Tra
         network = sg.MLP(2, hidden=16, layers=2, num_classes=classes)
         objective = sg.DenoisingScoreMatching(label_dropout=0.3, num_classes=classes)
     model = sg.ScoreModel(network, sg.VP())
-    return Trainer(
+    trainer = Trainer(
         model, data, objective, dataclasses.replace(SETTINGS, **changes), seed=3, conditional=kind == "points",
         checkpoints=checkpoints, processes=processes, stop=stop,
     )  # fmt: skip
+    trainer._update._on_device = on_device  # what a GPU does: the optimiser clips, and skips what is not finite
+    return trainer
 
 
 def train(processes: Processes, checkpoints: Path, changes: dict[str, Any]) -> dict[str, Any]:
@@ -117,12 +119,16 @@ class Poisoned(nn.Module):
         return y
 
 
-def poisoned(processes: Processes, checkpoints: Path) -> None:
+def poisoned(processes: Processes, checkpoints: Path, strategy: str, on_device: bool) -> None:
     """One process meets NaN; all must raise the same."""
     model = sg.ScoreModel(Poisoned(processes.rank == 1), sg.VP())
     data = mixture(n=100, n_test=40)
-    settings = dataclasses.replace(SETTINGS, checkpoint_every=5)
-    Trainer(model, data, sg.DenoisingScoreMatching(), settings, checkpoints=checkpoints, processes=processes).train()
+    settings = dataclasses.replace(SETTINGS, checkpoint_every=5, strategy=strategy)
+    trainer = Trainer(
+        model, data, sg.DenoisingScoreMatching(), settings, checkpoints=checkpoints, processes=processes
+    )  # fmt: skip
+    trainer._update._on_device = on_device
+    trainer.train()
 
 
 def full_disk(processes: Processes, checkpoints: Path) -> tuple[str, str, int]:

@@ -77,6 +77,7 @@ CASES = [
     pytest.param(2, {"accumulate": 2}, marks=SLOW, id="accumulate"),
     pytest.param(2, {"strategy": "fsdp"}, marks=SLOW, id="fsdp"),
     pytest.param(2, {"strategy": "fsdp", "accumulate": 2}, marks=SLOW, id="fsdp-accumulate"),
+    pytest.param(2, {"strategy": "fsdp", "clip": 0.3, "on_device": True}, marks=SLOW, id="fsdp-as-on-a-gpu"),
     pytest.param(2, {"kind": "images", "steps": 20}, marks=SLOW, id="images"),
     pytest.param(2, {"kind": "images", "steps": 20, "strategy": "fsdp"}, marks=SLOW, id="images-fsdp"),
 ]
@@ -84,7 +85,7 @@ CASES = [
 
 @pytest.mark.parametrize(("world", "changes"), CASES, ids=str)
 def test_any_number_of_processes_gives_the_weights_of_one(tmp_path: Path, world: int, changes: dict[str, Any]) -> None:
-    alone = {k: v for k, v in changes.items() if k in ("kind", "steps")}
+    alone = {k: v for k, v in changes.items() if k in ("kind", "steps", "clip")}
     one = jobs.train(Processes(), tmp_path / "one", alone)
     several = run_ranks(jobs.train, world, tmp_path / "ranks", tmp_path / "several", changes)
     for result in several:
@@ -149,8 +150,13 @@ def test_a_signal_to_one_process_stops_all_at_one_step(tmp_path: Path) -> None:
     assert found.step == 8
 
 
-def test_a_fault_in_one_process_is_the_same_error_in_all(tmp_path: Path) -> None:
-    (name, message, code), other = run_ranks(jobs.poisoned, 2, tmp_path / "ranks", tmp_path / "checkpoints")
+@pytest.mark.parametrize(
+    ("strategy", "on_device"),
+    [("ddp", False), pytest.param("fsdp", False, marks=SLOW), pytest.param("fsdp", True, marks=SLOW)],
+)
+def test_a_fault_in_one_process_is_the_same_error_in_all(tmp_path: Path, strategy: str, on_device: bool) -> None:
+    how = (tmp_path / "checkpoints", strategy, on_device)
+    (name, message, code), other = run_ranks(jobs.poisoned, 2, tmp_path / "ranks", *how)
     assert (name, code) == ("TrainingFault", 70)
     assert "step 12" in message
     assert other == (name, message, code)

@@ -46,6 +46,21 @@ def test_keeps_the_newest(tmp_path: Path) -> None:
     assert len(checkpoint_folders(tmp_path)) == 3
 
 
+def test_damaged_checkpoints_of_later_steps_take_nobodys_place(tmp_path: Path) -> None:
+    for step in (1, 5, 6):
+        _save(tmp_path, step)
+    for step in (5, 6):
+        (tmp_path / f"step_{step:08d}" / "model.safetensors").write_bytes(b"")
+    found, _ = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert found.step == 1
+    _save(tmp_path, 2, keep_last=1)  # a run that went on from there
+    found, skipped = newest_checkpoint(tmp_path)
+    assert found is not None
+    assert (found.step, len(skipped)) == (2, 2)
+    assert [p.name for p in checkpoint_folders(tmp_path)][2:] == ["step_00000002"]
+
+
 @pytest.mark.parametrize(
     "file", ["model.safetensors", "ema.safetensors", "optimizer.safetensors", "config.json", "state.json", MANIFEST]
 )

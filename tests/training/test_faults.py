@@ -3,7 +3,10 @@
 import dataclasses
 import os
 import pickle
+import signal
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +25,7 @@ from sde_gen.training import (
     newest_checkpoint,
     read_checkpoint,
     read_metrics,
+    stop_on_signals,
 )
 from sde_gen.training.faults import FaultCount, TrainingFault
 
@@ -62,7 +66,7 @@ def _trainer(network: nn.Module, settings: TrainerSettings = QUICK, **arguments:
 def test_one_or_two_faults_are_skipped_and_counted(tmp_path: Path, gradient: bool, on_device: bool) -> None:
     trainer = _trainer(Poisoned([0, 5, 6, 9], gradient), checkpoints=tmp_path)
     if on_device:  # as on a GPU: the optimiser itself is told, and the host does not look
-        trainer._skips_on_device, trainer._checked_here = True, False
+        trainer._update._on_device, trainer._update.checked_here = True, False
     weights, rows = [], []
 
     def note(event: str, t: Trainer, values: Any) -> None:
@@ -212,6 +216,35 @@ def test_the_last_save_is_tried_three_times(tmp_path: Path, monkeypatch: pytest.
     _full_disk(monkeypatch, 2)
     trainer.train()
     assert os.listdir(tmp_path) == ["step_00000020"]
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_signal_in_the_middle_of_a_save(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, times: int) -> None:
+    from sde_gen.training import checkpoint
+
+    real, written = checkpoint.save_file, []
+
+    def save(tensors: Any, path: Any, notes: Any = None) -> None:
+        written.append(path)
+        if len(written) == 5:  # the second file of the second checkpoint
+            for _ in range(times):
+                os.kill(os.getpid(), signal.SIGINT)
+                time.sleep(0.01)
+        real(tensors, path, notes)
+
+    monkeypatch.setattr(checkpoint, "save_file", save)
+    with stop_on_signals() as stop:
+        trainer = _trainer(
+            Poisoned([]), dataclasses.replace(QUICK, checkpoint_every=5), checkpoints=tmp_path, stop=lambda: bool(stop)
+        )
+        with nullcontext() if times == 1 else pytest.raises(KeyboardInterrupt):
+            trainer.train()
+    if times == 1:  # the save is finished, and another one is made at the end of the next step
+        assert trainer.interrupted
+        assert sorted(os.listdir(tmp_path)) == [f"step_{step:08d}" for step in (5, 10, 11)]
+    else:  # the save is given up, and nothing of it is left
+        assert os.listdir(tmp_path) == ["step_00000005"]
+    assert newest_checkpoint(tmp_path)[1] == []
 
 
 def test_rows_of_metrics_wait_for_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

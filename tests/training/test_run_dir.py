@@ -13,7 +13,7 @@ import torch
 import sde_gen
 from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError
 from sde_gen.training import MetricsFile, RunDirectory, newest_run, read_metrics, save_checkpoint
-from sde_gen.training.files import publish, write_text
+from sde_gen.training.files import make_folder, publish, write_text
 
 
 def _checkpoint(run: Path, step: int, age: float) -> None:
@@ -27,6 +27,15 @@ def test_fresh_folders_never_collide(tmp_path: Path) -> None:
         runs = list(pool.map(lambda _: RunDirectory.fresh(tmp_path / "runs", "vp_digits").path, range(24)))
     assert len(set(runs)) == 24
     assert all(path.is_dir() and "vp_digits" in path.name for path in runs)
+
+
+def test_a_new_folder_is_on_the_disk_with_all_that_lead_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed: list[Path] = []
+    monkeypatch.setattr("sde_gen.training.files.fsync_folder", flushed.append)
+    make_folder(tmp_path / "a/b/c")
+    assert sorted(flushed) == [tmp_path, tmp_path / "a", tmp_path / "a/b"]
+    make_folder(tmp_path / "a/b/c")
+    assert len(flushed) == 3, "nothing is new"
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "../x", ".hidden", "-x", "a b", "x" * 300, "a\n"])

@@ -12,7 +12,7 @@ from torch import Tensor
 import sde_gen as sg
 from sde_gen.data import Affine, Dataset, mixture
 from sde_gen.errors import CheckpointError, ConfigError
-from sde_gen.training import Trainer, TrainerSettings, newest_checkpoint
+from sde_gen.training import Checkpoint, Trainer, TrainerSettings, newest_checkpoint, read_checkpoint, save_checkpoint
 
 QUICK = TrainerSettings(
     steps=20, batch_size=16, warmup=5, schedule="constant", log_every=4, eval_every=0, checkpoint_every=10, ema=0.9
@@ -186,21 +186,32 @@ def test_learning_rate() -> None:
     assert cosine.rate(200, seconds=10.0) == pytest.approx(0.0, abs=1e-12)
 
 
-@pytest.mark.parametrize("clip", [None, 1e-3])
-def test_clipping(clip: float | None) -> None:
-    trainer = _trainer(dataclasses.replace(QUICK, clip=clip, steps=4))
+@pytest.mark.parametrize("on_device", [False, True])
+@pytest.mark.parametrize("clip", [None, 1.5])
+def test_an_update_is_adam_of_the_clipped_gradient(clip: float | None, on_device: bool) -> None:
+    trainer = _trainer(dataclasses.replace(QUICK, clip=clip, steps=6, warmup=3))
+    if on_device:  # as on a GPU: the optimiser itself divides the gradient
+        trainer._update._on_device, trainer._update.checked_here = True, False
+    reference = _trainer()
+    parameters = list(reference.network.parameters())
+    adam = torch.optim.Adam(parameters, fused=False, foreach=False)
     norms: list[float] = []
-    step = trainer.optimizer.step
-
-    def spy() -> None:
-        grads = [p.grad for p in trainer.network.parameters() if p.grad is not None]
-        norms.append(float(torch.linalg.vector_norm(torch.stack([g.norm() for g in grads]))))
-        step()
-
-    trainer.optimizer.step = spy  # type: ignore[method-assign, assignment]
+    for k in range(6):
+        (part,) = reference.batches.parts(k)
+        reference.objective(reference.model, part.x0, t=part.t, noise=part.noise).mean().backward()
+        norms.append(float(torch.nn.utils.clip_grad_norm_(parameters, clip or 1e9, foreach=False)))
+        adam.param_groups[0]["lr"] = 1e-3 * min(1.0, (k + 1) / 3)
+        adam.step()
+        adam.zero_grad()
+    assert min(norms) < 1.5 < max(norms), "some are clipped, some are not"
     trainer.train()
-    assert (max(norms) <= 1.01e-3) == (clip is not None)
-    assert trainer.last["grad_norm"] > 1e-2, "the norm before clipping is reported"
+    torch.testing.assert_close(trainer.network.state_dict(), reference.network.state_dict(), rtol=1e-5, atol=1e-7)
+    for mine, p in zip(trainer.network.parameters(), parameters, strict=True):
+        for moment in ("exp_avg", "exp_avg_sq"):  # Adam's step hardly knows how long a gradient is, its moments do
+            torch.testing.assert_close(
+                trainer.optimizer.state[mine][moment], adam.state[p][moment], rtol=1e-4, atol=1e-9
+            )
+    assert trainer.last["grad_norm"] == pytest.approx(sum(norms[4:]) / 2, rel=1e-5), "the norm before clipping"
 
 
 def test_bf16_and_channels_last_train() -> None:
@@ -232,6 +243,57 @@ def test_a_checkpoint_that_does_not_belong_is_refused(tmp_path: Path) -> None:
         _trainer(seed=1).resume(found)
     with pytest.raises(CheckpointError, match="do not fit"):
         _trainer(network=sg.MLP(2, hidden=32)).resume(found)
+
+
+def _state(trainer: Trainer) -> dict[str, Any]:
+    moments = {f"{k}.{i}": v for i, s in enumerate(trainer.optimizer.state.values()) for k, v in s.items()}
+    counts = torch.tensor([trainer.step, trainer.ema.updates, trainer.faults.total, trainer.faults.in_a_row])
+    tensors = {**{f"w.{k}": v for k, v in trainer.network.state_dict().items()}, **moments, "counts": counts}
+    tensors |= {f"e.{k}": v for k, v in trainer.ema.state_dict().items()}
+    return {name: tensor.clone() for name, tensor in tensors.items()}
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
+    folder = tmp_path_factory.mktemp("good")
+    _trainer(dataclasses.replace(QUICK, steps=3), checkpoints=folder).train()
+    return read_checkpoint(folder / "step_00000003")
+
+
+@pytest.mark.parametrize(
+    ("part", "change"),
+    [
+        ("model", {"head.bias": None}),
+        ("ema", {"head.bias": None}),
+        ("ema", {"head.bias": torch.zeros(3)}),
+        ("optimizer", {"exp_avg.head.bias": None}),
+        ("optimizer", {"exp_avg.head.bias": None, "exp_avg_sq.head.bias": None, "step.head.bias": None}),
+        ("optimizer", {"exp_avg_sq.head.bias": torch.zeros(1)}),
+        ("optimizer", {"exp_avg_sq.head.bias": torch.zeros(2, dtype=torch.int8)}),
+        ("optimizer", {"step.head.bias": torch.zeros(2)}),
+        ("optimizer", {"momentum.head.bias": torch.zeros(2)}),
+        ("state", {"skipped": [1]}),
+        ("state", {"skipped": [0, -1]}),
+        ("state", {"ema_updates": -1}),
+        ("state", {"ema_updates": float("inf")}),
+        ("state", {"seconds": float("nan")}),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_that_does_not_fit_changes_nothing(
+    good: Checkpoint, tmp_path: Path, part: str, change: dict[str, Any]
+) -> None:
+    parts: dict[str, Any] = {name: good.tensors(name) for name in ("model", "ema", "optimizer")}
+    parts["state"] = good.state
+    parts[part] = {name: value for name, value in {**parts[part], **change}.items() if value is not None}
+    state = parts.pop("state")
+    bad = read_checkpoint(save_checkpoint(tmp_path, 3, parts, good.config, state))
+    trainer = _trainer()
+    trainer.train()
+    before = _state(trainer)
+    with pytest.raises(CheckpointError, match=r"(head\.bias|state\.json)"):
+        trainer.resume(bad)
+    _assert_equal(_state(trainer), before)
 
 
 def test_what_cannot_be_trained_is_refused() -> None:

@@ -1,0 +1,73 @@
+r"""One optimiser step: Adam, of a gradient g that is clipped, unless a loss or the gradient is not finite.
+
+With the norm :math:`n = |g|` over all parameters and the limit c, the step is made with :math:`g \min(1, c/n)`. The
+one norm serves both: it is finite if every number of g is (up to overflow, itself a fault). It costs one pass over the
+gradient. The host of a GPU does not wait for it: the fused optimiser reads both the divisor :math:`\max(1, n/c)` and
+whether to do anything where it runs, in the pass that it makes anyway. A CPU has nothing to wait for, and touches the
+gradient only where it is too long.
+"""
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sde_gen.training.sharding import shared_by, whole
+
+
+class Update:
+    """Moves the weights.
+
+    Args:
+        params: the trained parameters, whole or shards.
+        clip: largest norm of the gradient; None switches clipping off.
+        device: where the parameters are.
+        alone: whether there is one process.
+
+    Attributes:
+        optimizer: Adam, fused where that can be.
+        checked_here: whether the losses are looked at here. Elsewhere they reach this place through the gradient: a
+            loss that is not finite must be made to spoil it, so that all processes know and no device is waited for.
+        bad_in_a_row: updates skipped since the last that was not, as far as known without waiting for a device.
+    """
+
+    def __init__(self, params: Sequence[nn.Parameter], clip: float | None, device: torch.device, alone: bool) -> None:
+        self._params, self._clip = list(params), clip
+        self.optimizer = torch.optim.Adam(self._params, fused=device.type in ("cpu", "cuda"))
+        self._on_device = device.type == "cuda"
+        self.checked_here = device.type == "cpu" and alone
+        self.bad_in_a_row = 0
+
+    def __call__(self, rate: float, losses: Tensor) -> Tensor:
+        """One step with learning rate `rate`, and no gradient left; the norm that the gradient had, NaN for a fault."""
+        gradients = [p.grad for p in self._params if p.grad is not None]
+        norm = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        if self._on_device:
+            self._tell_optimizer(norm)
+            self.optimizer.step()
+        else:
+            if self.checked_here and not math.isfinite(float(losses.sum())):
+                norm.fill_(math.nan)
+            self._step_if_finite(gradients, norm)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _tell_optimizer(self, norm: Tensor) -> None:
+        told, clip = {"found_inf": (~norm.isfinite()).float()}, self._clip
+        if clip is not None:
+            told["grad_scale"] = (norm / clip).clamp_min(1.0)
+        for name, value in told.items():
+            setattr(self.optimizer, name, shared_by(self._params[0], value))
+
+    def _step_if_finite(self, gradients: list[Tensor], norm: Tensor) -> None:
+        size, clip = float(norm), self._clip
+        if not math.isfinite(size):
+            self.bad_in_a_row += 1
+            return
+        self.bad_in_a_row = 0
+        if clip is not None and size > clip:
+            torch._foreach_mul_(gradients, clip / (size + 1e-6))
+        self.optimizer.step()
