@@ -22,7 +22,7 @@ import torch
 
 from sde_gen.comparison.compute import Context, compute
 from sde_gen.comparison.store import Cell, Store
-from sde_gen.errors import ConfigError, NonFiniteError, OutputError, SolverError, WriteError
+from sde_gen.errors import ConfigError, NonFiniteError, OutputError, SDEGenError, SolverError, WriteError
 from sde_gen.training import Interrupted
 
 #: Told of each cell that is done: (cell, result, whether it was there already).
@@ -45,6 +45,7 @@ def run_cells(
 
     Raises:
         Interrupted: a signal stopped a training; all results so far are in the cache.
+        SDEGenError: worker processes cannot be started here.
     """
     store = Store(context.cache)
     results: dict[str, dict[str, Any]] = {}
@@ -64,7 +65,8 @@ def run_cells(
                 results[key] = _after(cell, results) or _one(cell, context, store)
                 tell(cell, results[key], False)
         return results
-    _in_processes(todo, context, min(workers, len(todo)), results, tell)
+    with _spawning():
+        _in_processes(todo, context, min(workers, len(todo)), results, tell)
     return results
 
 
@@ -75,8 +77,8 @@ def _in_processes(
     spawn = multiprocessing.get_context("spawn")
     while waiting:
         running: dict[Future[dict[str, Any]], Cell] = {}
-        stop = spawn.Event()
-        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context, stop))
+        stop, begun = spawn.Event(), spawn.Event()
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context, stop, begun))
         try:
             while waiting or running:
                 for key in [k for k, c in waiting.items() if all(need in results for need in c.after)]:
@@ -94,7 +96,12 @@ def _in_processes(
                     cell = running.pop(future)
                     results[cell.key] = future.result()
                     tell(cell, results[cell.key], False)
-        except BrokenProcessPool:
+        except BrokenProcessPool as error:
+            if not begun.is_set():
+                raise SDEGenError(
+                    "the worker processes end before they begin; in a script, call run() under "
+                    'if __name__ == "__main__":, or use workers=1'
+                ) from error
             # Which of the cells ended its process cannot be told: those that were running are given up, as a row says.
             store = Store(context.cache)
             lost = {key: c for key, c in todo.items() if key not in results and key not in waiting}
@@ -143,6 +150,20 @@ def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = 
 
 
 @contextmanager
+def _spawning() -> Iterator[None]:
+    """Processes may be started here; in a worker of joblib, whose own way to start them no child of ours knows."""
+    before = multiprocessing.get_start_method(allow_none=True)
+    foreign = before is not None and before not in multiprocessing.get_all_start_methods()
+    if foreign:
+        multiprocessing.set_start_method("spawn", force=True)
+    try:
+        yield
+    finally:
+        if foreign:
+            multiprocessing.set_start_method(before, force=True)
+
+
+@contextmanager
 def _one_thread() -> Iterator[None]:
     before = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -159,7 +180,8 @@ _ORPHANED = threading.Event()
 _BUSY = threading.Lock()
 
 
-def _begin(context: Context, stop: Any) -> None:
+def _begin(context: Context, stop: Any, begun: Any) -> None:
+    begun.set()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
     _CONTEXT[:] = [(context, stop)]

@@ -116,18 +116,77 @@ def test_parts_in_a_sweep_then_the_report(compare: Compare, tmp_path: Path) -> N
     assert (tmp_path / "runs/comparisons/oracle_2d/report.html").is_file()
 
 
+LAUNCHERS = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", ("hydra.launcher.n_jobs=2",)),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", ("hydra.launcher.timeout_min=5",)),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", ("hydra.launcher.cpus_per_task=8",
+                       "hydra.launcher.timeout_min=240", "hydra.launcher.partition=main")),
+}  # fmt: skip
+
+
 @pytest.mark.slow
-def test_parts_in_processes_of_a_launcher(tmp_path: Path) -> None:
-    pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
-    parts = ("--multirun", "part=1,2", "parts=2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
-    with _python(tmp_path, *parts, "experiment=oracle_2d", *TINY) as process:
+@pytest.mark.parametrize("launcher", LAUNCHERS)
+def test_parts_in_processes_of_a_launcher(launcher: str, tmp_path: Path) -> None:
+    plugin, settings = LAUNCHERS[launcher]
+    pytest.importorskip(plugin)
+    stand_in = _stand_in_for_slurm(tmp_path / "bin")
+    parts = ("--multirun", "part=1,2", "parts=2", f"hydra/launcher={launcher}", *settings)
+    with _python(tmp_path, *parts, "experiment=oracle_2d", *TINY, "workers=2", path=stand_in) as process:
         _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert len(list((tmp_path / "runs/comparisons/.cache/cells").glob("*.json"))) == 26
+    cells = list((tmp_path / "runs/comparisons/.cache/cells").glob("*.json"))
+    assert len(cells) == 26
+    assert {json.loads(path.read_text())["result"]["status"] for path in cells} == {"ok"}
+    if launcher == "submitit_slurm":
+        job = (stand_in / "submitted").read_text()
+        for line in ("--array=0-1%", "--cpus-per-task=8", "--time=240", "--partition=main", "--ntasks-per-node=1"):
+            assert f"\n#SBATCH {line}" in job
+        assert f"{sys.executable} -u -m submitit.core._submit {tmp_path}/runs/.sweeps/" in job
 
 
-def _python(folder: Path, *arguments: str) -> "subprocess.Popen[str]":
+def _stand_in_for_slurm(folder: Path) -> Path:
+    """The commands of SLURM that submitit uses: an array's tasks run here, one after the other."""
+    folder.mkdir()
+    scripts = {
+        "sbatch": """
+cp "${@: -1}" HERE/submitted
+last=$(sed -n 's/^#SBATCH --array=0-\\([0-9]*\\).*/\\1/p' HERE/submitted)
+(for i in $(seq 0 $last); do
+  export SLURM_JOB_ID=$((7 + i)) SLURM_ARRAY_JOB_ID=7 SLURM_ARRAY_TASK_ID=$i SLURM_JOB_NODELIST=here \\
+    SLURM_NTASKS=1 SLURM_LOCALID=0 SLURM_PROCID=0 SLURM_NODEID=0 SLURM_JOB_NUM_NODES=1
+  bash HERE/submitted; echo "7_$i|COMPLETED|here" >> HERE/done
+done) > HERE/log 2>&1 < /dev/null &
+echo "Submitted batch job 7" """,
+        "srun": """
+while [[ "$1" == -* ]]; do case "$1" in --output | --error) shift 2 ;; *) shift ;; esac; done
+exec "$@" """,
+        "sacct": 'echo "JobID|State|NodeList"; cat HERE/done 2> /dev/null; exit 0',
+        "scancel": "",
+    }
+    for name, script in scripts.items():
+        path = folder / name
+        path.write_text(f"#!/bin/bash\n{script}\n".replace("HERE", str(folder)))
+        path.chmod(0o755)
+    return folder
+
+
+def test_a_script_that_cannot_start_workers_is_told_why(tmp_path: Path) -> None:
+    # Without the guard a child runs the script again, and ends.
+    script = tmp_path / "script.py"
+    script.write_text("from tests.comparison.helpers import small\nsmall().run('cache', workers=2)\n")
     environment = {**os.environ, "PYTHONPATH": ROOT, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, str(script)], cwd=tmp_path, env=environment, capture_output=True, text=True,
+                          timeout=120, check=False)  # fmt: skip
+    assert done.returncode == 1
+    assert "the worker processes end before they begin; in a script, call run() under" in done.stderr.splitlines()[-1]
+    assert not list((tmp_path / "cache" / "cells").glob("*.json"))
+
+
+def _python(folder: Path, *arguments: str, path: Path | None = None) -> "subprocess.Popen[str]":
+    """The command in a process group of its own, with the programs in `path` before all others."""
+    packages = os.pathsep.join([ROOT, *(p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p)])
+    programs = os.environ["PATH"] if path is None else f"{path}{os.pathsep}{os.environ['PATH']}"
+    environment = {**os.environ, "PYTHONPATH": packages, "PATH": programs, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(
         [sys.executable, "-m", "sde_gen.compare", *arguments],
         cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
