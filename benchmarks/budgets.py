@@ -52,17 +52,19 @@ def distance(x: Tensor, truth: Tensor) -> dict[str, float]:
     return {"rmse": float(each.square().mean().sqrt()), "median": float(each.median())}
 
 
-def ours(model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int) -> Iterator[dict[str, object]]:
-    """Rows of the samplers of this package."""
+def ours(
+    model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int, count: int | None = None, effort: float = 1.0
+) -> Iterator[dict[str, object]]:
+    """Rows of the samplers of this package; `count` and `effort` are of the calibration."""
     shape = tuple(start.shape[1:])
     for name, make in CLASSICAL.items():
         result = make(steps=nfe)(model, start=start)
         yield {"sampler": name, "nfe": result.nfe, **distance(result.x, truth)}
     rule, times = usual(nfe)  # the documented default of a budget
-    grid = sg.fit_grid(model, times, rule, shape=shape)
+    grid = sg.fit_grid(model, times, rule, shape=shape, count=count, tries=max(1, round(120 * effort)))
     result = type(rule)(order=rule.order, prediction=rule.prediction, grid=grid)(model, start=start)
     yield {"sampler": "default", "rule": repr(rule), "nfe": result.nfe, **distance(result.x, truth)}
-    auto = sg.Auto(nfe=nfe)
+    auto = sg.Auto(nfe=nfe, count=count, effort=effort)
     choice = auto.choose(model, shape)
     result = auto(model, start=start)
     label = min(choice.tried, key=lambda pair: pair[1])[0]
@@ -188,17 +190,17 @@ def picture(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def trained(run: Path, label: str, shape: list[int], budgets: list[int]) -> Iterator[list[dict[str, object]]]:
+def trained(args: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
     """Rows of a trained network, against its own 500-call solution, a budget at a time."""
     from sde_gen.config.restore import load_model
 
-    model = load_model(run)
-    start = torch.randn(64, *shape, generator=torch.Generator().manual_seed(1)) * model.perturbation.prior_std
-    truth = sg.DPMSolverPP3M(steps=500, grid="lambda")(model, start=start.double()).x
-    for nfe in budgets:
-        rows = [
-            {"peer": False, "problem": label, "budget": nfe, **row} for row in ours(model, start.double(), truth, nfe)
-        ]
+    model, label = load_model(args.run), args.label or args.run.name
+    start = torch.randn(args.starts, *args.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    start = start * model.perturbation.prior_std
+    truth = sg.DPMSolverPP3M(steps=500, grid="lambda")(model, start=start).x
+    for nfe in args.budgets:
+        found = ours(model, start, truth, nfe, args.count, args.effort)
+        rows = [{"peer": False, "problem": label, "budget": nfe, **row} for row in found]
         print(label, nfe, summary(rows), flush=True)
         yield rows
 
@@ -213,6 +215,9 @@ def main() -> None:
     parser.add_argument("--run", type=Path)
     parser.add_argument("--label")
     parser.add_argument("--shape", type=int, nargs="+", default=[1, 8, 8])
+    parser.add_argument("--starts", type=int, default=64, help="of a trained network")
+    parser.add_argument("--count", type=int, help="starts in its calibration batch")
+    parser.add_argument("--effort", type=float, default=1.0, help="of its calibration")
     args = parser.parse_args()
     torch.set_num_threads(1)
     args.out.mkdir(parents=True, exist_ok=True)
@@ -225,7 +230,7 @@ def main() -> None:
         for rows in cells(name, law, args.budgets, not args.no_peers):
             add(rows, args.out / "budgets.json")
     if args.run:
-        for rows in trained(args.run, args.label or args.run.name, args.shape, args.budgets):
+        for rows in trained(args):
             add(rows, args.out / "budgets.json")
     write(args.out)
 
