@@ -35,8 +35,19 @@ window.dispatchEvent(new Event("resize"));
 </script>"""
 
 
+#: A browser's window is at least 500 pixels wide; a frame in it is as narrow as a phone.
+FRAME = '<body style="margin:0"><iframe src="{name}" style="border:0;width:{width}px;height:{height}px"></iframe>'
+
+
 def photograph(browser: str, page: Path, target: Path, width: int, height: int) -> None:
     """The top of a page, in few colours."""
+    if width < 500:
+        frame = page.with_name("frame.html")
+        frame.write_text(FRAME.format(name=page.name, width=width, height=height), encoding="utf-8")
+        photograph(browser, frame, target, 500, height)
+        frame.unlink()
+        Image.open(target).crop((0, 0, width, height)).save(target, optimize=True)
+        return
     with tempfile.TemporaryDirectory() as profile:
         subprocess.run(
             [browser, "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars", f"--user-data-dir={profile}",

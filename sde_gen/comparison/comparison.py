@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sde_gen import _checks as check
 from sde_gen.comparison.describe import describe, modules_of
@@ -20,6 +20,9 @@ from sde_gen.parameterizations import NoisePrediction, Parameterization
 from sde_gen.perturbations import Perturbation
 from sde_gen.rng import check_seed
 from sde_gen.training import TrainerSettings
+
+if TYPE_CHECKING:
+    from sde_gen.comparison.plan import Plan
 
 __all__ = ["Comparison", "Formulation"]
 
@@ -226,17 +229,20 @@ class Comparison:
         Raises:
             ConfigError, DataError, OutputError: before any work, where the comparison as a whole cannot be run.
         """
-        from sde_gen.comparison.plan import make_plan
         from sde_gen.comparison.running import run_plan
 
         check.integer("Comparison.run", "workers", workers)
-        return run_plan(self, make_plan(self), Path(cache).expanduser(), workers, tell, part)
+        return run_plan(self, self._plan, Path(cache).expanduser(), workers, tell, part)
 
     def cells(self) -> list[Any]:
         """All cells, without computing any."""
+        return list(self._plan.cells)
+
+    @cached_property
+    def _plan(self) -> "Plan":
         from sde_gen.comparison.plan import make_plan
 
-        return list(make_plan(self).cells)
+        return make_plan(self)
 
     def rerun(self, key: str, cache: Any = "runs/comparisons/.cache") -> tuple[dict[str, Any], dict[str, Any] | None]:
         """Compute one cell afresh: its result, and the one that the cache held before (None if it held none).
@@ -244,10 +250,9 @@ class Comparison:
         Args:
             key: of the cell, or enough of its first characters.
         """
-        from sde_gen.comparison.plan import make_plan
         from sde_gen.comparison.running import rerun
 
-        return rerun(self, make_plan(self), key, Path(cache).expanduser())
+        return rerun(self, self._plan, key, Path(cache).expanduser())
 
 
 def _given(value: Mapping[str, Any]) -> dict[str, Any]:

@@ -153,7 +153,7 @@ def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = 
 def _spawning() -> Iterator[None]:
     """Processes may be started here; in a worker of joblib, whose own way to start them no child of ours knows."""
     before = multiprocessing.get_start_method(allow_none=True)
-    foreign = before is not None and before not in multiprocessing.get_all_start_methods()
+    foreign = before not in (None, *multiprocessing.get_all_start_methods())
     if foreign:
         multiprocessing.set_start_method("spawn", force=True)
     try:

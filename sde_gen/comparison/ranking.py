@@ -8,6 +8,7 @@ of entries that are better beyond their error, to the number of entries that are
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 #: An entry of a ranking: formulation, sampler, budget.
@@ -60,13 +61,19 @@ def difference(first: Mapping[Any, float], second: Mapping[Any, float]) -> Diffe
     m = mean_of(first[seed] - second[seed] for seed in shared)
     if m.error is None:
         return Difference(m.mean, None, m.n, 0)
-    from scipy.stats import t
-
-    half = float(t.ppf(0.975, m.n - 1)) * m.error
+    half = _quantile(m.n - 1) * m.error
     # Identical results differ by rounding alone, which has no error to speak of.
     scale = max(abs(first[seed]) + abs(second[seed]) for seed in shared)
     beyond = abs(m.mean) > half and abs(m.mean) > 1e-9 * scale
     return Difference(m.mean, half, m.n, (1 if m.mean > 0 else -1) if beyond else 0)
+
+
+@lru_cache(maxsize=64)
+def _quantile(freedom: int) -> float:
+    """Student's t at 97.5 %."""
+    from scipy.stats import t
+
+    return float(t.ppf(0.975, freedom))
 
 
 def by_entry(

@@ -24,10 +24,10 @@ TRAINING = (
 ALL = (
     *TRAINING, "oracles.py", "samplers", "likelihood", "metrics",
     "comparison/compute.py", "comparison/exact.py", "comparison/quality.py", "comparison/budgets.py",
+    "comparison/describe.py",
 )  # fmt: skip
 
 
-@lru_cache(maxsize=64)
 def code_version(kind: str, modules: tuple[str, ...] = ()) -> str:
     """Version of the package, digest of the sources that a cell depends on, and version of torch.
 
@@ -35,17 +35,27 @@ def code_version(kind: str, modules: tuple[str, ...] = ()) -> str:
         kind: of the cell; a "model" does not depend on samplers, oracles or metrics.
         modules: outside of sde_gen, whose classes the cell names. Their own sources count, not what they import.
     """
+    return _digest(TRAINING if kind == "model" else ALL, modules)
+
+
+@lru_cache(maxsize=64)
+def _digest(names: tuple[str, ...], modules: tuple[str, ...]) -> str:
     import torch
 
     root = Path(__file__).resolve().parents[1]
     digest = hashlib.sha256()
-    for path in files(root, TRAINING if kind == "model" else ALL):
+    for path in files(root, names):
         digest.update(path.relative_to(root).as_posix().encode())
         digest.update(_meaning(path).encode())
     for name in modules:
         own = _source_of(name)
         digest.update(f"{name} {'' if own is None else _meaning(own)}".encode())
     return f"{sde_gen.__version__}+{digest.hexdigest()[:12]} torch {torch.__version__}"
+
+
+def forget() -> None:
+    """Read the sources anew at the next call."""
+    _digest.cache_clear()
 
 
 def files(root: Path, names: Iterable[str]) -> list[Path]:

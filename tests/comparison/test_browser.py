@@ -50,12 +50,19 @@ PROBE = """
     found.playing = document.getElementById("play").getAttribute("aria-pressed");
     document.getElementById("play").click();
   }
-  var note = document.createElement("pre");
-  note.id = "found"; note.textContent = JSON.stringify(found);
-  document.body.appendChild(note);
+  found.width = document.documentElement.clientWidth;
+  window.parent.postMessage(JSON.stringify(found), "*");
 })();
 </script>
 """
+#: A window is at least 500 pixels wide; the page is in a frame of its own width, which tells what the probe found.
+FRAME = """<!doctype html><body><script>
+window.addEventListener("message", function (e) {
+  var note = document.createElement("pre");
+  note.id = "found"; note.textContent = e.data;
+  document.body.appendChild(note);
+});
+</script><iframe src="probed.html" style="border:0;width:%dpx;height:900px"></iframe>"""
 WATCH = """<script>
 window.__errors = []; window.__reports = [];
 window.addEventListener("error", function (e) { window.__errors.push(String(e.message)); }, true);
@@ -63,15 +70,16 @@ document.addEventListener("securitypolicyviolation", function (e) { window.__rep
 </script>"""
 
 
-def look(report: Path, *flags: str) -> dict[str, Any]:
-    """What the probe found in a browser without network."""
+def look(report: Path, width: int) -> dict[str, Any]:
+    """What the probe found in a browser without network, on a page of this width."""
     text = report.read_text(encoding="utf-8")
-    page = report.with_name("probed.html")
-    page.write_text(text.replace("<style>", WATCH + "<style>", 1).replace("</body>", PROBE + "</body>"))
+    probed, page = report.with_name("probed.html"), report.with_name("frame.html")
+    probed.write_text(text.replace("<style>", WATCH + "<style>", 1).replace("</body>", PROBE + "</body>"))
+    page.write_text(FRAME % width)
     profile = f"--user-data-dir={report.parent / 'profile'}"
     done = subprocess.run(
         [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-         profile, "--virtual-time-budget=3000", *flags, "--dump-dom", page.as_uri()],
+         profile, "--virtual-time-budget=3000", "--window-size=1300,900", "--dump-dom", page.as_uri()],
         capture_output=True, text=True, timeout=120, check=True,
     )  # fmt: skip
     match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
@@ -86,9 +94,10 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return comparison.run(place / "cache").report(place / "out")
 
 
-@pytest.mark.parametrize("flags", [("--window-size=1200,900",), ("--window-size=390,800",)], ids=["desk", "phone"])
-def test_the_report_works(report: Path, flags: tuple[str, ...]) -> None:
-    found = look(report, *flags)
+@pytest.mark.parametrize("width", [1200, 390, 320], ids=["desk", "phone", "small phone"])
+def test_the_report_works(report: Path, width: int) -> None:
+    found = look(report, width)
+    assert 0 <= width - found["width"] <= 20, "but for a scroll bar"
     assert found["errors"] == []
     assert found["reports"] == []
     assert len(found["images"]) == 1 + 2 * 2 + 2 + 2

@@ -48,7 +48,7 @@ def test_the_version_follows_the_code_and_not_its_comments(tmp_path: Path, monke
 
     def of(text: str, kind: str = "samples", name: str = "model.py") -> str:
         (package / name).write_text(text)
-        version.code_version.cache_clear()
+        version.forget()
         return version.code_version(kind)
 
     try:
@@ -60,7 +60,7 @@ def test_the_version_follows_the_code_and_not_its_comments(tmp_path: Path, monke
         assert of("x = 1\n", "model", "oracles.py") == network
         assert version.code_version("samples") != drawn
     finally:
-        version.code_version.cache_clear()
+        version.forget()
 
 
 def imported(root: Path, path: Path) -> set[Path]:
@@ -98,7 +98,7 @@ def test_the_users_own_classes_are_part_of_the_version(tmp_path: Path, monkeypat
     own = importlib.import_module(name).Own
 
     def keys() -> dict[str, str]:
-        version.code_version.cache_clear()
+        version.forget()
         cells = small(samplers={"Own": own(), "DDIM": sg.DDIM()}, budgets=(4,), seeds=(0,)).cells()
         return {cell.labels["sampler"]: cell.key for cell in cells if cell.kind == "samples"}
 
