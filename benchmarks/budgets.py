@@ -185,8 +185,10 @@ def picture(rows: list[dict], path: Path) -> None:
             axes.loglog([r["budget"] for r in points], [r["rmse"] for r in points], "o-" if bold else ".-",
                         linewidth=2.5 if bold else 0.9, label=name)  # fmt: skip
         axes.set(title=problem, xlabel="network calls", ylabel="RMSE per dimension")
+        axes.set_ylim(top=min(axes.get_ylim()[1], 2.0))
         axes.grid(alpha=0.3, which="both")
-        axes.legend(fontsize=7)
+    lines = {line.get_label(): line for axes in figure.axes for line in axes.lines}
+    figure.legend(lines.values(), lines.keys(), loc="outside lower center", ncols=6, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
