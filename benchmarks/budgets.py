@@ -238,10 +238,10 @@ def main() -> None:
 
 
 def add(rows: list[dict], path: Path) -> None:
-    """Put the rows of a cell in the place of earlier ones."""
+    """Put the rows of a cell in the place of earlier ones; peers that were not run again stay."""
     known = json.loads(path.read_text()) if path.is_file() else []
-    of = {(r["problem"], r["budget"]) for r in rows}
-    path.write_text(json.dumps([r for r in known if (r["problem"], r["budget"]) not in of] + rows, indent=1))
+    of = {(r["problem"], r["budget"], r["peer"]) for r in rows}
+    path.write_text(json.dumps([r for r in known if (r["problem"], r["budget"], r["peer"]) not in of] + rows, indent=1))
 
 
 def write(out: Path) -> None:

@@ -1,14 +1,15 @@
 r"""`Auto`: the sampler that is best for a model at a budget, by measurement on the model itself.
 
-At first use with a model it draws a calibration batch, solves it finely, and tries, on one half,
+At first use with a model it draws a calibration batch, solves it finely, and tries, on one part of it,
 
 1. multistep rules (orders 2 to 4; data, noise or velocity; with and without corrector) on grids of the model's own
    local-error densities and of the classical families, to several last noise levels;
 2. the grids of the best of them, and of the rule that is best most often, moved to where their error is least;
 3. up to `_WHOLE` calls, all numbers of a solver (`Fitted`), by least squares from there.
 
-What is kept is what errs least on the other half. All is deterministic, and depends on the model, the sample's shape
-and the fields of `Auto` alone: not on what is sampled.
+What is kept is what errs least on the rest of the batch: the rule that is best most often, unless another is better by
+a tenth. All is deterministic, and depends on the model, the sample's shape and the fields of `Auto` alone: not on what
+is sampled.
 """
 
 import json
@@ -47,6 +48,8 @@ from sde_gen.samplers.sampler import Job, Sampler
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 #: Most calls for which every number of the solver is fitted: they grow with the square.
 _WHOLE = 24
+#: What another finalist must be better by than the usual rule, so that noise decides less.
+_USUAL, _MARGIN = "the usual rule on its own grid", 1.1
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted)}
 
 
@@ -57,7 +60,7 @@ class Choice:
     Attributes:
         sampler: the sampler.
         nfe: network calls it makes.
-        error: its root mean square error, per number, on the half of the calibration batch it was not chosen on.
+        error: its root mean square error, per number, on the part of the calibration batch it was not chosen on.
         calibration_nfe: network calls that the calibration made (of up to one batch each; gradients count as two).
         calibration_seconds: its wall-clock time.
         tried: (description, error) of the finalists.
@@ -79,7 +82,7 @@ class Auto(Sampler):
         nfe: network calls for each sample, >= 1.
         tolerance: instead of nfe: root mean square error, per number, against a fine solution of the same model; the
             fewest calls of `BUDGETS` that reach it are used.
-        count: starts in the calibration batch, >= 4; by default 128 to 4096, fewer for larger samples and more calls.
+        count: starts in the calibration batch, >= 4; by default 192 to 4096, fewer for larger samples and more calls.
         effort: how long to search: 1 is the default; below 0.1 few rules and grids are looked at, 0 refines none.
         seed: of the calibration batch.
         folder: where choices are kept as JSON, under names that depend on the model's content and all of this.
@@ -213,7 +216,7 @@ def usual(nfe: int) -> tuple[GridSampler, int]:
 
 
 def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float, list[tuple[str, float]]]:
-    """The best sampler found for a budget, its error on the second half, and the finalists' errors."""
+    """The best sampler found for a budget, its error on the rows not chosen on, and the finalists' errors."""
     known, refines = rules(nfe), effort > 0
     best: dict[str, tuple[float, GridSampler]] = {}
     for error, rule, name, last in _screen(c, known, effort)[: 3 if refines else 6]:
@@ -229,13 +232,13 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
     if refines and nfe > 2:
         sampler, times = usual(nfe)
         grid, error = fit_levels(c, sampler, times, round(120 * effort))
-        best["the usual rule on its own grid"] = error, replace(sampler, grid=grid)
+        best[_USUAL] = error, replace(sampler, grid=grid)
     if refines and 1 < nfe <= _WHOLE:
         simple = [s for _, s in sorted(best.values(), key=lambda pair: pair[0]) if s.order != 4]
         if simple:
             found, error = _fit_whole(c, simple[0], round(150 * effort))
             best["every number fitted"] = error, found
-    label = min(best, key=lambda k: best[k][0])
+    label = min(best, key=lambda k: best[k][0] * (1.0 if k == _USUAL else _MARGIN))
     tried = [(k, v[0]) for k, v in best.items()]
     return best[label][1], best[label][0], tried
 
@@ -247,7 +250,7 @@ def _screen(
 
     All densities and levels are looked at with a few rules, and all rules on what was good with those.
     """
-    lam, shapes, few = c.lambdas.numpy(), densities(c), slice(0, max(2, c.half // 4))
+    lam, shapes, few = c.lambdas.numpy(), densities(c), slice(0, max(2, c.chosen_on // 4))
     levels = last_levels(c)
     scouts = [k for k in known if k in ("AdamsBashforth(1, data)", "AdamsBashforth(3, velocity)", "UniPC(3, data)")]
     if effort < 0.1:  # a look at a few
@@ -278,7 +281,7 @@ def _fit_whole(c: Calibration, sampler: Any, evaluations: int) -> tuple[GridSamp
     of_start, of_estimates = expand(p, sampler, lambdas)
     t = p.time(lambdas[0])
     u = c.start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)
-    batch, other = ((u[rows], c.sample[rows], cut(c.condition, rows)) for rows in (slice(0, c.half), c.checked))
+    batch, other = ((u[rows], c.sample[rows], cut(c.condition, rows)) for rows in (slice(0, c.chosen_on), c.checked))
     solver, error, calls = fit(model, (lambdas, of_start, of_estimates), batch, other, evaluations)
     c.calls += calls
     return solver, error

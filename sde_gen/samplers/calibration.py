@@ -6,7 +6,7 @@ Local error of a rule of order p over a step h at lambda is, in :math:`u = x/\sq
 .. math:: \rho(\lambda) \propto \big( \mathbb{E}\, |\hat\alpha\, \partial_\lambda^p D|^2 \big)^{1/(2(p+1))} ,
 
 which is read off a fine solution and is the starting point; the density's logarithm is then moved at a few knots to
-where the error of the sampler itself is least on half of the batch, and kept if it is less on the other half too.
+where the error of the sampler itself is least on one part of the batch, and kept if it is less on the other too.
 """
 
 import hashlib
@@ -36,6 +36,8 @@ _REFERENCE = 400
 #: exact score, which costs less; and rows at least and at most. Errors hang on the few trajectories that change mode,
 #: so that rows are worth more than many tries.
 _NUMBERS, _EXACT, _FEWEST, _MOST = 2**18, 2**20, 128, 4096
+#: Rows at least for the last decision, with a network and with an exact score: few runs are made on them.
+_CHECKED, _CHECKED_EXACT = 128, 1024
 
 
 @dataclass
@@ -45,22 +47,20 @@ class Calibration:
     model: ScoreModel
     condition: dict[str, Any]
     start: Tensor
-    """x at the first time, (B, *shape), float64; the first half is chosen on, the second checked on."""
+    """x at the first time, (B, *shape), float64."""
     sample: Tensor
     lambdas: Tensor
     """Half log-SNRs of the reference."""
     bend: list[np.ndarray]
     """Root mean square of alpha^ times the p-th derivative of D, p = 1, 2, 3, at those."""
+    chosen_on: int
+    """Rows that choices are made on; those after them are for the last decision between a few."""
     calls: int = 0
     """Network calls made, each of up to one batch."""
 
-    @property
-    def half(self) -> int:
-        return len(self.start) // 2
-
     def error(self, sampler: GridSampler, rows: slice | None = None) -> float:
         """Root mean square distance, per number, to the fine solution; infinite if the sampler fails."""
-        rows = slice(0, self.half) if rows is None else rows
+        rows = slice(0, self.chosen_on) if rows is None else rows
         try:
             result = sampler(self.model, start=self.start[rows], condition=cut(self.condition, rows))
         except NonFiniteError:
@@ -71,7 +71,7 @@ class Calibration:
 
     @property
     def checked(self) -> slice:
-        return slice(self.half, len(self.start))
+        return slice(self.chosen_on, len(self.start))
 
 
 def cut(condition: Mapping[str, Any], rows: slice) -> dict[str, Any]:
@@ -91,8 +91,11 @@ def calibrate(
     """
     size = math.prod(shape)
     if count is None:
-        numbers = _EXACT if model.network is None else _NUMBERS
-        count = min(max(numbers // (size * nfe), _FEWEST), _MOST)
+        numbers, least = (_EXACT, _CHECKED_EXACT) if model.network is None else (_NUMBERS, _CHECKED)
+        chosen_on = min(max(numbers // (size * nfe), _FEWEST), _MOST) // 2
+        count = chosen_on + max(chosen_on, least)
+    else:
+        chosen_on = count // 2
     p = model.perturbation
     high = model.times_within()[1]
     low = model.times_within(p.t_min)[0]
@@ -114,7 +117,7 @@ def calibrate(
 
     result = sampler(model, start=start, condition=kept, callback=record, chunk=count)
     return Calibration(model, kept, start, result.x, torch.from_numpy(lambdas), _bend(torch.stack(states), lambdas),
-                       result.nfe)  # fmt: skip
+                       chosen_on, result.nfe)  # fmt: skip
 
 
 def _bend(u: Tensor, lambdas: np.ndarray) -> list[np.ndarray]:
@@ -169,7 +172,7 @@ def last_levels(c: Calibration) -> list[float]:
 def refine(
     c: Calibration, rule: GridSampler, n: int, density: np.ndarray, last: float, tries: int, knots: int = 5
 ) -> tuple[GivenLambdas, float]:
-    """Move the logarithm of the density at some knots, and the last level, to the least error on the first half."""
+    """Move the logarithm of the density at some knots, and the last level, to the least error on rows to choose on."""
     from scipy.optimize import minimize
 
     lam = c.lambdas.numpy()
@@ -192,7 +195,7 @@ def refine(
 
 
 def fit_levels(c: Calibration, rule: GridSampler, n: int, tries: int) -> tuple[GivenLambdas, float]:
-    """The best of all densities and last levels, refined; and its error on the second half."""
+    """The best of all densities and last levels, refined; and its error on the other rows."""
     lam, shapes = c.lambdas.numpy(), densities(c)
     starts = [(c.error(replace(rule, grid=GivenLambdas(placed(lam, shapes[name], n, last)))), name, last)
               for name in shapes for last in last_levels(c)]  # fmt: skip
@@ -220,8 +223,8 @@ def fit_grid(
         sampler: whose steps are to be placed; `DPMSolverPP3M()` by default. Its own steps and grid are not used.
         shape: of one sample.
         condition: keyword arguments of the network, for the calibration batch; rows are repeated.
-        count: starts in that batch; by default 128 to 4096, fewer for larger samples and more steps.
-        tries: sampler runs on half of the batch, at most.
+        count: starts in that batch; by default 192 to 4096, fewer for larger samples and more steps.
+        tries: sampler runs on the part of the batch to choose on, at most.
         seed: of the starts.
         folder: where the result is kept as JSON, under a name that depends on all of the above and on the weights.
 
