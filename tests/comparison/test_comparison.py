@@ -13,10 +13,11 @@ import torch
 
 import sde_gen as sg
 from sde_gen.comparison import parallel
+from sde_gen.comparison.comparison import from_spec
 from sde_gen.comparison.compute import Context, compute, law_of
 from sde_gen.comparison.describe import canonical, describe, digest
 from sde_gen.comparison.store import Cell
-from tests.comparison.helpers import Broken, Diverges, Told, files, small
+from tests.comparison.helpers import Broken, Diverges, OwnVP, Told, files, small
 
 
 def reasons(results: sg.Results) -> dict[tuple[Any, ...], tuple[str, str]]:
@@ -78,7 +79,7 @@ def test_one_seed_is_one_noise_for_every_cell(tmp_path: Path) -> None:
         ],
     ).run(tmp_path)
     drawn: dict[str, list[Any]] = {}
-    for cell in results.cells.values():
+    for cell in results.cells:
         if cell.kind == "samples" and cell.labels["seed"] == 0:
             drawn.setdefault(cell.labels["sampler"], []).append(results.store.arrays(cell)["x"])
     for arrays in drawn.values():
@@ -115,9 +116,9 @@ def test_a_choice_by_measurement_is_made_once_and_its_calls_are_told_apart(tmp_p
     # What it chose is what it runs, to the last digit.
     law = law_of(comparison.dataset()).exact
     drawn = sg.Auto(nfe=5, effort=0.0)(law.model(sg.VP()), (64, 2), seed=0, dtype=torch.float64)
-    cell = next(c for c in results.cells.values() if c.kind == "samples" and c.key == rows[0]["cell"])
+    cell = next(c for c in results.cells if c.kind == "samples" and c.key == rows[0]["cell"])
     np.testing.assert_array_equal(results.store.arrays(cell)["x"], drawn.x.float().numpy())
-    assert {c.labels["sampler"] for c in results.cells.values() if c.kind == "trace"} == {"Auto", "2M"}
+    assert {c.labels["sampler"] for c in results.cells if c.kind == "trace"} == {"Auto", "2M"}
     result, known = comparison.rerun(rows[0]["cell"], tmp_path / "cache")
     assert known is not None
     assert result["energy_distance"] == known["energy_distance"]
@@ -296,12 +297,36 @@ def test_real_samples_are_never_the_held_out_ones() -> None:
 
 
 def test_a_description_makes_the_same_comparison() -> None:
-    from sde_gen.comparison.comparison import from_spec
-
     comparison = small(samplers={"PC": sg.PredictorCorrector(predictor=sg.DDIM(), corrector=sg.Langevin(snr=0.05))})
     again = from_spec(json.loads(json.dumps(comparison.spec)))
     assert again.spec == comparison.spec
     assert [cell.key for cell in again.cells()] == [cell.key for cell in comparison.cells()]
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"seads": [1]}, r"spec\.seads is not a setting \(did you mean seeds\?\)"),
+        ({"seeds": 5}, r"spec\.seeds=5 must be a list"),
+        ({"num_samples": "many"}, r"spec\.num_samples='many' must be a whole number"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(change: dict[str, Any], words: str) -> None:
+    with pytest.raises(sg.ConfigError, match=words):
+        from_spec({**small().spec, **change})
+
+
+@pytest.mark.parametrize("form", ["object", "formulation", "group"])
+def test_objects_of_ones_own_need_no_other_trust(form: str, tmp_path: Path) -> None:
+    forms = {"object": OwnVP(), "formulation": sg.Formulation(OwnVP()), "group": {"perturbation": OwnVP()}}
+    comparison = small(formulations={"own": forms[form]}, samplers={"DDIM": sg.DDIM()}, seeds=(0,), budgets=(4,))
+    assert comparison.trusted == (OwnVP.__module__,)
+    results = comparison.run(tmp_path / "cache")
+    assert {row["status"] for row in results.rows} == {"ok"}
+    results.report(tmp_path / "out")
+    with (tmp_path / "out" / "rows.csv").open(newline="") as stream:
+        command = next(csv.DictReader(stream))["command"]
+    assert f"cache={tmp_path / 'cache'} 'trust=[{OwnVP.__module__}]' cell=" in command
 
 
 def test_equal_descriptions_have_one_digest() -> None:
