@@ -262,6 +262,7 @@ def test_images_and_one_seed(tmp_path: Path) -> None:
     results = comparison.run(tmp_path / "cache")
     page = page_of(results)
     assert "From data to noise and back" in [section.title for section in page.sections]
+    assert "which a perfect sampler repeats" in page.sections[0].blocks[0].words
     read = Read(results.report(tmp_path / "out").read_text())
     assert len(read.all("img")) == 1 + 2 + 2 + 2
     assert not read.all("canvas")
