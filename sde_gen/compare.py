@@ -79,7 +79,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     cells = comparison.cells()
     say(f"{comparison.name}: {len(cells)} cells in mode {comparison.mode}, {workers} at a time; cache {cfg.cache}")
     part = None if cfg.part is None or cfg.parts is None else (cfg.part, cfg.parts)
-    progress = _Progress(len(cells))
+    progress = _Progress(len({cell.key for cell in cells}))
     results = comparison.run(cfg.cache, workers=workers, tell=progress, part=part)
     progress.finish()
     if part is not None:
@@ -121,10 +121,12 @@ def _stored(path: str) -> dict[str, Any]:
 def _command(cfg: CompareConfig) -> str:
     """The command that makes this comparison again, without what only says where and how."""
     base = "python -m sde_gen.compare"
-    if cfg.spec is not None:
-        return f"{base} {shlex.quote(f'spec={cfg.spec}')}"
+    given = job_overrides()
+    if cfg.spec is not None:  # which holds all of the comparison but where its parts are
+        kept = [word for word in given if word.split("=")[0] in ("spec", "cache", "trust")]
+        return " ".join([base, *map(shlex.quote, kept or [f"spec={cfg.spec}"])])
     base += "".join(f" --config-dir {shlex.quote(place)}" for place in config_folders())
-    kept = [word for word in job_overrides() if word.split("=")[0].lstrip("+~") not in _RUNNING]
+    kept = [word for word in given if word.split("=")[0].lstrip("+~") not in _RUNNING]
     if not any(word.split("=")[0].lstrip("~") == "experiment" for word in kept):
         kept.insert(0, "experiment=oracle_2d")
     return " ".join([base, *map(shlex.quote, kept)])

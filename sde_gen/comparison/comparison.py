@@ -191,11 +191,11 @@ class Comparison:
     @property
     def trusted(self) -> tuple[str, ...]:
         """Modules whose classes may be built: those named, and those of objects that were given as objects."""
-        objects = [*self.formulations.values(), *self.samplers.values(), self.trainer]
-        given = [describe(o, "object") for o in objects if not isinstance(o, Mapping | Formulation)]
-        parts = [o for f in self.formulations.values() if isinstance(f, Formulation)
-                 for o in (f.perturbation, f.parameterization, f.objective)]  # fmt: skip
-        given += [describe(o, "object") for o in parts if not isinstance(o, Mapping)]
+        objects = [*self.samplers.values(), self.trainer]
+        for f in self.formulations.values():  # one is an object, or has objects in it
+            inner = f.__dict__ if isinstance(f, Formulation) else f if isinstance(f, Mapping) else {"": f}
+            objects += [o for name, o in inner.items() if name != "samplers"]
+        given = [describe(o, "object") for o in objects if not isinstance(o, Mapping)]
         return tuple(sorted({*self.trust, *modules_of(given)}))
 
     def dataset(self) -> Dataset:
@@ -270,14 +270,16 @@ def from_spec(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Comparison:
     """The comparison that `Comparison.spec` described.
 
     Raises:
-        ConfigError: its data was given as tensors, which a description does not hold.
+        ConfigError: its data was given as tensors, which a description does not hold; or it is none.
     """
     if spec.get("data") is None:
         raise ConfigError(
             "this comparison was made with data in memory, which its description does not hold; "
             "rerun the cell with Comparison.rerun in Python"
         )
-    return Comparison(**{str(key): value for key, value in spec.items()}, trust=tuple(trust))
+    from sde_gen.config.check import typed
+
+    return typed(Comparison, {str(key): value for key, value in spec.items()} | {"trust": tuple(trust)}, "spec")
 
 
 def trainer_settings(values: Mapping[str, Any]) -> TrainerSettings:

@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ class Results:
     networks: list[dict[str, Any]]
     data: Dataset
     store: Store
-    cells: Mapping[str, Cell] = field(default_factory=dict, repr=False)
+    cells: Sequence[Cell] = field(default_factory=tuple, repr=False)
     span: tuple[float, float] | None = None
     trust: tuple[str, ...] = ()
     choices: list[dict[str, Any]] = field(default_factory=list)
@@ -174,8 +174,10 @@ class Results:
 
         place = make_folder(Path(folder).expanduser(), "the folder of the report")
         if self.command == Results.command:  # made in Python: the description beside the report is what reruns it
-            told = shlex.quote(f"spec={place / 'comparison.json'}")
-            return self.with_command(f"python -m sde_gen.compare {told}").report(folder)
+            words = [f"spec={place / 'comparison.json'}", f"cache={self.store.root}"]
+            own = [name for name in self.trust if name != "__main__"]  # what a script defines, no other can build
+            words += [f"trust=[{','.join(own)}]"] if own else []
+            return self.with_command(" ".join(["python -m sde_gen.compare", *map(shlex.quote, words)])).report(folder)
         self.to_csv(place / "rows.csv")
         self.to_json(place / "rows.json")
         write_text(place / "comparison.json", json.dumps(dict(self.spec), indent=1) + "\n", "the comparison")

@@ -98,8 +98,7 @@ def _gather(comparison: "Comparison", plan: Plan, found: Mapping[str, dict[str, 
     place = {name: i for i, name in enumerate(spec["formulations"])}
     sampler = {name: i for i, name in enumerate(spec["samplers"])}
     rows.sort(key=lambda r: (place[r["formulation"]], sampler[r["sampler"]], r["budget"] or 0, r["seed"] or 0))
-    cells = {cell.key: cell for cell in plan.cells}
     return Results(
-        spec, rows, of_kind["order"], of_kind["likelihood"], of_kind["real"], of_kind["model"], plan.data, store, cells,
-        plan.span, comparison.trusted, choices=of_kind["choice"],
+        spec, rows, of_kind["order"], of_kind["likelihood"], of_kind["real"], of_kind["model"], plan.data, store,
+        plan.cells, plan.span, comparison.trusted, choices=of_kind["choice"],
     )  # fmt: skip

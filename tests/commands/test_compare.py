@@ -73,10 +73,15 @@ def test_a_report_made_in_python_names_its_own_description(compare: Compare, tmp
     with (tmp_path / "my report" / "rows.csv").open(newline="") as stream:
         row = next(csv.DictReader(stream))
     command = shlex.split(row["command"])
-    assert command[3] == "spec=my report/comparison.json"
-    again = compare(*command[3:], "cache=cache")
+    assert command[3:5] == ["spec=my report/comparison.json", "cache=cache"]
+    again = compare(*command[3:])
     assert again.code == 0, again.err
     assert "equal to what the cache held" in again.out
+    # The report that this command makes names the same.
+    whole = compare(*command[3:5], "out=again")
+    assert whole.code == 0, whole.err
+    with (tmp_path / "again" / "rows.csv").open(newline="") as stream:
+        assert shlex.split(next(csv.DictReader(stream))["command"]) == command
 
 
 def test_one_more_sampler_from_the_command_line(compare: Compare, tmp_path: Path) -> None:

@@ -50,6 +50,11 @@ class Told:
 
 
 @dataclass(frozen=True)
+class OwnVP(sg.VP):
+    """A perturbation of one's own."""
+
+
+@dataclass(frozen=True)
 class Diverges(sg.DDIM):
     """Becomes infinite at its second step."""
 

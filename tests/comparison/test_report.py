@@ -217,6 +217,12 @@ def test_the_calls_needed_are_those_of_the_first_budget_that_is_as_good_as_real(
     assert len(seen) > 1
 
 
+def test_two_names_for_one_thing_are_two_entries(tmp_path: Path) -> None:
+    results = small(samplers={"A": sg.DDIM(), "B": sg.DDIM()}, budgets=(4,), trajectories=True).run(tmp_path)
+    section = next(s for s in page_of(results).sections if s.title == "Samples from the same noise")
+    assert [p.caption for p in section.blocks[2].pictures] == [f"{f}, {s}, 4 calls" for s in "AB" for f in ("VP", "VE")]
+
+
 def test_every_picture_of_samples_is_there_sampler_by_sampler(html: Read) -> None:
     named = [i["alt"] or "" for i in html.all("img")]
     shown = [alt.partition(": ")[2].rpartition(",")[0] for alt in named if "points in the plane: " in alt]
@@ -256,6 +262,7 @@ def test_images_and_one_seed(tmp_path: Path) -> None:
     results = comparison.run(tmp_path / "cache")
     page = page_of(results)
     assert "From data to noise and back" in [section.title for section in page.sections]
+    assert "which a perfect sampler repeats" in page.sections[0].blocks[0].words
     read = Read(results.report(tmp_path / "out").read_text())
     assert len(read.all("img")) == 1 + 2 + 2 + 2
     assert not read.all("canvas")

@@ -29,9 +29,13 @@ def summary(results: Results) -> list[Any]:
     )
     span = results.span
     levels = "" if span is None else f" Half log-SNRs visited by all: {span[0]:.2f} to {span[1]:.2f}."
+    repeats = spec["mode"] == "oracle" and data.law is None
+    law = (
+        " The law it is exact for is that of the training samples, which a perfect sampler repeats." if repeats else ""
+    )
     words = (
         f"{len(spec['formulations'])} formulations and {len(spec['samplers'])} samplers {same}. {held} samples of each "
-        f"cell are compared with {held} held-out {_kind(results)}. {_MODES[spec['mode']]}{levels}"
+        f"cell are compared with {held} held-out {_kind(results)}. {_MODES[spec['mode']]}{law}{levels}"
     )
     blocks: list[Any] = [Text(words)]
     needed = _needed(results)

@@ -87,9 +87,11 @@ def _table(table: Table) -> str:
         + "</tr>\n"
         for r, row in enumerate(table.rows)
     )
-    caption = f"<caption>{_inline(table.caption)}</caption>" if table.caption else ""
-    inner = f"{caption}<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
-    return f'<div class="scroll" tabindex="0"><table>{inner}</table></div>'
+    # Not a caption element, which is no wider than its table.
+    caption = f'<p class="caption">{_inline(table.caption)}</p>\n' if table.caption else ""
+    label = f' aria-label="{_escape(table.caption)}"' if table.caption else ""
+    inner = f"<thead><tr>{head}</tr></thead>\n<tbody>{body}</tbody>"
+    return f'{caption}<div class="scroll" tabindex="0"><table{label}>{inner}</table></div>'
 
 
 def _figure(picture: Picture) -> str:

@@ -86,7 +86,7 @@ def samples(results: Results) -> Section | None:
     chosen = _largest(results, "samples")
     if not chosen or not _can_be_drawn(results):
         return None
-    real = next((cell for cell in results.cells.values() if cell.kind == "real" and _first_seed(results, cell)), None)
+    real = next((cell for cell in results.cells if cell.kind == "real" and _first_seed(results, cell)), None)
     arrays = {key: results.store.arrays(cell).get("x") for key, cell in chosen.items()}
     truth = None if real is None else results.store.arrays(real).get("x")
     truth = results.data.test.numpy() if truth is None else truth
@@ -228,7 +228,7 @@ def _largest(results: Results, kind: str) -> dict[tuple[str, str], Cell]:
     """(formulation, sampler) to its cell of this kind with the largest budget and the first seed."""
     result: dict[tuple[str, str], Cell] = {}
     ok = {row.get("cell") for row in results.rows if row["status"] == "ok"}
-    for cell in results.cells.values():
+    for cell in results.cells:
         if cell.kind == kind and _first_seed(results, cell) and (kind != "samples" or cell.key in ok):
             key = (cell.labels["formulation"], cell.labels["sampler"])
             if key not in result or (cell.labels["budget"] or 0) > (result[key].labels["budget"] or 0):
