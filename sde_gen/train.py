@@ -120,7 +120,7 @@ def _resume(trainer: "Trainer", folder: "RunDirectory", config: Mapping[str, Any
     if refused := [str(change) for change in changed if change.matters]:
         raise ConfigError(
             f"run {folder.path} was started with other settings ({'; '.join(refused)}); "
-            "repeat those, or give another run=NAME"
+            f"repeat those, take the stored ones with resume={folder.path.name}, or give another run=NAME"
         )
     trainer.resume(found)
     for change in changed:
