@@ -172,6 +172,8 @@ def picture(rows: list[dict], path: Path) -> None:
     from matplotlib.figure import Figure
 
     problems = [p for p in dict.fromkeys(r["problem"] for r in rows) if not p.startswith("mixture")]
+    if not problems:
+        return
     figure = Figure(figsize=(5.5 * len(problems), 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     for axes, problem in zip(figure.subplots(1, len(problems), squeeze=False)[0], problems, strict=True):
