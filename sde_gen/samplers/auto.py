@@ -34,6 +34,7 @@ from sde_gen.samplers.calibration import (
     cut,
     densities,
     fit_levels,
+    keep,
     key_of,
     last_levels,
     placed,
@@ -168,12 +169,11 @@ class Auto(Sampler):
         finally:
             model.train(was_training)
         if path is not None:
-            path.parent.mkdir(parents=True, exist_ok=True)
             fields = {k: v for k, v in asdict(choice.sampler).items() if k != "grid"}
             if not isinstance(choice.sampler, Fitted):
                 fields["grid"] = list(choice.sampler.grid.values)
             body = {**asdict(choice), "sampler": {"name": type(choice.sampler).__name__, **fields}}
-            path.write_text(json.dumps(body, indent=1))
+            keep(path, body)
         return choice
 
     def _measure(self, model: ScoreModel, shape: tuple[int, ...], condition: Mapping[str, Any] | None) -> Choice:

@@ -12,6 +12,7 @@ where the error of the sampler itself is least on one part of the batch, and kep
 import hashlib
 import json
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -246,9 +247,16 @@ def fit_grid(
         return GivenLambdas(tuple(json.loads(path.read_text())["lambdas"]))
     grid, _ = fit_levels(calibrate(model, shape, condition, seed, count, steps), rule, steps, tries)
     if path is not None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps({"lambdas": grid.values}))
+        keep(path, {"lambdas": grid.values})
     return grid
+
+
+def keep(path: Path, value: Any) -> None:
+    """Write JSON that is there whole or not at all, whichever process writes it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_suffix(f".{os.getpid()}.part")
+    part.write_text(json.dumps(value, indent=1))
+    os.replace(part, path)
 
 
 def key_of(model: ScoreModel, *parts: Any) -> str:
