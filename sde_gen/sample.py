@@ -44,6 +44,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     from sde_gen.evaluation.distances import distances
     from sde_gen.evaluation.frames import Frames
     from sde_gen.rng import check_seed
+    from sde_gen.samplers import ProbabilityFlow
     from sde_gen.streaming import BlockStore, block_length, write_npz
     from sde_gen.training import read_checkpoint
     from sde_gen.training.files import write_json
@@ -52,6 +53,8 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     check_seed(cfg.seed)
     device = pick_device(cfg.device)
     sampler = build(cfg.sampler, trust=cfg.trust, where="sampler")
+    if cfg.animation and isinstance(sampler, ProbabilityFlow) and not sampler.at:
+        sampler = replace(sampler, at=30)  # its samples have steps of their own; these times they share
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
     processes = start(device.type, cfg.timeout)
     device = pick_device(cfg.device, processes.local_rank) if processes.world > 1 else device

@@ -52,6 +52,13 @@ def test_what_it_writes(trained: Command) -> None:
         assert line in result.out
 
 
+def test_an_adaptive_solver_is_animated_too(trained: Command) -> None:
+    result = trained("sample", "sampler=ode", "num_samples=4", "metrics=false", "animation=true", "out=ode")
+    assert result.code == 0, result.err
+    with Image.open("ode/samples_animation.gif") as animation:
+        assert animation.n_frames == 32
+
+
 def test_the_newest_run_a_named_one_and_a_path(trained: Command) -> None:
     assert trained("train", *TINY, "run=later", "trainer.steps=2").code == 0
     quick = (*QUICK[:2], "num_samples=2", "metrics=false")

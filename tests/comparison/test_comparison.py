@@ -101,7 +101,7 @@ def test_particles_of_an_adaptive_solver_are_those_of_small_steps(tmp_path: Path
         samplers={"ODE": sg.ProbabilityFlow(), "fine": sg.DPMSolverPP3M(grid="lambda")},
     )  # fmt: skip
     results = comparison.run(tmp_path)
-    ways = {c.labels["sampler"]: results.store.arrays(c) for c in results.cells.values() if c.kind == "trace"}
+    ways = {c.labels["sampler"]: results.store.arrays(c) for c in results.cells if c.kind == "trace"}
     assert {name: len(way["t"]) for name, way in ways.items()} == {"ODE": 25, "fine": 25}
     np.testing.assert_allclose(ways["ODE"]["x"][-1], ways["fine"]["x"][-1], atol=1e-3)
     lam = sg.VP().half_log_snr(torch.from_numpy(ways["ODE"]["t"][:-1]))
