@@ -154,9 +154,10 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     lines.append("")
     for row in rows:
         first, last = row["first_samples_differ_by"], row["last_block_differs_by"]
+        equal = "bit for bit" if first == last == 0 else f"up to {first:.1e} and {last:.1e}"
         lines.append(
-            f"- {row['job']}: the result has {row['result_mib']:.0f} MiB. Its first {row['samples'][0]:,} samples are "
-            f"at most {first:.1e} from those of the small job, its last block at most {last:.1e} from one drawn anew."
+            f"- {row['job']}: the result has {row['result_mib']:.0f} MiB. The first {row['samples'][0]:,} samples are "
+            f"those of the small job, and the last block is the one drawn anew, {equal}."
         )
     return "\n".join([*lines, ""])
 
