@@ -30,6 +30,9 @@ from sde_gen.samplers.sampler import Job, Sampler
 #: A rule's step: (k, x, memory) -> (x at the next time, memory); memory is None at the first step.
 Step = Callable[[int, Tensor, Any], tuple[Tensor, Any]]
 
+#: (k, x, raw, out) -> what a rule keeps of a network call, up to a scale (see `Evaluation.scaled`).
+Estimate = Callable[..., Tensor]
+
 
 class Evaluation:
     """The model at every time of a grid: `raw(k, x)` with x0hat = skip[k] x + out[k] raw, and a count of the calls."""
@@ -39,7 +42,7 @@ class Evaluation:
         self.alpha, self.sigma = p.alpha(times), p.sigma(times)
         coefficients = model.coefficients(self.alpha, self.sigma)
         self.skip, self.out = coefficients.skip, coefficients.out
-        self.scale, self.scaled_estimate = self.scaled(self.skip, self.out)
+        self.scale, self.kept = self.scaled(self.skip, self.out)
         self._counter = [0]
         self._like = torch.empty((), dtype=like.dtype, device=like.device).expand(like.shape)
         self._skip, self._out = self.skip.tolist(), self.out.tolist()
@@ -95,22 +98,21 @@ class Evaluation:
         """x0hat at time k."""
         return combine(x, self._skip[k], self.raw(k, x), self._out[k], out)
 
-    def scaled(self, of_x: Tensor, of_raw: Tensor) -> tuple[Tensor, Callable[[int, Tensor, Tensor | None], Tensor]]:
-        """A scale (K,) and a function (k, x, out) that gives (of_x[k] x + of_raw[k] raw)/scale[k] at time k.
+    def scaled(self, of_x: Tensor, of_raw: Tensor) -> tuple[Tensor, "Estimate"]:
+        """A scale (K,) and a function (k, x, raw, out) that gives (of_x[k] x + of_raw[k] raw)/scale[k] at time k.
 
-        One operation, for rules that keep an estimate and scale it anyway: the combination is
-        (of_x + of_raw) lerp(x, raw, of_raw/(of_x + of_raw)), unless that sum vanishes.
+        One operation, for rules that keep an estimate and scale it anyway: the larger coefficient is divided out.
         """
-        total, size = of_x + of_raw, of_x.abs() + of_raw.abs()
-        apart = total.abs() > 1e-6 * size
-        weights = [w if ok else None for w, ok in zip((of_raw / total).tolist(), apart.tolist(), strict=True)]
-        a, b, raw_at = of_x.tolist(), of_raw.tolist(), self.raw
+        by_x = of_x.abs() >= of_raw.abs()
+        scale = torch.where(by_x, of_x, of_raw)
+        ratio = torch.where(by_x, of_raw, of_x) / scale
+        ratios, led = torch.where(scale == 0, 0.0, ratio).tolist(), by_x.tolist()
 
-        def estimate(k: int, x: Tensor, out: Tensor | None) -> Tensor:
-            raw, weight = raw_at(k, x), weights[k]
-            return combine(x, a[k], raw, b[k], out) if weight is None else torch.lerp(x, raw, weight, out=out)
+        def estimate(k: int, x: Tensor, raw: Tensor, out: Tensor | None = None) -> Tensor:
+            first, second = (x, raw) if led[k] else (raw, x)
+            return torch.add(first, second, alpha=ratios[k], out=out)
 
-        return torch.where(apart, total, 1.0), estimate
+        return scale, estimate
 
 
 def combine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:

@@ -36,18 +36,20 @@ NATURAL = {"data": "lambda", "noise": "lambda", "velocity": "angle"}
 
 
 def phi(count: int, z: Tensor) -> list[Tensor]:
-    """phi_1(z) ... phi_count(z), float64, for finite real z: the recursion, and its series where it would cancel."""
+    """phi_1(z) ... phi_count(z), float64, for finite real z: the recursion upward, or, where that would cancel,
+    downward from the series of the last.
+    """
     near = z.abs() < 1
     small, big = torch.where(near, z, 0.0), torch.where(near, 1.0, z)
-    upward, values = torch.expm1(big) / big, []
-    for k in range(1, count + 1):
-        if k > 1:
-            upward = (upward - 1 / math.factorial(k - 1)) / big
-        series = torch.zeros_like(z)
-        for j in range(20, -1, -1):  # sum of z^j/(j + k)!
-            series = series * small + 1 / math.factorial(j + k)
-        values.append(torch.where(near, series, upward))
-    return values
+    upward = [torch.expm1(big) / big]
+    for k in range(1, count):
+        upward.append((upward[-1] - 1 / math.factorial(k)) / big)
+    downward = [torch.full_like(z, 1 / math.factorial(20 + count))]
+    for j in range(19, -1, -1):  # sum of z^j/(j + count)!
+        downward[0] = downward[0] * small + 1 / math.factorial(j + count)
+    for k in range(count - 1, 0, -1):
+        downward.insert(0, small * downward[0] + 1 / math.factorial(k))
+    return [torch.where(near, low, high) for low, high in zip(downward, upward, strict=True)]
 
 
 def lagrange(nodes: Tensor) -> Tensor:
@@ -96,9 +98,10 @@ def integrals(
     Returns:
         carry (K,) and weight (K, m), float64.
     """
-    alpha, sigma = (torch.stack([c(begin), c(end)]) for c in (p.alpha, p.sigma))
-    start, at = p.half_log_snr(begin), p.half_log_snr(nodes)
-    h = p.half_log_snr(end) - start
+    ends = torch.stack([begin, end])
+    alpha, sigma = p.alpha(ends), p.sigma(ends)
+    start, stop, *at = p.half_log_snr(torch.cat([ends, nodes.T]))
+    h, at = stop - start, torch.stack(at, -1)
     if prediction == "velocity":
         size = (alpha.square() + sigma.square()).sqrt()
         carry, factor = size[1] / size[0], -size[1]

@@ -75,7 +75,7 @@ class Fitted(GridSampler):
         size = (e.alpha.square() + e.sigma.square()).sqrt()
         after = torch.cat([size[1:], torch.ones_like(size[:1])])
         start = torch.tensor(self.of_start, dtype=torch.float64) * after / size[0]
-        scales, estimate = e.scale.tolist(), e.scaled_estimate
+        scales, kept, raw = e.scale.tolist(), e.kept, e.raw
         rows = [[w * n * s for w, s in zip(row, scales, strict=False)]
                 for row, n in zip(self.of_estimates, after.tolist(), strict=True)]  # fmt: skip
         require_finite(self, run.perturbation, run.times, start)
@@ -83,7 +83,7 @@ class Fitted(GridSampler):
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             first, known = (x, ()) if memory is None else memory
-            known = (*known, estimate(k, x, None))
+            known = (*known, kept(k, x, raw(k, x)))
             new = torch.mul(first, of_start[k])
             for w, d in zip(rows[k], known, strict=True):
                 new.add_(d, alpha=w)

@@ -26,16 +26,12 @@ from torch import Tensor
 from sde_gen import _checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
+from sde_gen.samplers.base import Estimate, Evaluation, GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, VARIABLES, from_state_and_data, integrals
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
 
 #: Weights of one step, newest estimate first.
 Weights = list[float]
-
-
-#: Estimates known, newest first, and a buffer for the next one.
-_NOTHING: tuple[tuple[Tensor, ...], Tensor | None] = ((), None)
 
 
 @dataclass(frozen=True)
@@ -69,40 +65,58 @@ class Multistep(GridSampler):
         return UniformLambda()
 
     def stepper(self, run: Run) -> Step:
-        p, e, times = run.perturbation, run.evaluation, run.times
-        table = self.table(p, times)
-        of_x, of_data = from_state_and_data(self.interpolates, e.alpha, e.sigma)
-        scale, estimate = e.scaled(of_x + of_data * e.skip, of_data * e.out)
-        scales, carry, reuse = scale.tolist(), table.carry, run.reuse
-        weights = [[w * scales[k - j] for j, w in enumerate(row)] for k, row in enumerate(table.weights)]
-        for k, row in enumerate(weights):
-            require_finite(self, p, times[k], torch.tensor([carry[k], *row]))
-        depth = max(map(len, weights), default=0)
-        again = None if table.again is None else [table.again[0] * scales[1], table.again[1] * scales[0],
-                                                  table.again[2] * scales[1]]  # fmt: skip
+        p, e, times, reuse = run.perturbation, run.evaluation, run.times, run.reuse
+        table, raw = self.table(p, times), e.raw
+        a, b = from_state_and_data(self.interpolates, e.alpha, e.sigma)
+        in_x, in_raw = a + b * e.skip, b * e.out  # N = in_x x + in_raw raw
+        scale, estimate = e.scaled(in_x, in_raw)
+        scales, again = scale.tolist(), table.again
+        depth = max(map(len, table.weights), default=0)
+        # Of the state, the raw output and the estimates kept so far: N_k itself is not needed for the step.
+        steps = [(c + w[0] * u, w[0] * v, [w[j] * scales[k - j] for j in range(1, len(w))])
+                 for k, (c, w, u, v) in enumerate(zip(table.carry, table.weights, in_x.tolist(), in_raw.tolist(),
+                                                      strict=False))]  # fmt: skip
+        sums = torch.tensor([u + v + sum(rest) for u, v, rest in steps], dtype=torch.float64)
+        require_finite(self, p, times[: len(steps)], sums)
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            known, free = _NOTHING if memory is None else memory
-            d = estimate(k, x, free)
+            known: list[Tensor] = [] if memory is None else memory  # newest first, each divided by its scale
+            f = raw(k, x)
             if again is not None and k == 1:
-                moved = combine(x, 1.0, d, again[0]).add_(known[0], alpha=again[1])
-                d, stale = estimate(k, moved, None), d
-                x = moved.add_(d, alpha=again[2]).sub_(stale, alpha=again[2])
-            known = (d, *known)
-            row = weights[k]
-            # An estimate that is not needed again gives its place to the new state, and the old state (unless it is the
-            # caller's, or a callback may keep it) gives its own to the next estimate.
-            if len(known) == depth > 1:
-                new = known[-1].mul_(row[depth - 1] if len(row) == depth else 0.0).add_(x, alpha=carry[k])
-                for w, value in zip(row[: depth - 1], known, strict=False):
+                x, d = _twice(again, scales, e, estimate, x, f, known[0])
+                new = combine(x, table.carry[1], d, table.weights[1][0] * scales[1])
+                return new.add_(known[0], alpha=steps[1][2][0]), [d, *known]
+            of_x, of_raw, of_known = steps[k]
+            if known and len(of_known) == len(known) == depth - 1:
+                # The oldest estimate is not needed again, and gives its place to the new state ...
+                new = known.pop().mul_(of_known[-1])
+                for w, value in zip(of_known, known, strict=False):
                     new.add_(value, alpha=w)
-                return new, (known[:-1], x if reuse and k else None)
-            new = combine(x, carry[k], d, row[0])
-            for w, value in zip(row[1:], known[1:], strict=False):
-                new.add_(value, alpha=w)
-            return new, (known if depth > 1 else (), None)
+                new.add_(x, alpha=of_x).add_(f, alpha=of_raw)
+            else:
+                new = combine(x, of_x, f, of_raw)
+                for w, value in zip(of_known, known, strict=False):
+                    new.add_(value, alpha=w)
+            if depth > 1:
+                # ... the old state (unless it is the caller's, or a callback may keep it) its own to the new estimate.
+                # An output that is a view of the state in another layout would be overwritten while it is read.
+                mine = reuse and k and f.stride() == x.stride()
+                known.insert(0, estimate(k, x, f, x if mine else None))
+            return new, known
 
         return step
+
+
+def _twice(
+    again: tuple[float, float, float], scales: list[float], e: Evaluation, estimate: Estimate,
+    x: Tensor, f: Tensor, before: Tensor,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Step 1 of an order-4 rule: (x_1, N_1) after N_1 was found again at the corrected state (see `Table.again`)."""
+    first, second, third = again[0] * scales[1], again[1] * scales[0], again[2] * scales[1]
+    d = estimate(1, x, f)
+    moved = combine(x, 1.0, d, first).add_(before, alpha=second)
+    new = estimate(1, moved, e.raw(1, moved))
+    return moved.add_(new, alpha=third).sub_(d, alpha=third), new
 
 
 def polynomial_table(
@@ -113,9 +127,9 @@ def polynomial_table(
     onto_data = steps if float(p.sigma(times[-1])) > 0 else steps - 1  # steps that do not land on sigma = 0
     inner = times[: onto_data + 1]
 
-    def rows(count: int, first: int) -> tuple[list[float], list[Weights]]:
-        """Of steps k >= first: the integral through N_k ... N_{k-count+1}."""
-        k = torch.arange(min(first, onto_data), onto_data)
+    def rows(count: int, last: int) -> tuple[list[float], list[Weights]]:
+        """Of steps count - 1 <= k < last: the integral through N_k ... N_{k-count+1}."""
+        k = torch.arange(min(count - 1, last), last)
         carry, weight = integrals(
             p, prediction, variable, inner[k], inner[k + 1], torch.stack([inner[k - j] for j in range(count)], -1)
         )
@@ -125,9 +139,8 @@ def polynomial_table(
     carry: list[float] = []
     predict: list[Weights] = []
     for count in range(1, most + 1):  # step k has min(k + 1, most) values
-        a, w = rows(count, count - 1)
-        single = slice(None) if count == most else slice(1)
-        carry, predict = carry + a[single], predict + w[single]
+        a, w = rows(count, onto_data if count == most else min(count, onto_data))
+        carry, predict = carry + a, predict + w
     weights = [list(row) for row in predict]
     again = None
     whole: list[Weights] = []  # of x_k in terms of N_k ... N_0, at the start
@@ -144,8 +157,11 @@ def polynomial_table(
         k = torch.arange(order - 1, onto_data)
         nodes = torch.stack([inner[k - j] for j in range(order)], -1)
         _, taken = integrals(p, prediction, variable, inner[k - 1], inner[k], nodes)
-        for i, row in zip(k.tolist(), taken.tolist(), strict=True):
-            weights[i] = _plus(predict[i], _plus(row, [0.0, *predict[i - 1]], -1.0), carry[i])
+        known = torch.tensor(predict[order - 2 :], dtype=torch.float64)
+        taken[:, 1:] -= known[:-1]
+        taken *= torch.tensor(carry[order - 1 :], dtype=torch.float64)[:, None]
+        taken[:, :-1] += known[1:]
+        weights[order - 1 :] = taken.tolist()
     if onto_data < steps:
         # On sigma = 0 lies the denoised estimate itself, x0hat = (N - a x)/b.
         alpha, sigma = p.alpha(times[-2]), p.sigma(times[-2])

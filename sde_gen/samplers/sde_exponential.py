@@ -161,12 +161,12 @@ class SDEDPMSolverPP(GridSampler):
         weights[0] *= e.scale[:-1]
         of_x, of_z = decay.tolist(), std.tolist()
         of_d = weights[: self.solver_order].T.tolist()
-        estimate, noise, scratch, kept = e.scaled_estimate, run.draw, run.scratch(), self.solver_order
+        raw, estimate, noise, scratch, kept = e.raw, e.kept, run.draw, run.scratch(), self.solver_order
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             # The oldest estimate is not needed again: the newest takes its place.
             old, free = ((), None) if memory is None else memory
-            d, new = estimate(k, x, free), scratch.other(x)
+            d, new = estimate(k, x, raw(k, x), free), scratch.other(x)
             if of_z[k]:
                 new = torch.mul(noise(x, k, 0, new), of_z[k], out=new).add_(x, alpha=of_x[k])
             else:

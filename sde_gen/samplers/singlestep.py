@@ -72,7 +72,7 @@ class SingleStep(GridSampler):
         for where, evaluation in enumerate(at):
             a, b = from_state_and_data(prediction, evaluation.alpha, evaluation.sigma)
             scale, estimate = evaluation.scaled(a + b * evaluation.skip, b * evaluation.out)
-            estimates.append((scale.tolist(), estimate))
+            estimates.append((scale.tolist(), estimate, evaluation.raw))
             if where == 0 and len(whole) < len(run.times) - 1:
                 onto = float(e.alpha[-1] / b[-2])
                 landing = float(-a[-2]) * onto, onto * float(scale[-2])
@@ -81,13 +81,13 @@ class SingleStep(GridSampler):
         scratch = run.scratch()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            (scale, estimate), *others = estimates
-            d = estimate(k, x, None)
+            (scale, estimate, raw), *others = estimates
+            d = estimate(k, x, raw(k, x))
             if k == len(whole):
                 return combine(x, landing[0], d, landing[1], scratch.other(x)), None
             moved = combine(x, carries[0][k], d, weights[0][k][0] * scale[k])
-            for stage, (scale_r, estimate_r) in enumerate(others, 1):
-                inner = estimate_r(k, moved, None)
+            for stage, (scale_r, estimate_r, raw_r) in enumerate(others, 1):
+                inner = estimate_r(k, moved, raw_r(k, moved))
                 out = scratch.other(x) if stage == len(others) else None
                 moved = combine(x, carries[stage][k], d, weights[stage][k][0] * scale[k], out)
                 moved.add_(inner, alpha=weights[stage][k][1] * scale_r[k])
