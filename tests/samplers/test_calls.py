@@ -156,6 +156,24 @@ def test_a_network_that_returns_its_own_input(name: str) -> None:
             assert torch.equal(start, kept)
 
 
+VIEWS = {
+    "whole": lambda x: x[:],
+    "transposed": lambda x: x.transpose(-1, -2),
+    "first row": lambda x: x[:, :1].expand_as(x),
+    "diagonal": lambda x: x.diagonal(dim1=-2, dim2=-1)[..., None].expand_as(x),
+}
+
+
+@pytest.mark.parametrize("view", VIEWS)
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
+def test_a_network_that_returns_a_view_of_its_input(name: str, view: str) -> None:
+    """Under VP with data prediction the input is the state itself: nothing may be written there while it is read."""
+    start = torch.randn(3, 2, 2)
+    networks = (lambda x, c: VIEWS[view](x), lambda x, c: VIEWS[view](x.clone()))
+    one, two = (make(name, steps=5)(sg.ScoreModel(f, sg.VP(), sg.DataPrediction()), start=start).x for f in networks)
+    assert torch.equal(one, two)
+
+
 def test_a_network_that_returns_a_buffer_it_reuses() -> None:
     class Reuses(torch.nn.Module):
         def __init__(self) -> None:
