@@ -2,7 +2,7 @@ r"""`Auto`: the sampler that is best for a model at a budget, by measurement on 
 
 At first use with a model it draws a calibration batch, solves it finely, and tries, on one part of it,
 
-1. multistep rules (orders 2 to 4; data, noise or velocity; with and without corrector) on grids of the model's own
+1. multistep rules (orders 1 to 4; data, noise or velocity; with and without corrector) on grids of the model's own
    local-error densities and of the classical families, to several last noise levels;
 2. the grids of the best of them, and of the rule that is best most often, moved to where their error is least;
 3. up to `_WHOLE` calls, all numbers of a solver (`Fitted`), by least squares from there.
@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -49,6 +50,8 @@ from sde_gen.samplers.sampler import Job, Sampler
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 #: Most calls for which every number of the solver is fitted: they grow with the square.
 _WHOLE = 24
+#: Most calls for which order 3 is the usual rule: steps have to be short for order 4 to pay, and for the call it takes.
+_FEW = 16
 #: What another finalist must be better by than the usual rule, so that noise decides less.
 _USUAL, _MARGIN = "the usual rule on its own grid", 1.1
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted)}
@@ -198,21 +201,19 @@ def rules(nfe: int) -> dict[str, tuple[GridSampler, int]]:
     out: dict[str, tuple[GridSampler, int]] = {}
     for prediction in ("data", "noise", "velocity"):
         for order in (1, 2, 3, 4):
-            if order <= nfe:
-                times = nfe - 1 if order == 4 and nfe > 3 else nfe  # its start-up takes a call
-                out[f"AdamsBashforth({order}, {prediction})"] = (
-                    AdamsBashforth(order=order, prediction=prediction), times)  # fmt: skip
-        for order in (2, 3):
-            if order <= nfe and prediction != "noise":
-                out[f"UniPC({order}, {prediction})"] = UniPC(order=order, prediction=prediction), nfe
+            if order > nfe:
+                break
+            times = nfe - 1 if order == 4 and nfe > 3 else nfe  # its start-up takes a call
+            out[f"AdamsBashforth({order}, {prediction})"] = AdamsBashforth(order=order, prediction=prediction), times
+            if order > 1 and prediction != "noise":
+                out[f"UniPC({order}, {prediction})"] = UniPC(order=order, prediction=prediction), times
     return out
 
 
 def usual(nfe: int) -> tuple[GridSampler, int]:
     """The rule that is best most often on a grid that fits, and how many times it visits with this many calls."""
-    if nfe <= _WHOLE:
-        return UniPC(order=3, prediction="velocity"), nfe
-    return AdamsBashforth(order=4, prediction="velocity"), nfe - 1
+    order = 3 if nfe <= _FEW else 4
+    return UniPC(order=order, prediction="velocity"), nfe if order == 3 else nfe - 1
 
 
 def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float, list[tuple[str, float]]]:
@@ -234,10 +235,9 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
         grid, error = fit_levels(c, sampler, times, round(120 * effort))
         best[_USUAL] = error, replace(sampler, grid=grid)
     if refines and 1 < nfe <= _WHOLE:
-        simple = [s for _, s in sorted(best.values(), key=lambda pair: pair[0]) if s.order != 4]
-        if simple:
-            found, error = _fit_whole(c, simple[0], round(150 * effort))
-            best["every number fitted"] = error, found
+        _, begin = min(best.values(), key=lambda pair: pair[0])
+        found, error = _fit_whole(c, begin, nfe, round(150 * effort))
+        best["every number fitted"] = error, found
     label = min(best, key=lambda k: best[k][0] * (1.0 if k == _USUAL else _MARGIN))
     tried = [(k, v[0]) for k, v in best.items()]
     return best[label][1], best[label][0], tried
@@ -275,9 +275,11 @@ def _screen(
     return list(ranked.values())
 
 
-def _fit_whole(c: Calibration, sampler: Any, evaluations: int) -> tuple[GridSampler, float]:
-    p, model = c.model.perturbation, c.model
-    lambdas = torch.tensor(sampler.grid.values, dtype=torch.float64)
+def _fit_whole(c: Calibration, sampler: Any, nfe: int, evaluations: int) -> tuple[GridSampler, float]:
+    p, model, given = c.model.perturbation, c.model, sampler.grid.values
+    # A rule of order 4 visits one time less than it makes calls; here every call has a time of its own.
+    spread = np.interp(np.linspace(0, 1, nfe), np.linspace(0, 1, len(given)), given)
+    lambdas = torch.from_numpy(spread) if len(given) < nfe else torch.tensor(given, dtype=torch.float64)
     of_start, of_estimates = expand(p, sampler, lambdas)
     t = p.time(lambdas[0])
     u = c.start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)

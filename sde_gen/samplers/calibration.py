@@ -38,7 +38,7 @@ _REFERENCE = 400
 #: so that rows are worth more than many tries.
 _NUMBERS, _EXACT, _FEWEST, _MOST = 2**18, 2**20, 128, 4096
 #: Rows at least for the last decision, with a network and with an exact score: few runs are made on them.
-_CHECKED, _CHECKED_EXACT = 128, 1024
+_CHECKED, _CHECKED_EXACT = 128, 4096
 
 
 @dataclass
