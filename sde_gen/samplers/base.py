@@ -176,7 +176,8 @@ class GridSampler(Sampler):
 
     Args:
         steps: number of steps >= 1; by default `default_steps`, or all nodes of a chain for a chain's own rule.
-        grid: a `TimeGrid`, a name ("uniform", "lambda", "karras", "quadratic", "nodes") or a list of descending times.
+        grid: a `TimeGrid`, a name ("uniform", "lambda", "karras", "quadratic", "nodes", "lambda-nodes") or a list of
+            descending times.
         denoise: whether the last step returns the denoised estimate instead of the state at the last time.
 
     Attributes:

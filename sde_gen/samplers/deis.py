@@ -15,7 +15,7 @@ from torch import Tensor
 from sde_gen import _checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grids import KarrasRho, TimeGrid, UniformTime
+from sde_gen.samplers.grids import ChainNodes, KarrasRho, TimeGrid, UniformTime
 from sde_gen.samplers.multistep import Multistep, Table, polynomial_table
 
 
@@ -45,8 +45,8 @@ class DEIS(Multistep):
         if self.order > 4:
             raise ConfigError(f"{type(self).__name__}: order must be at most 4, got {self.order}")
 
-    def _continuous_grid(self) -> TimeGrid:
-        return UniformTime()
+    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
+        return ChainNodes() if perturbation.is_chain else UniformTime()
 
     def table(self, p: Perturbation, times: Tensor) -> Table:
         return polynomial_table(p, times, "noise", self.variable, self.order, corrector=False)
@@ -65,8 +65,8 @@ class LMS(DEIS):
     order: int = 4
     variable = "rho"
 
-    def _continuous_grid(self) -> TimeGrid:
-        return KarrasRho()
+    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
+        return ChainNodes("lambda") if perturbation.is_chain else KarrasRho()
 
 
 @dataclass(frozen=True)
@@ -85,8 +85,8 @@ class PLMS(Multistep):
     def order(self) -> float:
         return 2.0
 
-    def _continuous_grid(self) -> TimeGrid:
-        return UniformTime()
+    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
+        return ChainNodes() if perturbation.is_chain else UniformTime()
 
     def table(self, p: Perturbation, times: Tensor) -> Table:
         first = polynomial_table(p, times, "noise", "lambda", 1, corrector=False)

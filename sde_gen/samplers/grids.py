@@ -103,11 +103,20 @@ class Quadratic(TimeGrid):
 
 @dataclass(frozen=True)
 class ChainNodes(TimeGrid):
-    """The nodes of a chain: all K of them, or an even subset that keeps the first and the last.
+    """The nodes of a chain: all K of them, or a subset that keeps the first and the last.
+
+    Args:
+        even_in: what the subset is even in: "nodes" (DDIM's, arXiv:2010.02502), or "lambda", the nodes nearest to
+            equal steps in the half log-SNR, as far as they are different nodes.
 
     Raises:
-        ConfigError: for a continuous perturbation, or for more times than nodes.
+        ConfigError: for another even_in, for a continuous perturbation, or for more times than nodes.
     """
+
+    even_in: str = "nodes"
+
+    def __post_init__(self) -> None:
+        check.choice("ChainNodes", "even_in", self.even_in, ("nodes", "lambda"))
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         if not isinstance(perturbation, Chain):
@@ -119,8 +128,14 @@ class ChainNodes(TimeGrid):
                 f"ChainNodes: {n} times asked of {first - last + 1} nodes of {perturbation}; use fewer steps, "
                 "or a grid such as UniformLambda() that goes between the nodes"
             )
-        index = (first + _unit(n) * (last - first)).round().long()
-        return perturbation.nodes[index - 1]
+        nodes = perturbation.nodes[last - 1 : first].flip(0)
+        if self.even_in == "nodes" or n == 1:
+            return nodes[(_unit(n) * (first - last)).round().long()]
+        lam = perturbation.half_log_snr(nodes)
+        nearest = (lam - (lam[0] + _unit(n)[:, None] * (lam[-1] - lam[0]))).abs().argmin(1)
+        # Each at least one after the one before, and with room for those that follow.
+        place = torch.arange(n)
+        return nodes[((nearest - place).cummax(0).values).clamp(max=len(nodes) - n) + place]
 
 
 @dataclass(frozen=True)
@@ -184,6 +199,7 @@ GRIDS: dict[str, TimeGrid] = {
     "karras": KarrasRho(),
     "quadratic": Quadratic(),
     "nodes": ChainNodes(),
+    "lambda-nodes": ChainNodes("lambda"),
 }
 
 

@@ -59,10 +59,7 @@ class Multistep(GridSampler):
         """The steps between these times."""
 
     def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes() if perturbation.is_chain else self._continuous_grid()
-
-    def _continuous_grid(self) -> TimeGrid:
-        return UniformLambda()
+        return ChainNodes("lambda") if perturbation.is_chain else UniformLambda()
 
     def stepper(self, run: Run) -> Step:
         p, e, times, reuse = run.perturbation, run.evaluation, run.times, run.reuse

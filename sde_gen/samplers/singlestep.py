@@ -50,7 +50,7 @@ class SingleStep(GridSampler):
         check.choice("SingleStep", "prediction", self.prediction, PREDICTIONS)
 
     def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes() if perturbation.is_chain else UniformLambda()
+        return ChainNodes("lambda") if perturbation.is_chain else UniformLambda()
 
     def stepper(self, run: Run) -> Step:
         p, e, prediction = run.perturbation, run.evaluation, self.prediction

@@ -229,6 +229,13 @@ def grid(curve: Curve, kind: str, n: int) -> list[float]:
 
         return [round(curve.nodes - Fraction(k, n - 1) * (curve.nodes - 1)) / curve.nodes for k in range(n)]
     first, last = curve.lam(high), curve.lam(low)
+    if kind == "lambda-nodes":  # the nearest node to each that is below the one before and leaves room for the rest
+        lam, chosen = {k: curve.lam(k / curve.nodes) for k in range(1, curve.nodes + 1)}, [curve.nodes]
+        for i in range(1, n):
+            want = first + u[i] * (last - first)
+            free = range(n - i, chosen[-1])
+            chosen.append(min(free, key=lambda k: abs(lam[k] - want)))
+        return [k / curve.nodes for k in chosen]
     if kind == "lambda":
         lams = first + u * (last - first)
     elif kind == "arctan":  # centre 1, width 3

@@ -82,6 +82,8 @@ class Case:
     stochastic: bool = False
     default: str = "uniform"
     """Grid taken on a continuous process when none is given."""
+    on_chains: str | None = None
+    """The same on a chain: its nodes, by default even in lambda where `default` is."""
     nfe: Callable[[int, bool], int] | None = None
     """Network calls of `steps` and `denoise` under VP, where they are not `calls` for each step."""
     fitted_on: tuple[str, ...] = ()
@@ -91,12 +93,19 @@ class Case:
     predictor: "Case | None" = None
     corrector_steps: int = 0
     snr: float = 0.1
+
     repeats: bool = False
     """Whether a run of two steps or more calls the network once more than its steps."""
     grids: tuple[str, ...] = ALL_GRIDS
     """Grids on which its weights are well conditioned."""
     brief: bool = False
     """More arguments of a class that is tested in full elsewhere: under `BRIEF` alone."""
+
+    @property
+    def nodes(self) -> str:
+        """Grid taken on a chain when none is given."""
+        inner = self if self.predictor is None else self.predictor
+        return inner.on_chains or ("lambda-nodes" if inner.default == "lambda" else "nodes")
 
 
 PREDICTORS: dict[str, Case] = {
@@ -125,7 +134,8 @@ PREDICTORS: dict[str, Case] = {
         lambda **k: sg.DEIS(**k), "multistep", (3, "noise", "time", False), order=3.0, invariant=False, grids=IN_TIME
     ),
     "LMS": Case(
-        lambda **k: sg.LMS(**k), "multistep", (4, "noise", "rho", False), order=4.0, default="karras", repeats=True
+        lambda **k: sg.LMS(**k), "multistep", (4, "noise", "rho", False), order=4.0, default="karras",
+        on_chains="lambda-nodes", repeats=True
     ),
     "PLMS": Case(lambda **k: sg.PLMS(**k), "plms", order=2.0),
     "SingleStep(2, data)": Case(
@@ -311,6 +321,7 @@ GRIDS: dict[str, Any] = {
     "karras": sg.KarrasRho(),
     "quadratic": sg.Quadratic(),
     "nodes": sg.ChainNodes(),
+    "lambda-nodes": sg.ChainNodes("lambda"),
 }
 #: Grids without a name.
 UNNAMED_GRIDS: dict[str, Any] = {"arctan": sg.ArctanLambda()}

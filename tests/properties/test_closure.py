@@ -58,7 +58,7 @@ def test_law_on_the_default_grid(sampler: str, name: str) -> None:
         # Its parts are tested at 100 alone, and the way they are joined at 1, 2 and 7.
         runs = [(1, True), (2, False), (7, True), (7, False)] if case.corrector_steps else [(7, True)]
     for n, denoise in runs:
-        kind = "nodes" if name in CHAINS else case.default
+        kind = case.nodes if name in CHAINS else case.default
         times = curves.grid(curve, kind, number_of_times(case, n, denoise))
         check_law(case.make(steps=n, denoise=denoise), name, case, times, denoise)
 

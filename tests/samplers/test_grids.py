@@ -12,7 +12,7 @@ from sde_gen.samplers.grids import as_grid
 from tests.properties import curves
 from tests.properties.discovery import CHAINS, CONTINUOUS, GRIDS, PERTURBATIONS, UNNAMED_GRIDS, concrete_subclasses
 
-NAMES = [n for n in GRIDS | UNNAMED_GRIDS if n != "nodes"]
+NAMES = [n for n in GRIDS | UNNAMED_GRIDS if not n.endswith("nodes")]
 
 
 def ends(p: sg.Perturbation) -> tuple[float, float]:
@@ -75,6 +75,29 @@ def test_chain_nodes_are_distinct_nodes_for_every_count(length: int) -> None:
         assert n == 1 or (gaps.min() >= 1 and gaps.max() - gaps.min() <= 1)  # even
     with pytest.raises(sg.ConfigError, match=f"{length + 1} times asked of {length} nodes"):
         sg.ChainNodes().times(chain, length + 1, chain.t_sample, chain.t_max)
+
+
+@pytest.mark.parametrize("chain", [sg.DDPM(100), sg.DDPM(37, schedule="cosine"), sg.NCSN(levels=20)], ids=str)
+def test_chain_nodes_even_in_lambda(chain: sg.Perturbation) -> None:
+    """Distinct nodes between the ends for every count; where they are far apart, the nearest to even lambdas."""
+    lam = chain.half_log_snr(chain.nodes)
+    for n in range(1, chain.length + 1):
+        times = sg.ChainNodes("lambda").times(chain, n, chain.t_sample, chain.t_max)
+        index = (times * chain.length).round().long()
+        assert torch.equal(times, chain.nodes[index - 1])
+        assert index[0] == chain.length
+        assert n == 1 or (index[-1] == 1 and (index[:-1] > index[1:]).all())
+    n = 6
+    index = (sg.ChainNodes("lambda").times(chain, n, chain.t_sample, chain.t_max) * chain.length).round().long()
+    want = torch.linspace(float(lam[-1]), float(lam[0]), n, dtype=torch.float64)
+    assert torch.equal(index - 1, (lam[None] - want[:, None]).abs().argmin(1))
+    with pytest.raises(sg.ConfigError, match=f"{chain.length + 1} times asked"):
+        sg.ChainNodes("lambda").times(chain, chain.length + 1, chain.t_sample, chain.t_max)
+
+
+def test_what_chain_nodes_takes() -> None:
+    with pytest.raises(sg.ConfigError, match="ChainNodes: even_in must be one of"):
+        sg.ChainNodes("sigma")
 
 
 def test_chain_nodes_within_other_ends() -> None:
@@ -148,7 +171,12 @@ def test_default_grids_and_step_counts(kind: type) -> None:
         for denoise in (True, False):
             times = kind(denoise=denoise).times(model(chain))
             count = length if own else min(n + (not denoise), length)
-            assert torch.equal(times, sg.ChainNodes().times(chain, count, 1 / length, 1.0)), (length, denoise)
+            even_in = "lambda" if grid == "lambda" or kind is sg.LMS else "nodes"
+            expected = sg.ChainNodes(even_in).times(chain, count, 1 / length, 1.0)
+            assert torch.equal(times, expected), (length, denoise)
+    ddpm = sg.DDPM()  # whose nodes are far from even in lambda
+    expected = sg.ChainNodes(even_in).times(ddpm, 30, 1e-3, 1.0)
+    assert torch.equal(kind(steps=30).times(model(ddpm)), expected)
 
 
 def test_predictor_corrector_takes_its_predictor_s_grid() -> None:
