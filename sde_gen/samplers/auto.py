@@ -21,7 +21,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -235,8 +234,12 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
         grid, error = fit_levels(c, sampler, times, round(120 * effort))
         best[_USUAL] = error, replace(sampler, grid=grid)
     if refines and 1 < nfe <= _WHOLE:
-        _, begin = min(best.values(), key=lambda pair: pair[0])
-        found, error = _fit_whole(c, begin, nfe, round(150 * effort))
+        if nfe > _FEW:  # order 4 looks twice at one time, which is not in the set; order 3 is the better start anyway
+            sampler = usual(_FEW)[0]
+            grid, error = fit_levels(c, sampler, nfe, round(120 * effort))
+            best["order 3 on its own grid"] = error, replace(sampler, grid=grid)
+        begin = min((error, name) for name, (error, s) in best.items() if s.order != 4)[1]
+        found, error = _fit_whole(c, best[begin][1], round(150 * effort))
         best["every number fitted"] = error, found
     label = min(best, key=lambda k: best[k][0] * (1.0 if k == _USUAL else _MARGIN))
     tried = [(k, v[0]) for k, v in best.items()]
@@ -275,11 +278,9 @@ def _screen(
     return list(ranked.values())
 
 
-def _fit_whole(c: Calibration, sampler: Any, nfe: int, evaluations: int) -> tuple[GridSampler, float]:
-    p, model, given = c.model.perturbation, c.model, sampler.grid.values
-    # A rule of order 4 visits one time less than it makes calls; here every call has a time of its own.
-    spread = np.interp(np.linspace(0, 1, nfe), np.linspace(0, 1, len(given)), given)
-    lambdas = torch.from_numpy(spread) if len(given) < nfe else torch.tensor(given, dtype=torch.float64)
+def _fit_whole(c: Calibration, sampler: Any, evaluations: int) -> tuple[GridSampler, float]:
+    p, model = c.model.perturbation, c.model
+    lambdas = torch.tensor(sampler.grid.values, dtype=torch.float64)
     of_start, of_estimates = expand(p, sampler, lambdas)
     t = p.time(lambdas[0])
     u = c.start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)

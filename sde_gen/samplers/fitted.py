@@ -111,10 +111,7 @@ def rollout(
 
 
 def expand(p: Perturbation, rule: Multistep, lambdas: Tensor) -> tuple[Tensor, Tensor]:
-    """A multistep rule on these noise levels, as (c, w) of the module's formula.
-
-    Order 4 without its second look at N_1: the state there is corrected, but the estimate stays.
-    """
+    """A multistep rule on these noise levels, as (c, w) of the module's formula."""
     times = p.time(lambdas)
     alpha, sigma = p.alpha(times), p.sigma(times)
     size = (alpha.square() + sigma.square()).sqrt()
@@ -127,10 +124,7 @@ def expand(p: Perturbation, rule: Multistep, lambdas: Tensor) -> tuple[Tensor, T
     for k in range(n - 1):
         known[k] = a[k] * state[k]
         known[k, k + 1] += b[k]
-        before = state[k]
-        if k == 1 and table.again is not None:
-            before = before + table.again[0] * known[1] + table.again[1] * known[0]
-        state[k + 1] = table.carry[k] * before
+        state[k + 1] = table.carry[k] * state[k]
         for j, w in enumerate(table.weights[k]):
             state[k + 1] += w * known[k - j]
     scale = torch.cat([size[1:], torch.ones_like(size[:1])])[:, None]
