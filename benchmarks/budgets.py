@@ -9,7 +9,7 @@ the same kind. Error: root mean square (and median over samples) of the distance
 and the exact probability-flow solution at noise level 0 from the same start. The starts are not those of any
 calibration. Calls are counted where the model is asked; calibration calls are listed apart.
 
-With `--run` a trained network is measured instead, against its own 500-call solution.
+With `--run` a trained network is measured instead, against its own 500-call solution to the least noise level.
 
 Each run adds its rows to those of earlier ones in budgets.json, and writes budgets.md, budgets.png and the table of
 docs/which_sampler.md from all of them; stochastic.json of benchmarks/stochastic.py is shown beside them.
@@ -41,6 +41,9 @@ CLASSICAL = {
     "AdamsBashforth(4, velocity)": lambda steps: sg.AdamsBashforth(
         order=4, prediction="velocity", steps=max(1, steps - (steps > 3)), grid="lambda"
     ),
+    "UniPC(3, velocity), quadratic": lambda steps: sg.UniPC(
+        order=3, prediction="velocity", steps=steps, grid="quadratic"
+    ),
     "DEIS": sg.DEIS,
     "LMS": lambda steps: sg.LMS(steps=max(1, steps - (steps > 3))),
     "PLMS": sg.PLMS,
@@ -55,18 +58,21 @@ def distance(x: Tensor, truth: Tensor) -> dict[str, float]:
 
 
 def ours(
-    model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int, count: int | None = None, effort: float = 1.0
+    model: sg.ScoreModel, start: Tensor, truth: Tensor, nfe: int, args: argparse.Namespace
 ) -> Iterator[dict[str, object]]:
-    """Rows of the samplers of this package; `count` and `effort` are of the calibration."""
+    """Rows of the samplers of this package."""
     shape = tuple(start.shape[1:])
     for name, make in CLASSICAL.items():
         result = make(steps=nfe)(model, start=start)
         yield {"sampler": name, "nfe": result.nfe, **distance(result.x, truth)}
+    if args.classical:
+        return
     rule, times = usual(nfe)  # the documented default of a budget
-    grid = sg.fit_grid(model, times, rule, shape=shape, count=count, tries=max(1, round(120 * effort)))
+    tries = max(1, round(120 * args.effort))
+    grid = sg.fit_grid(model, times, rule, shape=shape, count=args.count, tries=tries, folder=args.folder)
     result = type(rule)(order=rule.order, prediction=rule.prediction, grid=grid)(model, start=start)
     yield {"sampler": "default", "rule": repr(rule), "nfe": result.nfe, **distance(result.x, truth)}
-    auto = sg.Auto(nfe=nfe, count=count, effort=effort)
+    auto = sg.Auto(nfe=nfe, count=args.count, effort=args.effort, folder=args.folder)
     choice = auto.choose(model, shape)
     result = auto(model, start=start)
     label = min(choice.tried, key=lambda pair: pair[1])[0]
@@ -75,15 +81,15 @@ def ours(
            **distance(result.x, truth)}  # fmt: skip
 
 
-def cells(name: str, law: sg.GaussianMixture, budgets: list[int], peers: bool) -> Iterator[list[dict[str, object]]]:
+def cells(name: str, law: sg.GaussianMixture, args: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
     """Rows of one mixture, a budget at a time."""
     p = sg.VP()
     model, count = law.model(p), STARTS.get(law.dim, MANY)
     start = torch.randn(count, law.dim, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     truth = exact_flow(law, p, start, p.t_max)
-    for nfe in budgets:
-        rows = [{"peer": False, **row} for row in ours(model, start, truth, nfe)]
-        if peers:
+    for nfe in args.budgets:
+        rows = [{"peer": False, **row} for row in ours(model, start, truth, nfe, args)]
+        if not args.no_peers:
             from peer_samplers import results
 
             theirs = [{"peer": True, "sampler": peer, "nfe": calls, **distance(x, truth)}
@@ -129,12 +135,13 @@ def markdown(rows: list[dict], weak: list[dict]) -> str:
             cells = (f"{by[n]['rmse']:.2g} ({by[n]['median']:.2g})" if n in by else "" for n in budgets)
             lines.append(f"| {name} | " + " | ".join(cells) + " |")
         auto = {r["budget"]: r for r in mine if r["sampler"] == "auto"}
-        lines.append("| auto took | " + " | ".join(auto[n]["rule"] for n in budgets) + " |")
-        made = (f"{auto[n]['calibration_nfe']:,} in {auto[n]['calibration_seconds']:.0f} s" for n in budgets)
+        lines.append("| auto took | " + " | ".join(auto[n]["rule"] if n in auto else "" for n in budgets) + " |")
+        made = (f"{auto[n]['calibration_nfe']:,} in {auto[n]['calibration_seconds']:.0f} s" if n in auto else ""
+                for n in budgets)  # fmt: skip
         lines.append("| its calibration calls | " + " | ".join(made) + " |")
         for name in ("default", "auto"):
             by = {r["budget"]: r for r in mine if r["sampler"] == name}
-            shares = (f"{by[n]['rmse'] / b['rmse']:.2f}" if (b := best[n]) else "" for n in budgets)
+            shares = (f"{by[n]['rmse'] / b['rmse']:.2f}" if (b := best[n]) and n in by else "" for n in budgets)
             if any(best.values()):
                 lines.append(f"| {name} / best of others | " + " | ".join(shares) + " |")
         lines.append("")
@@ -165,6 +172,8 @@ def decision(rows: list[dict]) -> str:
         for n in sorted({r["budget"] for r in rows if r["problem"] == problem}):
             mine = [r for r in rows if r["problem"] == problem and r["budget"] == n]
             peer, by = best_peer(mine, n), {r["sampler"]: r for r in mine if not r["peer"]}
+            if not by.keys() >= shares.keys():
+                continue
             if problem.startswith("mixture"):
                 for name, values in shares.items():
                     values += [by[name]["rmse"] / peer["rmse"]] if peer else []
@@ -218,9 +227,14 @@ def trained(args: argparse.Namespace) -> Iterator[list[dict[str, object]]]:
     model, label = load_model(args.run), args.label or args.run.name
     start = torch.randn(args.starts, *args.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     start = start * model.perturbation.prior_std
-    truth = sg.DPMSolverPP3M(steps=500, grid="lambda")(model, start=start).x
+    # To the least noise that the network is asked at: stopping at the samplers' usual t = 1e-3 is an error of its own.
+    p = model.perturbation
+    low, high = model.times_within(p.t_min)
+    ends = (float(p.half_log_snr(high)), float(p.half_log_snr(low)))
+    grid = sg.GivenLambdas(tuple(torch.linspace(*ends, 500, dtype=torch.float64).tolist()))
+    truth = sg.DPMSolverPP3M(grid=grid)(model, start=start).x
     for nfe in args.budgets:
-        found = ours(model, start, truth, nfe, args.count, args.effort)
+        found = ours(model, start, truth, nfe, args)
         rows = [{"peer": False, "problem": label, "budget": nfe, **row} for row in found]
         print(label, nfe, summary(rows), flush=True)
         yield rows
@@ -233,11 +247,15 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 10, 20, 50, 100])
     parser.add_argument("--problems", nargs="*", default=["plane", "space"])
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--classical", action="store_true", help="only what is not fitted to the model")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--label")
     parser.add_argument("--shape", type=int, nargs="+", default=[1, 8, 8])
     parser.add_argument("--starts", type=int, default=64, help="of a trained network")
     parser.add_argument("--count", type=int, help="starts in its calibration batch")
+    parser.add_argument(
+        "--folder", help="where grids and choices are kept for later runs"
+    )
     parser.add_argument("--effort", type=float, default=1.0, help="of its calibration")
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -248,7 +266,7 @@ def main() -> None:
         law = laws[problem]() if problem in laws else random_mixture(int(problem.removeprefix("mixture")))
         count = len(law.weights)
         name = names.get(problem) or f"{problem}: {law.dim}-D, {count} modes"
-        for rows in cells(name, law, args.budgets, not args.no_peers):
+        for rows in cells(name, law, args):
             add(rows, args.out / "budgets.json")
     if args.run:
         for rows in trained(args):
@@ -257,10 +275,17 @@ def main() -> None:
 
 
 def add(rows: list[dict], path: Path) -> None:
-    """Put the rows of a cell in the place of earlier ones; peers that were not run again stay."""
+    """Put the rows of a cell in the place of earlier ones of the same samplers; of peers, of all."""
     known = json.loads(path.read_text()) if path.is_file() else []
-    of = {(r["problem"], r["budget"], r["peer"]) for r in rows}
-    path.write_text(json.dumps([r for r in known if (r["problem"], r["budget"], r["peer"]) not in of] + rows, indent=1))
+
+    def key(row: dict) -> tuple:
+        return row["problem"], row["budget"], "peers" if row["peer"] else row["sampler"]
+
+    of = {key(r) for r in rows}
+    rows = [r for r in known if key(r) not in of] + rows
+    order = [*CLASSICAL, "default", "auto"]
+    rows.sort(key=lambda r: (r["problem"], r["budget"], r["peer"], 0 if r["peer"] else order.index(r["sampler"])))
+    path.write_text(json.dumps(rows, indent=1))
 
 
 def write(out: Path) -> None:
