@@ -253,9 +253,7 @@ def main() -> None:
     parser.add_argument("--shape", type=int, nargs="+", default=[1, 8, 8])
     parser.add_argument("--starts", type=int, default=64, help="of a trained network")
     parser.add_argument("--count", type=int, help="starts in its calibration batch")
-    parser.add_argument(
-        "--folder", help="where grids and choices are kept for later runs"
-    )
+    parser.add_argument("--folder", help="where grids and choices are kept for later runs")
     parser.add_argument("--effort", type=float, default=1.0, help="of its calibration")
     args = parser.parse_args()
     torch.set_num_threads(1)

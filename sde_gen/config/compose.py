@@ -161,8 +161,19 @@ def _no_setting(key: str, name: str) -> str:
     placed = [group for group in _default_choices(name) if group.startswith(f"{key}@")]
     if placed:
         return f"{key} is not a setting of its own here; write {placed[-1]}=CHOICE, or another place (see --help)"
+    group, _, rest = key.partition(".")
+    if rest and (having := _choices_with(group, rest.split(".")[0])):
+        return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={having[0]}"
     top = sorted({k.split(".")[0] for k in known})
     return f"{key} is not a setting{nearest(key, known)}; the groups and settings are {', '.join(top)} (see --help)"
+
+
+def _choices_with(group: str, setting: str) -> list[str]:
+    """The choices of a group that have a setting of this name."""
+    from omegaconf import OmegaConf
+
+    files = sorted(Path(packaged_config_dir(), group).glob("*.yaml"))
+    return [path.stem for path in files if setting in (OmegaConf.load(path) or {})]
 
 
 def _known_keys(name: str) -> Iterator[str]:
