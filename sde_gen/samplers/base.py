@@ -98,7 +98,7 @@ class Evaluation:
         """x0hat at time k."""
         return combine(x, self._skip[k], self.raw(k, x), self._out[k], out)
 
-    def scaled(self, of_x: Tensor, of_raw: Tensor) -> tuple[Tensor, "Estimate"]:
+    def scaled(self, of_x: Tensor, of_raw: Tensor) -> tuple[Tensor, Estimate]:
         """A scale (K,) and a function (k, x, raw, out) that gives (of_x[k] x + of_raw[k] raw)/scale[k] at time k.
 
         One operation, for rules that keep an estimate and scale it anyway: the larger coefficient is divided out.

@@ -66,7 +66,7 @@ class LMS(DEIS):
     variable = "rho"
 
     def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes("lambda") if perturbation.is_chain else KarrasRho()
+        return ChainNodes() if perturbation.is_chain else KarrasRho()
 
 
 @dataclass(frozen=True)

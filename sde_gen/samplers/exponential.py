@@ -36,8 +36,9 @@ NATURAL = {"data": "lambda", "noise": "lambda", "velocity": "angle"}
 
 
 def phi(count: int, z: Tensor) -> list[Tensor]:
-    """phi_1(z) ... phi_count(z), float64, for finite real z: the recursion upward, or, where that would cancel,
-    downward from the series of the last.
+    """phi_1(z) ... phi_count(z), float64, for finite real z.
+
+    By the recursion upward, or, where that would cancel, downward from the series of the last.
     """
     near = z.abs() < 1
     small, big = torch.where(near, z, 0.0), torch.where(near, 1.0, z)

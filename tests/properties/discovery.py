@@ -82,8 +82,6 @@ class Case:
     stochastic: bool = False
     default: str = "uniform"
     """Grid taken on a continuous process when none is given."""
-    on_chains: str | None = None
-    """The same on a chain: its nodes, by default even in lambda where `default` is."""
     nfe: Callable[[int, bool], int] | None = None
     """Network calls of `steps` and `denoise` under VP, where they are not `calls` for each step."""
     fitted_on: tuple[str, ...] = ()
@@ -103,9 +101,9 @@ class Case:
 
     @property
     def nodes(self) -> str:
-        """Grid taken on a chain when none is given."""
+        """Grid taken on a chain when none is given: even in lambda where `default` is."""
         inner = self if self.predictor is None else self.predictor
-        return inner.on_chains or ("lambda-nodes" if inner.default == "lambda" else "nodes")
+        return "lambda-nodes" if inner.default == "lambda" else "nodes"
 
 
 PREDICTORS: dict[str, Case] = {
@@ -134,8 +132,7 @@ PREDICTORS: dict[str, Case] = {
         lambda **k: sg.DEIS(**k), "multistep", (3, "noise", "time", False), order=3.0, invariant=False, grids=IN_TIME
     ),
     "LMS": Case(
-        lambda **k: sg.LMS(**k), "multistep", (4, "noise", "rho", False), order=4.0, default="karras",
-        on_chains="lambda-nodes", repeats=True
+        lambda **k: sg.LMS(**k), "multistep", (4, "noise", "rho", False), order=4.0, default="karras", repeats=True
     ),
     "PLMS": Case(lambda **k: sg.PLMS(**k), "plms", order=2.0),
     "SingleStep(2, data)": Case(

@@ -171,7 +171,7 @@ def test_default_grids_and_step_counts(kind: type) -> None:
         for denoise in (True, False):
             times = kind(denoise=denoise).times(model(chain))
             count = length if own else min(n + (not denoise), length)
-            even_in = "lambda" if grid == "lambda" or kind is sg.LMS else "nodes"
+            even_in = "lambda" if grid == "lambda" else "nodes"
             expected = sg.ChainNodes(even_in).times(chain, count, 1 / length, 1.0)
             assert torch.equal(times, expected), (length, denoise)
     ddpm = sg.DDPM()  # whose nodes are far from even in lambda
