@@ -21,7 +21,9 @@ arXiv:2204.13902.
 """
 
 import math
+from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -45,9 +47,8 @@ def phi(count: int, z: Tensor) -> list[Tensor]:
     upward = [torch.expm1(big) / big]
     for k in range(1, count):
         upward.append((upward[-1] - 1 / math.factorial(k)) / big)
-    downward = [torch.full_like(z, 1 / math.factorial(20 + count))]
-    for j in range(19, -1, -1):  # sum of z^j/(j + count)!
-        downward[0] = downward[0] * small + 1 / math.factorial(j + count)
+    terms = torch.tensor([1 / math.factorial(j + count) for j in range(20)], dtype=torch.float64)
+    downward = [(torch.linalg.vander(small, N=20) * terms).sum(-1)]  # sum of z^j/(j + count)!
     for k in range(count - 1, 0, -1):
         downward.insert(0, small * downward[0] + 1 / math.factorial(k))
     return [torch.where(near, low, high) for low, high in zip(downward, upward, strict=True)]
@@ -84,32 +85,46 @@ def _variable(p: Perturbation, name: str, lam: Tensor) -> Tensor:
     return p.time(lam) if name == "time" else lam
 
 
+@dataclass(frozen=True)
+class Points:
+    """A process at some times: half log-SNR, alpha and sigma, float64, of one shape."""
+
+    lam: Tensor
+    alpha: Tensor
+    sigma: Tensor
+
+    @classmethod
+    def of(cls, p: Perturbation, times: Tensor) -> "Points":
+        return cls(p.half_log_snr(times), p.alpha(times), p.sigma(times))
+
+    def __getitem__(self, index: Any) -> "Points":
+        return Points(self.lam[index], self.alpha[index], self.sigma[index])
+
+
 def integrals(
-    p: Perturbation, prediction: str, variable: str, begin: Tensor, end: Tensor, nodes: Tensor
+    p: Perturbation, prediction: str, variable: str, begin: Points, end: Points, nodes: Tensor
 ) -> tuple[Tensor, Tensor]:
     """Weights of a step: x_end = carry x_begin + sum_j weight_j N(node_j), exact for polynomials N of degree < m.
 
     Args:
-        p: the process, for its alpha and sigma.
+        p: the process, for its times.
         prediction: what N is, of `PREDICTIONS`.
         variable: what the polynomial is in, of `VARIABLES`.
-        begin, end: times (K,), begin > end.
-        nodes: times (K, m) at which N is known, in any order, all different.
+        begin, end: where the steps begin and end, (K,), begin before end.
+        nodes: half log-SNRs (K, m) at which N is known, in any order, all different.
 
     Returns:
         carry (K,) and weight (K, m), float64.
     """
-    ends = torch.stack([begin, end])
-    alpha, sigma = p.alpha(ends), p.sigma(ends)
-    start, stop, *at = p.half_log_snr(torch.cat([ends, nodes.T]))
-    h, at = stop - start, torch.stack(at, -1)
+    start, at = begin.lam, nodes
+    h = end.lam - start
     if prediction == "velocity":
-        size = (alpha.square() + sigma.square()).sqrt()
-        carry, factor = size[1] / size[0], -size[1]
+        before, after = ((q.alpha.square() + q.sigma.square()).sqrt() for q in (begin, end))
+        carry, factor = after / before, -after
     elif prediction == "noise":
-        carry, factor = alpha[1] / alpha[0], -sigma[1]
+        carry, factor = end.alpha / begin.alpha, -end.sigma
     else:
-        carry, factor = sigma[1] / sigma[0], alpha[1]
+        carry, factor = end.sigma / begin.sigma, end.alpha
     if variable == "lambda" and prediction != "velocity":
         s = (at - start[:, None]) / h[:, None]
         values = phi(nodes.shape[-1], h if prediction == "noise" else -h)

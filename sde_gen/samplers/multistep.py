@@ -27,7 +27,7 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.base import Estimate, Evaluation, GridSampler, Run, Step, combine, require_finite
-from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, VARIABLES, from_state_and_data, integrals
+from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, VARIABLES, Points, from_state_and_data, integrals
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
 
 #: Weights of one step, newest estimate first.
@@ -122,14 +122,13 @@ def polynomial_table(
     """The rule of this order: predictor through `order` values, or through one less and corrected."""
     steps = len(times) - 1
     onto_data = steps if float(p.sigma(times[-1])) > 0 else steps - 1  # steps that do not land on sigma = 0
-    inner = times[: onto_data + 1]
+    inner = Points.of(p, times[: onto_data + 1])
 
     def rows(count: int, last: int) -> tuple[list[float], list[Weights]]:
         """Of steps count - 1 <= k < last: the integral through N_k ... N_{k-count+1}."""
         k = torch.arange(min(count - 1, last), last)
-        carry, weight = integrals(
-            p, prediction, variable, inner[k], inner[k + 1], torch.stack([inner[k - j] for j in range(count)], -1)
-        )
+        nodes = inner.lam[k[:, None] - torch.arange(count)]
+        carry, weight = integrals(p, prediction, variable, inner[k], inner[k + 1], nodes)
         return carry.tolist(), weight.tolist()
 
     most = order - 1 if corrector else order
@@ -142,7 +141,7 @@ def polynomial_table(
     again = None
     whole: list[Weights] = []  # of x_k in terms of N_k ... N_0, at the start
     for k in range(1, min(order - 1, onto_data)):
-        _, taken = integrals(p, prediction, variable, inner[:1], inner[k : k + 1], inner[: k + 1].flip(0)[None])
+        _, taken = integrals(p, prediction, variable, inner[:1], inner[k : k + 1], inner.lam[: k + 1].flip(0)[None])
         before = [0.0, *(predict[0] if k == 1 else _plus(predict[k - 1], whole[-1], carry[k - 1]))]
         change = _plus(taken[0].tolist(), before, -1.0)
         whole.append(taken[0].tolist())
@@ -152,7 +151,7 @@ def polynomial_table(
             weights[k] = _plus(predict[k], change, carry[k])
     if corrector and onto_data > order - 1:
         k = torch.arange(order - 1, onto_data)
-        nodes = torch.stack([inner[k - j] for j in range(order)], -1)
+        nodes = inner.lam[k[:, None] - torch.arange(order)]
         _, taken = integrals(p, prediction, variable, inner[k - 1], inner[k], nodes)
         known = torch.tensor(predict[order - 2 :], dtype=torch.float64)
         taken[:, 1:] -= known[:-1]

@@ -19,7 +19,7 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
-from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, from_state_and_data, integrals
+from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, Points, from_state_and_data, integrals
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
 
 
@@ -55,16 +55,16 @@ class SingleStep(GridSampler):
     def stepper(self, run: Run) -> Step:
         p, e, prediction = run.perturbation, run.evaluation, self.prediction
         whole = run.times[:-1][e.sigma[1:] > 0]  # only the last step may land on sigma = 0
-        begin, end = whole, run.times[1 : len(whole) + 1]
-        first, last = p.half_log_snr(begin), p.half_log_snr(end)
+        begin, end = Points.of(p, whole), Points.of(p, run.times[1 : len(whole) + 1])
         shares = (0.5,) if self.order == 2 else (1 / 3, 2 / 3)
-        stages = [p.time(first + r * (last - first)) for r in shares]
-        ends = [*stages, end]
-        known = [[begin], [begin, stages[0]], [begin, stages[-1]]]
+        stages = [p.time(begin.lam + r * (end.lam - begin.lam)) for r in shares]
+        ends = [*(Points.of(p, stage) for stage in stages), end]
+        known = [[begin], [begin, ends[0]], [begin, ends[-2]]]
         rows = []
         for to, nodes in zip(ends, known, strict=False):
-            carry, weight = integrals(p, prediction, NATURAL[prediction], begin, to, torch.stack(nodes, -1))
-            require_finite(self, p, begin, carry, *weight.unbind(-1))
+            places = torch.stack([node.lam for node in nodes], -1)
+            carry, weight = integrals(p, prediction, NATURAL[prediction], begin, to, places)
+            require_finite(self, p, whole, carry, *weight.unbind(-1))
             rows.append((carry, weight))
         at = [e, *(e.at(stage) for stage in stages)]
         estimates = []

@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 
 import sde_gen as sg
-from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, integrals, lagrange, phi
+from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, Points, integrals, lagrange, phi
 
 SIZES = [1e-30, 1e-12, 1e-5, 1e-2, 0.1, 0.5, 0.999, 1.0, 1.001, 2.0, 7.0, 30.0]
 
@@ -60,8 +60,9 @@ def test_weights_against_quadrature(prediction: str, h: float) -> None:
             return -1 / (math.exp(v) + math.exp(-v))
         return a * math.exp(v - end) if prediction == "data" else -b * math.exp(end - v)
 
-    one = [torch.tensor([v], dtype=torch.float64) for v in (t, s)]
-    _, got = integrals(p, prediction, NATURAL[prediction], *one, torch.tensor([nodes], dtype=torch.float64))
+    one = [Points.of(p, torch.tensor([v], dtype=torch.float64)) for v in (t, s)]
+    at = p.half_log_snr(torch.tensor([nodes], dtype=torch.float64))
+    _, got = integrals(p, prediction, NATURAL[prediction], *one, at)
     for j in range(4):
 
         def integrand(v: float, j: int = j) -> float:
@@ -78,8 +79,9 @@ def test_weights_against_quadrature(prediction: str, h: float) -> None:
 def test_weights_of_a_constant_are_the_whole_step() -> None:
     """They sum to sigma_s/sigma_t's complement: data that do not change are reached exactly."""
     p, times = sg.VP(), torch.linspace(1.0, 0.01, 9, dtype=torch.float64)
-    nodes = torch.stack([times[3:-1], times[2:-2], times[1:-3]], -1)
-    carry, weight = integrals(p, "data", "lambda", times[3:-1], times[4:], nodes)
+    at = Points.of(p, times)
+    nodes = torch.stack([at.lam[3:-1], at.lam[2:-2], at.lam[1:-3]], -1)
+    carry, weight = integrals(p, "data", "lambda", at[3:-1], at[4:], nodes)
     torch.testing.assert_close(
         weight.sum(-1), p.alpha(times[4:]) - carry * p.alpha(times[3:-1]), rtol=1e-12, atol=1e-13
     )
