@@ -75,7 +75,7 @@ def ours(
     auto = sg.Auto(nfe=nfe, count=args.count, effort=args.effort, folder=args.folder)
     choice = auto.choose(model, shape)
     result = auto(model, start=start)
-    label = min(choice.tried, key=lambda pair: pair[1])[0]
+    label = next(label for label, error in choice.tried if error == choice.error)
     yield {"sampler": "auto", "rule": label, "nfe": result.nfe, "held_out": choice.error,
            "calibration_nfe": choice.calibration_nfe, "calibration_seconds": choice.calibration_seconds,
            **distance(result.x, truth)}  # fmt: skip
