@@ -1,15 +1,8 @@
 r"""`Auto`: the sampler that is best for a model at a budget, by measurement on the model itself.
 
-At first use with a model it draws a calibration batch, solves it finely, and tries, on one part of it,
-
-1. multistep rules (orders 1 to 4; data, noise or velocity; with and without corrector) on grids of the model's own
-   local-error densities and of the classical families, to several last noise levels;
-2. the grids of the best of them, and of the rule that is best most often, moved to where their error is least;
-3. up to `_WHOLE` calls, all numbers of a solver (`Fitted`), by least squares from there.
-
-What is kept is what errs least on the rest of the batch: the rule that is best most often, unless another is better by
-a tenth. All is deterministic, and depends on the model, the sample's shape and the fields of `Auto` alone: not on what
-is sampled.
+At first use with a model it draws a calibration batch, solves it finely, tries rules, grids and whole solvers on one
+part of it (`search.py`), and keeps what errs least on the rest. All is deterministic, and depends on the model, the
+sample's shape and the fields of `Auto` alone: not on what is sampled.
 """
 
 import json
@@ -28,31 +21,15 @@ from sde_gen import _checks as check
 from sde_gen.errors import ConfigError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.base import GridSampler
-from sde_gen.samplers.calibration import (
-    Calibration,
-    calibrate,
-    cut,
-    densities,
-    fit_levels,
-    keep,
-    key_of,
-    last_levels,
-    placed,
-    refine,
-)
-from sde_gen.samplers.fitted import Fitted, expand, fit
+from sde_gen.samplers.calibration import calibrate, keep, key_of
+from sde_gen.samplers.fitted import Fitted
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.sampler import Job, Sampler
+from sde_gen.samplers.search import search
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
-#: Most calls for which every number of the solver is fitted: they grow with the square.
-_WHOLE = 24
-#: Most calls for which order 3 is the usual rule: steps have to be short for order 4 to pay, and for the call it takes.
-_FEW = 16
-#: What another finalist must be better by than the usual rule, so that noise decides less.
-_USUAL, _MARGIN = "the usual rule on its own grid", 1.1
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted)}
 
 
@@ -193,101 +170,6 @@ class Auto(Sampler):
             f"Auto: tolerance={self.tolerance:g} is not reached within {BUDGETS[-1]} network calls"
             + ("" if last is None else f" (error {last.error:.3g})") + "; raise the tolerance, or use ProbabilityFlow"
         )  # fmt: skip
-
-
-def rules(nfe: int) -> dict[str, tuple[GridSampler, int]]:
-    """Rules to try, and how many times each visits with this many calls."""
-    out: dict[str, tuple[GridSampler, int]] = {}
-    for prediction in ("data", "noise", "velocity"):
-        for order in (1, 2, 3, 4):
-            if order > nfe:
-                break
-            times = nfe - 1 if order == 4 and nfe > 3 else nfe  # its start-up takes a call
-            out[f"AdamsBashforth({order}, {prediction})"] = AdamsBashforth(order=order, prediction=prediction), times
-            if order > 1 and prediction != "noise":
-                out[f"UniPC({order}, {prediction})"] = UniPC(order=order, prediction=prediction), times
-    return out
-
-
-def usual(nfe: int) -> tuple[GridSampler, int]:
-    """The rule that is best most often on a grid that fits, and how many times it visits with this many calls."""
-    order = 3 if nfe <= _FEW else 4
-    return UniPC(order=order, prediction="velocity"), nfe if order == 3 else nfe - 1
-
-
-def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float, list[tuple[str, float]]]:
-    """The best sampler found for a budget, its error on the rows not chosen on, and the finalists' errors."""
-    known, refines = rules(nfe), effort > 0
-    best: dict[str, tuple[float, GridSampler]] = {}
-    for error, rule, name, last in _screen(c, known, effort)[: 3 if refines else 6]:
-        sampler, times = known[rule]
-        density, label = densities(c)[name], f"{rule} on {name} to {last:.2f}"
-        if refines and times > 1:
-            grid, error = refine(c, sampler, times, density, last, round(40 * effort))
-            label = f"{label}, refined"
-        else:
-            grid = GivenLambdas(placed(c.lambdas.numpy(), density, times, last))
-            error = c.error(replace(sampler, grid=grid), c.checked)
-        best[label] = error, replace(sampler, grid=grid)
-    if refines and nfe > 2:
-        sampler, times = usual(nfe)
-        grid, error = fit_levels(c, sampler, times, round(120 * effort))
-        best[_USUAL] = error, replace(sampler, grid=grid)
-    if refines and 1 < nfe <= _WHOLE:
-        if nfe > _FEW:  # order 4 looks twice at one time, which is not in the set; order 3 is the better start anyway
-            sampler = usual(_FEW)[0]
-            grid, error = fit_levels(c, sampler, nfe, round(120 * effort))
-            best["order 3 on its own grid"] = error, replace(sampler, grid=grid)
-        begin = min((error, name) for name, (error, s) in best.items() if s.order != 4)[1]
-        found, error = _fit_whole(c, best[begin][1], round(150 * effort))
-        best["every number fitted"] = error, found
-    label = min(best, key=lambda k: best[k][0] * (1.0 if k == _USUAL else _MARGIN))
-    tried = [(k, v[0]) for k, v in best.items()]
-    return best[label][1], best[label][0], tried
-
-
-def _screen(
-    c: Calibration, known: dict[str, tuple[GridSampler, int]], effort: float
-) -> list[tuple[float, str, str, float]]:
-    """(error on some rows, rule, density, last level), best first, one for each rule.
-
-    All densities and levels are looked at with a few rules, and all rules on what was good with those.
-    """
-    lam, shapes, few = c.lambdas.numpy(), densities(c), slice(0, max(2, c.chosen_on // 4))
-    levels = last_levels(c)
-    scouts = [k for k in known if k in ("AdamsBashforth(1, data)", "AdamsBashforth(3, velocity)", "UniPC(3, data)")]
-    if effort < 0.1:  # a look at a few
-        known = {k: v for k, v in known.items() if isinstance(v[0], UniPC) or k == "AdamsBashforth(1, data)"}
-        shapes, scouts = {k: shapes[k] for k in ("local2", "lambda")}, list(known)
-
-    def error(rule: str, name: str, last: float) -> float:
-        sampler, times = known[rule]
-        return c.error(replace(sampler, grid=GivenLambdas(placed(lam, shapes[name], times, last))), few)
-
-    if max(times for _, times in known.values()) == 1:
-        levels = [float(lam[-1])]
-    found = {(rule, name, last): error(rule, name, last) for rule in scouts for name in shapes for last in levels}
-    places = list(dict.fromkeys(key[1:] for key in sorted(found, key=lambda key: found[key])))[:6]
-    for rule in known:
-        for place in places:
-            if (rule, *place) not in found:
-                found[rule, *place] = error(rule, *place)
-    ranked: dict[str, tuple[float, str, str, float]] = {}
-    for key in sorted(found, key=lambda key: found[key]):
-        ranked.setdefault(key[0], (found[key], *key))
-    return list(ranked.values())
-
-
-def _fit_whole(c: Calibration, sampler: Any, evaluations: int) -> tuple[GridSampler, float]:
-    p, model = c.model.perturbation, c.model
-    lambdas = torch.tensor(sampler.grid.values, dtype=torch.float64)
-    of_start, of_estimates = expand(p, sampler, lambdas)
-    t = p.time(lambdas[0])
-    u = c.start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)
-    batch, other = ((u[rows], c.sample[rows], cut(c.condition, rows)) for rows in (slice(0, c.chosen_on), c.checked))
-    solver, error, calls = fit(model, (lambdas, of_start, of_estimates), batch, other, evaluations)
-    c.calls += calls
-    return solver, error
 
 
 def _read(path: Path) -> Choice:

@@ -59,16 +59,19 @@ class Calibration:
     calls: int = 0
     """Network calls made, each of up to one batch."""
 
-    def error(self, sampler: GridSampler, rows: slice | None = None) -> float:
-        """Root mean square distance, per number, to the fine solution; infinite if the sampler fails."""
+    def squared(self, sampler: GridSampler, rows: slice | None = None) -> Tensor:
+        """Mean square distance of each row, per number, to the fine solution; infinite if the sampler fails."""
         rows = slice(0, self.chosen_on) if rows is None else rows
         try:
             result = sampler(self.model, start=self.start[rows], condition=cut(self.condition, rows))
         except NonFiniteError:
-            return math.inf
+            return torch.full((len(self.start[rows]),), math.inf, dtype=torch.float64)
         self.calls += result.nfe
-        value = float((result.x - self.sample[rows]).square().mean().sqrt())
-        return value if math.isfinite(value) else math.inf
+        return (result.x - self.sample[rows]).flatten(1).square().mean(1).nan_to_num(math.inf)
+
+    def error(self, sampler: GridSampler, rows: slice | None = None) -> float:
+        """Root mean square distance, per number, to the fine solution; infinite if the sampler fails."""
+        return float(self.squared(sampler, rows).mean().sqrt())
 
     @property
     def checked(self) -> slice:

@@ -12,6 +12,7 @@ from torch import Tensor
 import sde_gen as sg
 from sde_gen.samplers.calibration import _bend, calibrate, placed
 from sde_gen.samplers.fitted import expand
+from sde_gen.samplers.search import decide
 
 LAW = sg.GaussianMixture([0.6, 0.4], [[0.8], [-0.7]], [[[0.02]], [[0.1]]])
 QUICK = {"count": 64, "effort": 0.2}
@@ -160,6 +161,23 @@ def test_auto_is_at_least_as_good_as_fixed_choices() -> None:
         fixed = [error(make(steps=nfe, grid=grid)) for grid in ("lambda", "karras", "quadratic", "uniform")
                  for make in (sg.DDIM, sg.DPMSolverPP2M, sg.DPMSolverPP3M, sg.UniPC, sg.DEIS, sg.PLMS)]  # fmt: skip
         assert error(sg.Auto(nfe=nfe, **QUICK)) < 0.8 * min(fixed)
+
+
+def test_noise_does_not_decide() -> None:
+    """What beats the usual rule by a tenth and by two standard errors is taken, the best of it."""
+    usual, n = "the usual rule on its own grid", 400
+    each = torch.linspace(0.5, 1.5, n, dtype=torch.float64)
+    one_flip = each.clone()
+    one_flip[7] = 1000.0
+    assert decide({usual: one_flip, "a": each}) == usual  # one row says nothing
+    many = each.clone()
+    many[::20] = 1000.0
+    assert decide({usual: many, "a": each}) == "a"
+    assert decide({usual: each, "a": 0.9 * each}) == usual  # clear, but not by a tenth of the root
+    assert decide({usual: each, "a": 0.8 * each, "b": 0.5 * each, "c": 2 * each}) == "b"
+    assert decide({"a": 0.8 * each, "b": 0.7 * each}) == "b"
+    assert decide({usual: each * torch.inf, "a": each}) == "a"
+    assert decide({usual: each, "a": each * torch.inf}) == usual
 
 
 def test_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
