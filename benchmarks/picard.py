@@ -9,13 +9,15 @@ one, if the device has N times the room. Here the window is all of the trajector
 on sliding a window. It begins from the denoised estimate of the first state.
 
 Shown: the error (against the exact flow) after each number of rounds, the work it took, and the error of sequential
-rules with as many calls as Picard made rounds, on even half log-SNRs and on those of `fit_grid`. It pays where there is
+rules with as many calls as Picard made rounds: the same rule, on even half log-SNRs, and the default of "Which
+sampler?", on times fitted to the model. It pays where there is
 room for N times the work and the first is below the last. That is a property of the equations and not of the device, so
 that it can be measured on any.
 """
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -27,6 +29,7 @@ import sde_gen as sg
 from sde_gen.samplers.fitted import expand
 from sde_gen.samplers.flow import levels
 from sde_gen.samplers.grids import GivenLambdas
+from sde_gen.samplers.search import usual
 
 ROUNDS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 
@@ -78,9 +81,10 @@ def main() -> None:
             result = sg.AdamsBashforth(order=3, prediction="velocity", grid=grid(n))(model, start=start)
             rows.append({"problem": name, "method": "in turn", "rounds": n, "work": n, **distance(result.x, truth)})
             if n >= 5:
-                fitted = sg.fit_grid(model, n, rule, shape=(law.dim,), tries=40)
-                result = sg.AdamsBashforth(order=3, prediction="velocity", grid=fitted)(model, start=start)
-                method = "in turn, fitted grid"
+                default, times = usual(n)
+                fitted = sg.fit_grid(model, times, default, shape=(law.dim,))
+                result = replace(default, grid=fitted)(model, start=start)
+                method = "in turn, the default"
                 rows.append({"problem": name, "method": method, "rounds": n, "work": n, **distance(result.x, truth)})
         for count in args.times:
             lambdas = torch.tensor(grid(count).values, dtype=torch.float64)

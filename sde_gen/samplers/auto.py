@@ -63,6 +63,7 @@ class Auto(Sampler):
         tolerance: instead of nfe: root mean square error, per number, against a fine solution of the same model; the
             fewest calls of `BUDGETS` that reach it are used.
         count: starts in the calibration batch, >= 4; by default 192 to 4096, fewer for larger samples and more calls.
+            Of an exact score 4160 to 6144.
         effort: how long to search: 1 is the default; below 0.1 few rules and grids are looked at, 0 refines none.
         seed: of the calibration batch.
         folder: where choices are kept as JSON, under names that depend on the model's content and all of this.

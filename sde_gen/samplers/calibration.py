@@ -228,6 +228,7 @@ def fit_grid(
         shape: of one sample.
         condition: keyword arguments of the network, for the calibration batch; rows are repeated.
         count: starts in that batch; by default 192 to 4096, fewer for larger samples and more steps.
+            Of an exact score 4160 to 6144.
         tries: sampler runs on the part of the batch to choose on, at most.
         seed: of the starts.
         folder: where the result is kept as JSON, under a name that depends on all of the above and on the weights.
