@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 import sde_gen as sg
 from sde_gen.samplers.calibration import _bend, calibrate, placed
 from sde_gen.samplers.fitted import expand
-from sde_gen.samplers.search import decide
+from sde_gen.samplers.search import decide, rules, usual
 
 LAW = sg.GaussianMixture([0.6, 0.4], [[0.8], [-0.7]], [[[0.02]], [[0.1]]])
 QUICK = {"count": 64, "effort": 0.2}
@@ -161,6 +162,17 @@ def test_auto_is_at_least_as_good_as_fixed_choices() -> None:
         fixed = [error(make(steps=nfe, grid=grid)) for grid in ("lambda", "karras", "quadratic", "uniform")
                  for make in (sg.DDIM, sg.DPMSolverPP2M, sg.DPMSolverPP3M, sg.UniPC, sg.DEIS, sg.PLMS)]  # fmt: skip
         assert error(sg.Auto(nfe=nfe, **QUICK)) < 0.8 * min(fixed)
+
+
+@pytest.mark.parametrize("nfe", [1, 2, 3, 4, 5, 16, 17, 40])
+def test_every_rule_that_is_tried_makes_the_calls_of_the_budget(nfe: int) -> None:
+    model, start = LAW.model(sg.VP()), torch.zeros(2, 1, dtype=torch.float64)
+    tried = {**rules(nfe), **({"usual": usual(nfe)} if nfe > 2 else {})}
+    for name, (rule, times) in tried.items():
+        grid = sg.GivenLambdas(tuple(torch.linspace(-4, 4, times, dtype=torch.float64).tolist()))
+        assert replace(rule, grid=grid)(model, start=start).nfe == nfe, name
+    if nfe > 2:
+        assert usual(nfe)[0].order == (3 if nfe <= 16 else 4)
 
 
 def test_noise_does_not_decide() -> None:
