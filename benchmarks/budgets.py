@@ -26,7 +26,7 @@ from problems import exact_flow, plane, random_mixture, space
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.samplers.search import usual
+from sde_gen.tuning.search import usual
 
 BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
 #: Start count by dimension: in few dimensions the error hangs on the few paths that change mode.

@@ -77,7 +77,7 @@ def main() -> None:
         start = torch.randn(shape, device=device)
         for name, sampler in samplers.items():
             bare = floor(start, sampler.is_stochastic)
-            run = lambda: sampler(model, start=start)  # noqa: B023, E731
+            run = lambda: sampler(model, start=start)  # noqa: E731
             bare(), run()
             pairs = [(seconds(run, device), seconds(bare, device)) for _ in range(args.repeats)]
             ratio = statistics.median(a / b for a, b in pairs)

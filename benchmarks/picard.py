@@ -26,10 +26,10 @@ from problems import PROBLEMS, exact_flow
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.samplers.fitted import expand
 from sde_gen.samplers.flow import levels
 from sde_gen.samplers.grids import GivenLambdas
-from sde_gen.samplers.search import usual
+from sde_gen.tuning.fitted import expand
+from sde_gen.tuning.search import usual
 
 ROUNDS = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50)
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 import sde_gen as sg
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.dormand_prince import dormand_prince
 from sde_gen.samplers.flow import Flow
 
 #: Where the exact flow is stopped and denoised: sigma/alpha = 3e-7, far below the width of any mode.

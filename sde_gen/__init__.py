@@ -74,16 +74,13 @@ _HOME = {
         "Ancestral",
         "AnnealedLangevin",
         "ArctanLambda",
-        "Auto",
         "ChainNodes",
-        "Choice",
         "Corrector",
         "DPMSolverPP2M",
         "DPMSolverPP3M",
         "EDMChurn",
         "EulerMaruyama",
         "ExponentialSDE",
-        "Fitted",
         "GivenLambdas",
         "GivenTimes",
         "GridSampler",
@@ -108,8 +105,8 @@ _HOME = {
         "UniPC",
         "UniformLambda",
         "UniformTime",
-        "fit_grid",
     ),
+    "sde_gen.tuning": ("Auto", "Choice", "Fitted", "fit_grid"),
 }
 _MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
 __all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
@@ -126,6 +123,7 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two
     from sde_gen.parameterizations import *  # noqa: F403
     from sde_gen.perturbations import *  # noqa: F403
     from sde_gen.samplers import *  # noqa: F403
+    from sde_gen.tuning import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:

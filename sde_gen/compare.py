@@ -63,8 +63,8 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, with the exit code of the command, before any long work where possible.
     """
-    from sde_gen.config.check import typed
     from sde_gen.config.objects import plain
+    from sde_gen.config.typed import typed
     from sde_gen.errors import ConfigError
 
     cfg = typed(CompareConfig, plain(config))
@@ -92,7 +92,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
 
 
 def _comparison(cfg: CompareConfig) -> "Comparison":
-    from sde_gen.comparison.comparison import Comparison, from_spec
+    from sde_gen.comparison.study import Comparison, from_spec
 
     if cfg.spec is not None:
         return from_spec(_stored(cfg.spec), cfg.trust)

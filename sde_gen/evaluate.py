@@ -30,10 +30,10 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, with the exit code of the command, before any long work where possible.
     """
-    from sde_gen.config.check import typed
     from sde_gen.config.objects import build, plain
     from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_data
     from sde_gen.config.schema import EvaluateConfig, LikelihoodSettings
+    from sde_gen.config.typed import typed
     from sde_gen.distributed import start
     from sde_gen.errors import BetweenNodesWarning
     from sde_gen.evaluation import Evaluation, read_samples, write_arrays
@@ -98,7 +98,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
 
 def _check_metrics(cfg: "EvaluateConfig") -> None:
     """Refuse now what `metrics.summary` would refuse after the sampling."""
-    from sde_gen.config.check import nearest
+    from sde_gen.config.typed import nearest
     from sde_gen.errors import ConfigError
     from sde_gen.metrics import METRICS
 
@@ -112,8 +112,8 @@ def _check_metrics(cfg: "EvaluateConfig") -> None:
 
 def _folder(cfg: "EvaluateConfig", checkpoint: "Checkpoint") -> Path:
     """Where the results go; made before anything is computed that would have no place."""
+    from sde_gen.files import make_folder
     from sde_gen.training import RunDirectory
-    from sde_gen.training.files import make_folder
 
     if cfg.out is not None:
         return make_folder(Path(str(cfg.out)).expanduser(), "the output folder")
@@ -249,7 +249,7 @@ def _distances(
 
 def _picture(folder: Path, x: "Tensor | None", data: "Dataset", found: "Sequence[MetricResult]") -> None:
     from sde_gen import pictures
-    from sde_gen.evaluation.picture import evaluation_picture
+    from sde_gen.pictures.evaluation_page import evaluation_picture
 
     if not pictures.has_matplotlib():
         say("matplotlib is not installed, so there is no picture; run pip install 'sde_gen[plot]'")

@@ -27,10 +27,10 @@ def run(config: "DictConfig | Mapping[str, Any]") -> str:
         MissingInputError: no such file.  CheckpointError: it cannot be read safely, or does not fit the network.
         OutputError: the run has checkpoints already, or cannot be made.
     """
-    from sde_gen.config.check import typed
     from sde_gen.config.objects import plain
     from sde_gen.config.prepare import prepare
     from sde_gen.config.schema import ImportConfig
+    from sde_gen.config.typed import typed
     from sde_gen.errors import OutputError
     from sde_gen.training import RunDirectory
     from sde_gen.training.checkpoint import checkpoint_folders, save_checkpoint
@@ -61,7 +61,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> str:
 
 
 def _state(cfg: "ImportConfig", ready: "Prepared", source: Path) -> dict[str, Any]:
-    from sde_gen.training.files import sha256
+    from sde_gen.files import sha256
 
     return {
         "seconds": 0.0,

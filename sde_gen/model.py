@@ -19,8 +19,9 @@ from torch import Tensor, nn
 
 from sde_gen.errors import BetweenNodesWarning, ConfigError
 from sde_gen.parameterizations import Coefficients, NoisePrediction, Parameterization
-from sde_gen.perturbations.base import Perturbation, _float64, _left
+from sde_gen.perturbations.base import Perturbation
 from sde_gen.perturbations.discrete import Chain
+from sde_gen.shapes import float64, trailing
 
 __all__ = [
     "Prediction",
@@ -58,7 +59,7 @@ class Prediction:
 
     def _combine(self, of_x: Tensor, of_raw: Tensor) -> Tensor:
         x, raw = self._x, self._raw
-        return _left(of_x.to(x.dtype), x.ndim) * x + _left(of_raw.to(x.dtype), x.ndim) * raw
+        return trailing(of_x.to(x.dtype), x.ndim) * x + trailing(of_raw.to(x.dtype), x.ndim) * raw
 
     @property
     def _noise_coefficients(self) -> tuple[Tensor, Tensor]:
@@ -164,7 +165,7 @@ class ScoreModel(nn.Module):
     def forward(self, x: Tensor, t: Tensor | float, **condition: Any) -> Prediction:
         if not x.is_floating_point() or x.ndim < 1:
             raise ConfigError(f"model(x, t): x must be a floating tensor (B, *shape), got {x.dtype} {tuple(x.shape)}")
-        u, _, _ = _float64(t, "t")
+        u, _, _ = float64(t, "t")
         if u.ndim > 1 or (u.ndim == 1 and u.shape[0] != x.shape[0]):
             raise ConfigError(f"model(x, t): t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
                               f"got {tuple(u.shape)}")  # fmt: skip
@@ -229,7 +230,7 @@ class ScoreModel(nn.Module):
                 "ScoreModel: this model has no network; give one, or use an oracle's .model(perturbation)"
             )
         noise = c.noise.to(torch.float32).to(x.device)
-        scaled = _left(c.input.to(x.dtype), x.ndim) * x
+        scaled = trailing(c.input.to(x.dtype), x.ndim) * x
         return self.call_network(scaled, noise if noise.ndim else noise.expand(x.shape[0]), condition)
 
     def call_network(self, scaled: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:

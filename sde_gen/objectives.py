@@ -27,9 +27,9 @@ keeps its variance finite near t = 0.
 
 The variational bound of a continuous process has the weight :math:`g^2/(2\sigma^2) = -\lambda'`, one half of the
 likelihood weight (Kingma et al. 2021, arXiv:2107.00630, where the SNR is :math:`e^{2\lambda}`). That of a chain is a
-sum of K terms :math:`L_k`, given in `sde_gen/bound.py`; the loss at node k is :math:`K L_k / D`, so that its mean over
-the nodes is the bound in nats per dimension, less the prior term, which no network changes. With a fixed variance it is
-:math:`w\,|\hat\epsilon - \epsilon|^2/D` plus a constant, with
+sum of K terms :math:`L_k`, given in `sde_gen/bound_terms.py`; the loss at node k is :math:`K L_k / D`, so that its mean
+over the nodes is the bound in nats per dimension, less the prior term, which no network changes. With a fixed variance
+it is :math:`w\,|\hat\epsilon - \epsilon|^2/D` plus a constant, with
 
 .. math:: w(t_k) = \tfrac K2\, \mathrm{expm1}(2(\lambda_{k-1} - \lambda_k)) \quad\text{for variance ``small''}, \qquad
           w(t_1) = \tfrac K2 ,
@@ -46,8 +46,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
-from sde_gen import bound
+from sde_gen import bound_terms as bound
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.model import Prediction, ScoreModel
 from sde_gen.perturbations.discrete import Chain

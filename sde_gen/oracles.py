@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.parameterizations import Coefficients, DataPrediction
-from sde_gen.perturbations.base import Perturbation, _float64, _left
+from sde_gen.perturbations.base import Perturbation
 from sde_gen.rng import keyed_generator
+from sde_gen.shapes import float64, trailing
 
 __all__ = [
     "EmpiricalData",
@@ -55,7 +56,7 @@ class Oracle(ScoreModel):
 
     def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Exact log p_t(x) in nats, float64, (B,). At sigma(t) = 0 of a finite data set it is not finite."""
-        u, _, _ = _float64(t, "t")
+        u, _, _ = float64(t, "t")
         alpha, sigma = (c.to(x.device) for c in (self.perturbation.alpha(u), self.perturbation.sigma(u)))
         return self.law.log_marginal(x.to(torch.float64), alpha, sigma)
 
@@ -126,7 +127,7 @@ class GaussianMixture:
         """E[x0 | alpha x0 + sigma z = x], shaped like x."""
         joint, centred, variance = self._joint(x, alpha, sigma)
         _, means, values, vectors = self._on(x.device)
-        posterior = _left(alpha, 3) * values / variance * centred  # in each component's own axes
+        posterior = trailing(alpha, 3) * values / variance * centred  # in each component's own axes
         each = means + torch.einsum("kij,bkj->bki", vectors, posterior)
         return torch.einsum("bk,bki->bi", joint.softmax(-1), each)
 
@@ -135,7 +136,7 @@ class GaussianMixture:
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ConfigError(f"GaussianMixture: states must have shape (B, {self.dim}), got {tuple(x.shape)}")
         weights, means, values, vectors = self._on(x.device)
-        a, s = _left(alpha, 3), _left(sigma, 3)
+        a, s = trailing(alpha, 3), trailing(sigma, 3)
         variance = a.square() * values + s.square()
         centred = torch.einsum("kji,bkj->bki", vectors, x[:, None, :] - a * means)
         normal = -0.5 * ((centred.square() / variance).sum(-1) + variance.log().sum(-1) + self.dim * _LOG_TAU)

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from sde_gen.config.schema import SampleConfig
     from sde_gen.data import Dataset
     from sde_gen.distributed import Processes
-    from sde_gen.evaluation.frames import Frames
     from sde_gen.model import ScoreModel
+    from sde_gen.pictures.animation import Frames
     from sde_gen.samplers import Sampler, Samples
     from sde_gen.streaming import BlockStore
     from sde_gen.training import Checkpoint
@@ -36,18 +36,18 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, with the exit code of the command, before any long work where possible.
     """
-    from sde_gen.config.check import typed
     from sde_gen.config.objects import build, plain
     from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device, stored_transform
     from sde_gen.config.schema import SampleConfig
+    from sde_gen.config.typed import typed
     from sde_gen.distributed import start
     from sde_gen.evaluation.distances import distances
-    from sde_gen.evaluation.frames import Frames
+    from sde_gen.files import write_json
+    from sde_gen.pictures.animation import Frames
     from sde_gen.rng import check_seed
     from sde_gen.samplers import ProbabilityFlow
     from sde_gen.streaming import BlockStore, block_length, write_npz
     from sde_gen.training import read_checkpoint
-    from sde_gen.training.files import write_json
 
     cfg = typed(SampleConfig, plain(config))
     check_seed(cfg.seed)
@@ -207,8 +207,8 @@ class _Target:
     @classmethod
     def of(cls, cfg: "SampleConfig", checkpoint: "Checkpoint") -> "_Target":
         """From out=, or a fresh folder in the run; made before anything is computed that would have no place."""
+        from sde_gen.files import make_folder
         from sde_gen.training import RunDirectory
-        from sde_gen.training.files import make_folder
 
         if cfg.out is not None:
             out = Path(str(cfg.out)).expanduser()

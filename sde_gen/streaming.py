@@ -23,14 +23,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.distributed import Processes
 from sde_gen.errors import CheckpointError
+from sde_gen.files import make_folder, publish, write_json
 from sde_gen.samplers import Samples
 from sde_gen.samplers.noise import block_size
 from sde_gen.training import RunDirectory
 from sde_gen.training.checkpoint import save_tensors
-from sde_gen.training.files import make_folder, publish, write_json
 
 _BLOCK_NUMBERS = 2**20  # numbers in a block on a GPU, about
 _BLOCK_SAMPLES = 2**16  # and samples, at most

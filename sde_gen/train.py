@@ -24,12 +24,12 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, float]:
     """
     import torch
 
-    from sde_gen.config.check import typed
     from sde_gen.config.launch import job_overrides
     from sde_gen.config.objects import plain
     from sde_gen.config.prepare import continued, prepare
     from sde_gen.config.restore import pick_device
     from sde_gen.config.schema import LoggerSettings, TrainConfig
+    from sde_gen.config.typed import typed
     from sde_gen.distributed import start
     from sde_gen.errors import ConfigError
     from sde_gen.training import Interrupted, RunDirectory, Trainer, stop_on_signals
@@ -130,7 +130,7 @@ def _resume(trainer: "Trainer", folder: "RunDirectory", config: Mapping[str, Any
 def _write_config(folder: "RunDirectory", config: Mapping[str, Any]) -> None:
     from omegaconf import OmegaConf
 
-    from sde_gen.training.files import write_text
+    from sde_gen.files import write_text
 
     write_text(folder.config, OmegaConf.to_yaml(OmegaConf.create(dict(config))), "the run's configuration")
 
@@ -210,8 +210,8 @@ class _Report:
         """A picture of samples with the averaged weights."""
         from sde_gen import pictures
         from sde_gen.errors import WriteError
+        from sde_gen.files import make_folder
         from sde_gen.samplers import DDIM
-        from sde_gen.training.files import make_folder
 
         s, data = trainer.settings, trainer.data
         if s.preview_samples == 0 or (data.kind != "image" and not pictures.has_matplotlib()):

@@ -9,7 +9,7 @@ from scipy.stats import norm
 from torch.distributions import Normal, kl_divergence
 
 import sde_gen as sg
-from sde_gen import bound
+from sde_gen import bound_terms as bound
 from sde_gen.data import Affine
 from tests.perturbations.cases import DEFAULTS
 

@@ -7,7 +7,7 @@ import pickle
 import pytest
 
 import sde_gen as sg
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen import errors
 from sde_gen.errors import ConfigError
 

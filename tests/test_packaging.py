@@ -14,7 +14,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
 import sde_gen
-from sde_gen import _conf
+from sde_gen.config import folder as _conf
 from sde_gen.errors import MissingInputError
 
 ROOT = Path(__file__).resolve().parents[1]

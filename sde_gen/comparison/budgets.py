@@ -16,7 +16,8 @@ from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.parameterizations import Coefficients
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers import Auto, GivenLambdas, GridSampler, Sampler
+from sde_gen.samplers import GivenLambdas, GridSampler, Sampler
+from sde_gen.tuning import Auto
 
 _UNMATCHED = "chooses its own times; the grid is not matched"
 #: Half log-SNRs at the two ends of a matched grid, ascending.

@@ -4,9 +4,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
+from sde_gen.comparison.cells.quality import badness, title_of
 from sde_gen.comparison.numbers import difference_with_interval
-from sde_gen.comparison.quality import badness, title_of
 from sde_gen.comparison.ranking import difference, mean_of
 from sde_gen.errors import ConfigError
 

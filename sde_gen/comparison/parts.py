@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, TypeVar
 
-from sde_gen.comparison.describe import describe, digest
+from sde_gen.comparison.description import describe, digest
 from sde_gen.config.objects import build
 from sde_gen.config.restore import load_model
 from sde_gen.errors import ConfigError

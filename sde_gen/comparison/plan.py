@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sde_gen.comparison.budgets import Range, chooses, common_range, fitted, takes_budget
-from sde_gen.comparison.compute import Context, law_of
-from sde_gen.comparison.describe import describe, digest
+from sde_gen.comparison.cells.compute import Context, law_of
+from sde_gen.comparison.cells.network import learned_from
+from sde_gen.comparison.cells.store import Cell
+from sde_gen.comparison.description import describe, digest
 from sde_gen.comparison.parts import Parts
-from sde_gen.comparison.store import Cell
-from sde_gen.comparison.train import learned_from
 from sde_gen.config.restore import find_checkpoint, pick_device, resolved_network
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
@@ -16,7 +16,7 @@ from sde_gen.oracles import GaussianMixture
 from sde_gen.samplers import GridSampler, ProbabilityFlow
 
 if TYPE_CHECKING:
-    from sde_gen.comparison.comparison import Comparison
+    from sde_gen.comparison.study import Comparison
 
 #: What is kept for pictures: images, points, particles, and states along the way.
 SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3

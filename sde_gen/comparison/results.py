@@ -9,13 +9,13 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from sde_gen.comparison.cells.quality import badness
+from sde_gen.comparison.cells.store import Cell, Store
 from sde_gen.comparison.findings import Finding
-from sde_gen.comparison.quality import badness
 from sde_gen.comparison.ranking import Ranked, by_entry, groups, mean_of, ranking
-from sde_gen.comparison.store import Cell, Store
 from sde_gen.data import Dataset
 from sde_gen.errors import MissingInputError
-from sde_gen.training.files import make_folder, write_text
+from sde_gen.files import make_folder, write_text
 
 #: Columns of every row, before and after the measures.
 BEFORE = (

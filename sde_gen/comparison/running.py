@@ -5,14 +5,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_gen.comparison.parallel import run_cells
+from sde_gen.comparison.cells.parallel import run_cells
+from sde_gen.comparison.cells.store import Cell, Store
 from sde_gen.comparison.plan import Plan
 from sde_gen.comparison.results import Results
-from sde_gen.comparison.store import Cell, Store
 from sde_gen.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sde_gen.comparison.comparison import Comparison
+    from sde_gen.comparison.study import Comparison
 
 
 def run_plan(

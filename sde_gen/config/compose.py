@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sde_gen._conf import config_dir as packaged_config_dir
-from sde_gen.config.check import nearest
+from sde_gen.config.folder import config_dir as packaged_config_dir
+from sde_gen.config.typed import nearest
 from sde_gen.errors import ConfigError, MissingInputError
 
 if TYPE_CHECKING:

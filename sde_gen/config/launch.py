@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING
 
-from sde_gen._conf import config_dir
 from sde_gen.config.compose import explained, reject_additions
+from sde_gen.config.folder import config_dir
 from sde_gen.errors import SDEGenError
 
 if TYPE_CHECKING:

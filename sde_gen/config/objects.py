@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
-from sde_gen.config.check import arguments, nearest
+from sde_gen.config.typed import arguments, nearest
 from sde_gen.errors import CheckpointError, ConfigError
 
 _CLASSES = {

@@ -7,10 +7,10 @@ from typing import Any, TypeVar
 
 import torch
 
-from sde_gen.config.check import typed
 from sde_gen.config.objects import build
 from sde_gen.config.restore import find_checkpoint, resolved_network
 from sde_gen.config.schema import TrainConfig
+from sde_gen.config.typed import typed
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
@@ -18,7 +18,7 @@ from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training import TrainerSettings
 from sde_gen.training.checkpoint import has_interpolation
-from sde_gen.training.run_dir import run_path
+from sde_gen.training.run_folder import run_path
 
 C = TypeVar("C", bound=TrainConfig)
 

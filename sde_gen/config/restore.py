@@ -13,7 +13,7 @@ from sde_gen.data import Affine, Dataset
 from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
 from sde_gen.training.checkpoint import MANIFEST, Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint
-from sde_gen.training.run_dir import newest_run, run_path
+from sde_gen.training.run_folder import newest_run, run_path
 from sde_gen.training.state import load_weights
 
 _SMALL = 16  # pixels along a side up to which the default U-Net is meant

@@ -3,8 +3,8 @@
 from sde_gen.evaluation.arrays import read_samples, write_arrays
 from sde_gen.evaluation.likelihood import HeldOutLikelihood, held_out_likelihood
 from sde_gen.evaluation.parts import in_parts, part_length
-from sde_gen.evaluation.picture import evaluation_picture
 from sde_gen.evaluation.report import Evaluation, rows
+from sde_gen.pictures.evaluation_page import evaluation_picture
 
 __all__ = [
     "Evaluation",

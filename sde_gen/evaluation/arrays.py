@@ -11,7 +11,7 @@ from torch import Tensor
 from sde_gen.data import Affine, Dataset
 from sde_gen.errors import DataError, MissingInputError
 from sde_gen.evaluation.likelihood import HeldOutLikelihood
-from sde_gen.training.files import publish
+from sde_gen.files import publish
 
 
 def read_samples(given: str, data: Dataset) -> Tensor:

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from sde_gen.evaluation.likelihood import HeldOutLikelihood
+from sde_gen.files import write_json, write_text
 from sde_gen.metrics import MetricResult
-from sde_gen.training.files import write_json, write_text
 
 COLUMNS: tuple[str, ...] = (
     "name",

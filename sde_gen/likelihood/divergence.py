@@ -20,8 +20,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_gen.perturbations.base import _left
 from sde_gen.samplers.noise import SeededNoise
+from sde_gen.shapes import trailing
 
 #: Numbers held at once by one batch of vector-Jacobian products: about 128 MiB of float32.
 _LARGEST_BATCH = 2**25
@@ -119,7 +119,7 @@ def _parity(value: Tensor) -> Tensor:
 
 def _interleaved(shape: tuple[int, ...]) -> Tensor:
     """A whole number for each coordinate of `shape`: the bits of its indices in turn, the last axis first."""
-    axes = [torch.arange(n).reshape(_left(torch.arange(n), len(shape) - i).shape) for i, n in enumerate(shape)]
+    axes = [torch.arange(n).reshape(trailing(torch.arange(n), len(shape) - i).shape) for i, n in enumerate(shape)]
     widths = [max(0, math.ceil(math.log2(n))) for n in shape]
     code = torch.zeros(shape, dtype=torch.long)
     place = 0

@@ -6,11 +6,11 @@ import warnings
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, NonFiniteError, PrecisionWarning, SDEGenError
 from sde_gen.model import ScoreModel
-from sde_gen.samplers.adaptive import SLOPE
+from sde_gen.samplers.dormand_prince import SLOPE
 
 
 def lambda_interval(

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.likelihood.inputs import check_data, check_tolerances, lambda_interval, named
 from sde_gen.model import ScoreModel
-from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.dormand_prince import dormand_prince
 from sde_gen.samplers.flow import Flow, levels, root_at
 from sde_gen.samplers.sampler import Samples
 

@@ -19,17 +19,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, NonFiniteError, SDEGenError
+from sde_gen.likelihood.adams_bashforth import adams_bashforth, default_nodes
 from sde_gen.likelihood.divergence import Draw, fixed_probes, fresh_probes, walsh_probes, with_divergence
 from sde_gen.likelihood.inputs import check_data, check_tolerances, lambda_interval, named
-from sde_gen.likelihood.multistep import adams_bashforth, default_nodes
 from sde_gen.likelihood.result import Likelihood, concatenated
 from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.rng import check_seed
-from sde_gen.samplers.adaptive import SLOPE, dormand_prince
+from sde_gen.samplers.dormand_prince import SLOPE, dormand_prince
 from sde_gen.samplers.flow import Flow, levels, root_at
 from sde_gen.samplers.grids import as_grid
 from sde_gen.samplers.sampler import rows_of

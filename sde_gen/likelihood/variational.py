@@ -1,6 +1,6 @@
 r"""A lower bound of log p(x0) from the reverse process, with an error bar.
 
-A chain has K terms and a prior term (Ho et al. 2020, arXiv:2006.11239; the terms are derived in `sde_gen/bound.py`):
+A chain has K terms and a prior term (Ho et al. 2020, arXiv:2006.11239; the terms: `sde_gen/bound_terms.py`):
 
 .. math:: -\log p(x_0) \le KL(q(x_K|x_0) \| N(0, \sigma_K^2 I)) + \sum_{k=2}^K L_k - E\log p(x_0|x_1), \qquad
           KL = \tfrac12 e^{2\lambda_K} |x_0|^2 .
@@ -35,16 +35,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
-from sde_gen import bound
+from sde_gen import bound_terms as bound
+from sde_gen import checks as check
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, NonFiniteError
-from sde_gen.likelihood.plans import Plan, chain_plan, continuous_plan, span_of, times_of
+from sde_gen.likelihood.term_plans import Plan, chain_plan, continuous_plan, span_of, times_of
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Chain
-from sde_gen.perturbations.base import _left
 from sde_gen.samplers.noise import SeededNoise
 from sde_gen.samplers.sampler import has_rows
+from sde_gen.shapes import trailing
 
 #: Draws of lambda for each sample, in continuous time.
 _DRAWS = 128
@@ -202,7 +202,7 @@ class _Evaluator:
         p, n = self.model.perturbation, t.shape[1]
         alpha, sigma = (c.flatten().to(self.x.device) for c in (p.alpha(t), p.sigma(t)))
         x0 = self.x[rows].repeat_interleave(n, 0)
-        a, b = (_left(c.to(x0.dtype), x0.ndim) for c in (alpha, sigma))
+        a, b = (trailing(c.to(x0.dtype), x0.ndim) for c in (alpha, sigma))
         whole = len(self.x)
         condition = {k: v[rows].repeat_interleave(n, 0) if has_rows(v, whole) else v for k, v in self.condition.items()}
         return self.model.predict(a * x0 + b * noise.flatten(0, 1), alpha, sigma, condition)
@@ -239,7 +239,7 @@ class _Evaluator:
             out = self.predict(rows, t, noise)
             error2 = (out.noise - noise.flatten(0, 1)).square()
             fraction = bound.fraction_of(variance or "small", out)
-            wide, far = (_left(c.flatten().to(error2.device).to(error2.dtype), error2.ndim) for c in (gain, gap))
+            wide, far = (trailing(c.flatten().to(error2.device).to(error2.dtype), error2.ndim) for c in (gain, gap))
             each = bound.step_kl(error2, wide, far, fraction)
             for total, part in ((kl, each), (error, error2), (drawn, noise.square())):
                 total[rows, columns] = part.reshape(b, width, -1).sum(2, dtype=torch.float64)

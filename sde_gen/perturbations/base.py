@@ -29,29 +29,10 @@ import torch
 from torch import Tensor
 
 from sde_gen.errors import ConfigError
+from sde_gen.shapes import float64, trailing
 
 #: Bisection steps of the generic inverse; on logit(t) in [-50, 50] they reach the spacing of float64.
 _BISECTIONS = 64
-
-
-def _float64(value: Tensor | float, name: str) -> tuple[Tensor, torch.dtype, torch.device]:
-    """`value` in float64, with the dtype and device the answer is due in."""
-    try:
-        given = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)  # float32 by default
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(f"{name} must be a real number or tensor, got {value!r}") from error
-    if given.is_complex() or given.dtype == torch.bool:
-        raise ConfigError(f"{name} must be a real number or tensor, got dtype {given.dtype}")
-    dtype = given.dtype if isinstance(value, Tensor) and given.is_floating_point() else torch.float64
-    device = given.device
-    if device.type == "mps":  # no float64 there; these tensors hold one number a sample
-        given = given.cpu()
-    return given.to(torch.float64), dtype, device
-
-
-def _left(x: Tensor, ndim: int) -> Tensor:
-    """Append dimensions to x of shape () or (B,) so that it multiplies a tensor of `ndim` dimensions."""
-    return x if x.ndim == 0 else x.reshape(x.shape + (1,) * (ndim - x.ndim))
 
 
 def _slope(curve: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -149,7 +130,7 @@ class Perturbation(abc.ABC):
         Raises:
             ConfigError: for a NaN or a lambda that the process never has (CPU tensors only; clamped on a GPU).
         """
-        lam, dtype, device = _float64(half_log_snr, "half_log_snr")
+        lam, dtype, device = float64(half_log_snr, "half_log_snr")
         ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=lam.device)
         most, least = self._half_log_snr(ends)
         if lam.device.type == "cpu":
@@ -210,7 +191,7 @@ class Perturbation(abc.ABC):
         Raises:
             ConfigError: if the shapes do not fit.
         """
-        u, _, _ = _float64(t, "t")
+        u, _, _ = float64(t, "t")
         if u.ndim > 1 or (u.ndim == 1 and (x0.ndim == 0 or u.shape[0] != x0.shape[0])):
             batch = tuple(x0.shape[:1])
             raise ConfigError(f"perturb: t must have shape () or {batch} for x0 of shape {tuple(x0.shape)}, "
@@ -219,7 +200,7 @@ class Perturbation(abc.ABC):
             raise ConfigError(f"perturb: noise must be shaped like x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
         self._check(u)
         curves = (self._log_alpha(u).exp(), self._variance(u).sqrt())
-        alpha, sigma = (_left(c.to(x0.dtype).to(x0.device), x0.ndim) for c in curves)
+        alpha, sigma = (trailing(c.to(x0.dtype).to(x0.device), x0.ndim) for c in curves)
         return alpha * x0 + sigma * noise
 
     @property
@@ -230,7 +211,7 @@ class Perturbation(abc.ABC):
     # -- plumbing -----------------------------------------------------------------------------------------------------
 
     def _map(self, function: Callable[[Tensor], Tensor], t: Tensor | float) -> Tensor:
-        u, dtype, device = _float64(t, "t")
+        u, dtype, device = float64(t, "t")
         self._check(u)
         return function(u).to(dtype).to(device)
 
@@ -246,8 +227,8 @@ class Perturbation(abc.ABC):
             raise ConfigError(f"{self}: t must lie in [0, 1], got {t[wrong].flatten()[0].item():.6g}")
 
     def _pair(self, s: Tensor | float, t: Tensor | float) -> tuple[tuple[Tensor, Tensor], torch.dtype, torch.device]:
-        s64, s_dtype, s_device = _float64(s, "s")
-        t64, t_dtype, t_device = _float64(t, "t")
+        s64, s_dtype, s_device = float64(s, "s")
+        t64, t_dtype, t_device = float64(t, "t")
         dtype = torch.promote_types(
             s_dtype if isinstance(s, Tensor) else t_dtype, t_dtype if isinstance(t, Tensor) else s_dtype
         )

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations.base import Perturbation
 

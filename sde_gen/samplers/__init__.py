@@ -3,14 +3,11 @@
 from sde_gen.samplers.adaptive_sde import AdaptiveSDE
 from sde_gen.samplers.ancestral import DDIM, Ancestral
 from sde_gen.samplers.arctan import ArctanLambda
-from sde_gen.samplers.auto import Auto, Choice
-from sde_gen.samplers.base import GridSampler, OneStepSampler
-from sde_gen.samplers.calibration import fit_grid
 from sde_gen.samplers.churn import EDMChurn
 from sde_gen.samplers.deis import DEIS, LMS, PLMS
 from sde_gen.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP3M
 from sde_gen.samplers.euler import EulerMaruyama, ReverseDiffusion
-from sde_gen.samplers.fitted import Fitted
+from sde_gen.samplers.grid_sampler import GridSampler, OneStepSampler
 from sde_gen.samplers.grids import (
     ChainNodes,
     GivenLambdas,
@@ -25,8 +22,8 @@ from sde_gen.samplers.heun import Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
-from sde_gen.samplers.ode import ProbabilityFlow
 from sde_gen.samplers.predictor_corrector import PredictorCorrector
+from sde_gen.samplers.probability_flow import ProbabilityFlow
 from sde_gen.samplers.restart import Restart
 from sde_gen.samplers.sampler import Sampler, Samples
 from sde_gen.samplers.sde_exponential import ExponentialSDE, SDEDPMSolverPP
@@ -43,16 +40,13 @@ __all__ = [
     "Ancestral",
     "AnnealedLangevin",
     "ArctanLambda",
-    "Auto",
     "ChainNodes",
-    "Choice",
     "Corrector",
     "DPMSolverPP2M",
     "DPMSolverPP3M",
     "EDMChurn",
     "EulerMaruyama",
     "ExponentialSDE",
-    "Fitted",
     "GivenLambdas",
     "GivenTimes",
     "GridSampler",
@@ -77,5 +71,4 @@ __all__ = [
     "UniPC",
     "UniformLambda",
     "UniformTime",
-    "fit_grid",
 ]

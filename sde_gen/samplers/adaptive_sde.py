@@ -23,13 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
-from sde_gen.perturbations.base import _left
 from sde_gen.samplers.flow import Flow
 from sde_gen.samplers.sampler import Job, Sampler
 from sde_gen.samplers.sde_exponential import moments
+from sde_gen.shapes import trailing
 
 _SAFETY, _EXPONENT, _SHRINK, _GROW = 0.9, 0.9, 0.2, 5.0
 _HALF = 0.5  # most of a rejected step that is tried again, so that what is left of it is worth a step
@@ -128,10 +128,10 @@ class _Path:
         divide = known & (end - begin < _WHOLE * (old_end - begin))
         whole = torch.where(divide, torch.expm1(self.rate * (old_end - begin)), 1.0)
         w = torch.where(divide, torch.expm1(self.rate * (end - begin)) / whole, 0.5)
-        before, after = (_left(c.sqrt().to(z.dtype), z.ndim) for c in (w, 1 - w))
-        divided, new = _left(divide, z.ndim), divide | ~known
+        before, after = (trailing(c.sqrt().to(z.dtype), z.ndim) for c in (w, 1 - w))
+        divided, new = trailing(divide, z.ndim), divide | ~known
         self.normals[each, top] = torch.where(divided, after * old - before * z, old)
-        normal = torch.where(divided, before * old + after * z, torch.where(_left(known, z.ndim), old, z))
+        normal = torch.where(divided, before * old + after * z, torch.where(trailing(known, z.ndim), old, z))
         end = torch.where(new, end, old_end)
         place = torch.where(new, self.depth, top)
         self.normals[each, place], self.ends[each, place] = normal, end
@@ -196,7 +196,9 @@ class _Solve:
             alpha = torch.sigmoid(2 * goal).sqrt()
             decay = alpha / torch.sigmoid(2 * lam).sqrt() * torch.exp(-c * h)
             std = (-torch.sigmoid(-2 * goal) * torch.expm1(-2 * sampler.eta**2 * h)).sqrt()
-            of_u, of_d, of_z, turn = (_left(k.to(u.dtype), u.ndim) for k in (decay, alpha * flat, std, alpha * linear))
+            of_u, of_d, of_z, turn = (
+                trailing(k.to(u.dtype), u.ndim) for k in (decay, alpha * flat, std, alpha * linear)
+            )
             first = of_u * u + of_d * d + of_z * normal
             change = turn * (self.denoised(first, goal, rows) - d)
             scale = sampler.atol + sampler.rtol * torch.maximum(u.abs(), first.abs())
@@ -205,7 +207,7 @@ class _Solve:
             factor = (_SAFETY * error**-_EXPONENT).clamp(_SHRINK, _GROW)
             h = (h * torch.where(taken, factor, factor.clamp(max=_HALF))).clamp_max(sampler.max_step)
             path.drop(taken)
-            u = torch.where(_left(taken, u.ndim), first + change, u)
+            u = torch.where(trailing(taken, u.ndim), first + change, u)
             lam = torch.where(taken, goal, lam)
             finished = taken & (goal == end)
             ask = taken if sampler.denoise else taken & ~finished

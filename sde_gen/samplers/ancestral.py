@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
-from sde_gen.bound import VARIANCES, chosen_variance, log_variance_gap
+from sde_gen import checks as check
+from sde_gen.bound_terms import VARIANCES, chosen_variance, log_variance_gap
 from sde_gen.model import halves
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import OneStepSampler, Run, Step, combine, require_finite
+from sde_gen.samplers.grid_sampler import OneStepSampler, Run, Step, combine, require_finite
 
 
 @dataclass(frozen=True)

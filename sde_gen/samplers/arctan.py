@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.grids import TimeGrid, _at, _ends, _unit
 

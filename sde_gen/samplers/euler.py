@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import OneStepSampler
+from sde_gen.samplers.grid_sampler import OneStepSampler
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ from torch import Tensor
 
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
-from sde_gen.perturbations.base import _left
 from sde_gen.samplers.sampler import rows_of
+from sde_gen.shapes import trailing
 
 
 def levels(half_log_snr: Tensor) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ class Flow:
     def slope(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """du/dlambda at one lambda a row."""
         alpha, sigma = levels(half_log_snr)
-        scale, pull = (_left(c.to(u.dtype), u.ndim) for c in (alpha, torch.sigmoid(2 * half_log_snr)))
+        scale, pull = (trailing(c.to(u.dtype), u.ndim) for c in (alpha, torch.sigmoid(2 * half_log_snr)))
         return scale * self._denoised(u, alpha, sigma, rows) - pull * u
 
     def _denoised(self, u: Tensor, alpha: Tensor, sigma: Tensor, rows: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Chain, Perturbation
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.grids import ChainNodes, KarrasRho, TimeGrid
 
 

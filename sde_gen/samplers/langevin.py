@@ -20,12 +20,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
-from sde_gen.perturbations.base import _left
-from sde_gen.samplers.base import GridSampler, Run, Step, combine
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformTime
+from sde_gen.shapes import trailing
 
 #: A corrector's move at one time: (k, x) -> x.
 Move = Callable[[int, Tensor], Tensor]
@@ -92,7 +92,7 @@ class Langevin(Corrector):
                     ratio = _norm(z, self.norm) / _norm(score, self.norm)
                     if self.norm == "sample" and self.cap is not None:
                         ratio = ratio.clamp_max(self.cap * level[k])
-                    root = _left(ratio * scale[k] ** 0.5, x.ndim)  # sqrt(e)
+                    root = trailing(ratio * scale[k] ** 0.5, x.ndim)  # sqrt(e)
                     x = x + root * (root * score + 2**0.5 * z)
             return x
 

@@ -23,11 +23,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import Estimate, Evaluation, GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, VARIABLES, Points, from_state_and_data, integrals
+from sde_gen.samplers.grid_sampler import Estimate, Evaluation, GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
 
 #: Weights of one step, newest estimate first.

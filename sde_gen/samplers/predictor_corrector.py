@@ -11,8 +11,8 @@ from torch import Tensor
 
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import GridSampler, Run, Step
 from sde_gen.samplers.euler import ReverseDiffusion
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step
 from sde_gen.samplers.grids import TimeGrid
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
 from sde_gen.samplers.restart import Restart

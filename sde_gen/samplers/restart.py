@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import GridSampler, Run, Step, combine
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine
 from sde_gen.samplers.grids import KarrasRho, TimeGrid
 from sde_gen.samplers.heun import Heun
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource, block_size

@@ -24,10 +24,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.arctan import ArctanLambda
-from sde_gen.samplers.base import GridSampler, OneStepSampler, Run, Step, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, OneStepSampler, Run, Step, require_finite
 from sde_gen.samplers.grids import ChainNodes, TimeGrid
 
 #: A step this many times as long as the one before does not extrapolate, nor does one half as many times use a

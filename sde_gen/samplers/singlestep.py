@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, Points, from_state_and_data, integrals
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
 
 

@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.arctan import ArctanLambda
-from sde_gen.samplers.base import GridSampler, Run, Step, combine, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine, require_finite
 from sde_gen.samplers.grids import ChainNodes, TimeGrid
 from sde_gen.samplers.sde_exponential import linear_and_noise, moments
 

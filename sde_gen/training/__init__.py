@@ -3,7 +3,7 @@
 from sde_gen.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
 from sde_gen.training.faults import TrainingFault
-from sde_gen.training.run_dir import MetricsFile, RunDirectory, newest_run, read_metrics
+from sde_gen.training.run_folder import MetricsFile, RunDirectory, newest_run, read_metrics
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.signals import Interrupted, StopFlag, stop_on_signals
 from sde_gen.training.trainer import Trainer

@@ -25,7 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sde_gen.errors import CheckpointError, MissingInputError
-from sde_gen.training.files import fsync_file, fsync_folder, make_folder, sha256, writing
+from sde_gen.files import fsync_file, fsync_folder, make_folder, sha256, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"

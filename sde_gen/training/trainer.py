@@ -20,11 +20,11 @@ from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training.batches import DROPOUT, Batches
+from sde_gen.training.bookkeeping import Record
 from sde_gen.training.checkpoint import Checkpoint
 from sde_gen.training.ema import EMA
 from sde_gen.training.faults import MOST_IN_A_ROW
 from sde_gen.training.held_out import held_out_loss
-from sde_gen.training.record import Record
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.sharding import Parallel
 from sde_gen.training.snapshot import agree_on_start, restore_snapshot, save_snapshot

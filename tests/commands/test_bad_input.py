@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_gen._conf import config_dir
+from sde_gen.config.folder import config_dir
 from tests.commands.helpers import TINY, Command
 
 SAMPLERS = sorted(path.stem for path in (Path(config_dir()) / "sampler").glob("*.yaml"))

@@ -14,10 +14,10 @@ from pathlib import Path
 import pytest
 
 import sde_gen
-from sde_gen._conf import config_dir
 from sde_gen.compare import main
 from sde_gen.comparison import Comparison
 from sde_gen.config import load_config
+from sde_gen.config.folder import config_dir
 from tests.commands.helpers import Result
 
 ROOT = str(Path(sde_gen.__file__).parents[1])

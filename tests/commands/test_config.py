@@ -8,10 +8,10 @@ import pytest
 from omegaconf import OmegaConf
 
 import sde_gen as sg
-from sde_gen._conf import config_dir
 from sde_gen.config import build, load_config
-from sde_gen.config.check import checked
+from sde_gen.config.folder import config_dir
 from sde_gen.config.objects import TARGETS
+from sde_gen.config.typed import checked
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
 from sde_gen.training import TrainerSettings
 

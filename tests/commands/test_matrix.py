@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sde_gen as sg
-from sde_gen._conf import config_dir
 from sde_gen.config import build, load_config
+from sde_gen.config.folder import config_dir
 
 CONF = Path(config_dir())
 SDES = sorted(path.stem for path in (CONF / "sde").glob("*.yaml"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sde_gen
-from sde_gen._conf import config_dir
+from sde_gen.config.folder import config_dir
 from sde_gen.config.launch import say
 from sde_gen.training import newest_checkpoint
 from tests.commands.helpers import TINY

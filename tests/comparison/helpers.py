@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import sde_gen as sg
-from sde_gen.samplers.base import Run, Step
+from sde_gen.samplers.grid_sampler import Run, Step
 
 DATA = {"_target_": "sde_gen.data.mixture", "n": 64, "n_test": 64}
 NETWORK = {"_target_": "sde_gen.networks.MLP", "hidden": 8, "layers": 1}

@@ -9,7 +9,7 @@ import pytest
 
 import sde_gen as sg
 from sde_gen.comparison import version
-from sde_gen.comparison.describe import digest
+from sde_gen.comparison.description import digest
 from tests.comparison.helpers import DATA, Told, small
 
 

@@ -11,7 +11,7 @@ import torch
 
 import sde_gen as sg
 from sde_gen.comparison import parallel
-from sde_gen.comparison.compute import law_of
+from sde_gen.comparison.cells.compute import law_of
 from tests.comparison.helpers import Broken, Diverges, Told, files, small
 
 

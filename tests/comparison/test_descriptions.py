@@ -10,10 +10,10 @@ from typing import Any
 import pytest
 
 import sde_gen as sg
-from sde_gen.comparison.comparison import from_spec
-from sde_gen.comparison.compute import Context, compute
-from sde_gen.comparison.describe import canonical, describe, digest
-from sde_gen.comparison.store import Cell
+from sde_gen.comparison.cells.compute import Context, compute
+from sde_gen.comparison.cells.store import Cell
+from sde_gen.comparison.description import canonical, describe, digest
+from sde_gen.comparison.study import from_spec
 from tests.comparison.helpers import OwnVP, small
 
 

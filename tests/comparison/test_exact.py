@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import sde_gen as sg
-from sde_gen.comparison.exact import UnitNoise, Window, fitted_order, reference, window
-from sde_gen.samplers.base import Run, Step
+from sde_gen.comparison.cells.exact import UnitNoise, Window, fitted_order, reference, window
+from sde_gen.samplers.grid_sampler import Run, Step
 
 CASES = [
     (sg.DDIM(), "strong", 1.0),
@@ -67,7 +67,7 @@ def test_the_window_is_cut_to_the_process() -> None:
 
 def test_the_exact_flow_agrees_with_the_adaptive_solver() -> None:
     # The same ODE by another solver, in other variables.
-    from sde_gen.comparison.exact import _COVARIANCES, _MEANS, _STARTS, _WEIGHTS
+    from sde_gen.comparison.cells.exact import _COVARIANCES, _MEANS, _STARTS, _WEIGHTS
 
     p = sg.VP()
     model = Window(sg.GaussianMixture(_WEIGHTS, _MEANS, _COVARIANCES), p)

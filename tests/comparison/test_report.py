@@ -15,7 +15,7 @@ import sde_gen as sg
 from sde_gen.comparison.ranking import mean_of
 from sde_gen.comparison.report import page_of, plots
 from sde_gen.comparison.report.blocks import Table
-from sde_gen.comparison.report.images import cloud
+from sde_gen.pictures.embedded import cloud
 from tests.comparison.helpers import small
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 import sde_gen as sg
-from sde_gen.comparison.compute import Context
+from sde_gen.comparison.cells.compute import Context
+from sde_gen.comparison.cells.network import train
+from sde_gen.comparison.cells.store import Cell
 from sde_gen.comparison.plan import make_plan
-from sde_gen.comparison.store import Cell
-from sde_gen.comparison.train import train
 from sde_gen.config.restore import load_model
 from sde_gen.training import Interrupted, Trainer, newest_checkpoint
 from sde_gen.training.checkpoint import save_checkpoint

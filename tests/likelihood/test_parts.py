@@ -8,9 +8,9 @@ import torch
 from scipy.integrate import solve_ivp
 
 import sde_gen as sg
+from sde_gen.likelihood.adams_bashforth import adams_bashforth, default_nodes, quadrature, weights
 from sde_gen.likelihood.divergence import _interleaved, fresh_probes, walsh_probes, with_divergence
-from sde_gen.likelihood.multistep import adams_bashforth, default_nodes, quadrature, weights
-from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.dormand_prince import dormand_prince
 
 F64 = torch.float64
 

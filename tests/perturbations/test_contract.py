@@ -10,7 +10,7 @@ import torch
 
 import sde_gen as sg
 from sde_gen.perturbations import Perturbation
-from sde_gen.perturbations.base import _float64
+from sde_gen.shapes import float64
 from tests.perturbations import cases
 from tests.perturbations.cases import ALL, DEFAULTS
 
@@ -256,7 +256,7 @@ def test_devices_without_float64_are_served_on_the_cpu():
         def cpu(self):
             return self.as_subclass(torch.Tensor)
 
-    wide, dtype, device = _float64(torch.tensor([0.25]).as_subclass(OnMPS), "t")
+    wide, dtype, device = float64(torch.tensor([0.25]).as_subclass(OnMPS), "t")
     assert (wide.dtype, wide.device.type, dtype, device.type) == (torch.float64, "cpu", torch.float32, "mps")
 
 

@@ -10,7 +10,7 @@ from scipy.integrate import RK45
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.samplers.adaptive import dormand_prince
+from sde_gen.samplers.dormand_prince import dormand_prince
 
 Function = Callable[[float, np.ndarray], np.ndarray]
 

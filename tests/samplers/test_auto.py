@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.samplers.calibration import _bend, calibrate, placed
-from sde_gen.samplers.fitted import expand
-from sde_gen.samplers.search import decide, rules, usual
+from sde_gen.tuning.fitted import expand
+from sde_gen.tuning.reference import _bend, calibrate, placed
+from sde_gen.tuning.search import decide, rules, usual
 
 LAW = sg.GaussianMixture([0.6, 0.4], [[0.8], [-0.7]], [[[0.02]], [[0.1]]])
 QUICK = {"count": 64, "effort": 0.2}
@@ -197,7 +197,7 @@ def test_tolerance(monkeypatch: pytest.MonkeyPatch) -> None:
     choice = sg.Auto(tolerance=0.05, count=64, effort=0.05).choose(model, (1,))
     assert choice.error <= 0.05
     assert choice.nfe <= 14
-    monkeypatch.setattr("sde_gen.samplers.auto.BUDGETS", (5, 7))
+    monkeypatch.setattr("sde_gen.tuning.auto.BUDGETS", (5, 7))
     with pytest.raises(sg.SolverError, match=r"tolerance=1e-300 is not reached within 7 network calls"):
         sg.Auto(tolerance=1e-300, count=8, effort=0.05).choose(model, (1,))
 

@@ -12,8 +12,8 @@ import torch
 
 import sde_gen
 from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError
+from sde_gen.files import make_folder, publish, write_text
 from sde_gen.training import MetricsFile, RunDirectory, newest_run, read_metrics, save_checkpoint
-from sde_gen.training.files import make_folder, publish, write_text
 
 
 def _checkpoint(run: Path, step: int, age: float) -> None:
@@ -31,7 +31,7 @@ def test_fresh_folders_never_collide(tmp_path: Path) -> None:
 
 def test_a_new_folder_is_on_the_disk_with_all_that_lead_to_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     flushed: list[Path] = []
-    monkeypatch.setattr("sde_gen.training.files.fsync_folder", flushed.append)
+    monkeypatch.setattr("sde_gen.files.fsync_folder", flushed.append)
     make_folder(tmp_path / "a/b/c")
     assert sorted(flushed) == [tmp_path, tmp_path / "a", tmp_path / "a/b"]
     make_folder(tmp_path / "a/b/c")
@@ -55,7 +55,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
 
 _HOLD = """
 import sys
-from sde_gen.training.run_dir import RunDirectory
+from sde_gen.training.run_folder import RunDirectory
 with RunDirectory(sys.argv[1]).locked():
     print("ready", flush=True)
     sys.stdin.read()

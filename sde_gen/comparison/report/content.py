@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from sde_gen.comparison.cells.quality import badness, title_of
 from sde_gen.comparison.numbers import difference_with_interval, mean_with_error, with_error
-from sde_gen.comparison.quality import badness, title_of
 from sde_gen.comparison.ranking import by_entry, mean_of
 from sde_gen.comparison.report.blocks import Badge, Fold, Section, Table, Text
 from sde_gen.comparison.results import Results

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_gen.comparison.report.blocks import Badge, Code, Fold, Gallery, Page, Picture, Player, Section, Table, Text
-from sde_gen.training.files import write_text
+from sde_gen.files import write_text
 
 _HERE = Path(__file__).parent
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from sde_gen.comparison.report.blocks import Badge, Code, Fold, Gallery, Page, Picture, Player, Table, Text
-from sde_gen.training.files import make_folder, publish, write_text
+from sde_gen.files import make_folder, publish, write_text
 
 FOLDER = "pictures"
 

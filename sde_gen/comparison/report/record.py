@@ -6,7 +6,7 @@ from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import sde_gen
-from sde_gen.comparison.describe import canonical, describe, short
+from sde_gen.comparison.description import canonical, describe, short
 from sde_gen.comparison.report.blocks import Badge, Code, Fold, Section, Table, Text
 from sde_gen.comparison.results import Results
 

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from sde_gen.comparison.quality import title_of
+from sde_gen.comparison.cells.quality import title_of
+from sde_gen.comparison.cells.store import Cell
 from sde_gen.comparison.ranking import mean_of
 from sde_gen.comparison.report import images, plots
 from sde_gen.comparison.report.blocks import Gallery, Picture, Player, Section, Text
 from sde_gen.comparison.results import Results
-from sde_gen.comparison.store import Cell
 from sde_gen.config.objects import build
 from sde_gen.perturbations import Perturbation
 

@@ -17,16 +17,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError, SolverError
 from sde_gen.model import ScoreModel
-from sde_gen.samplers.base import GridSampler
-from sde_gen.samplers.calibration import calibrate, keep, key_of
-from sde_gen.samplers.fitted import Fitted
+from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.sampler import Job, Sampler
-from sde_gen.samplers.search import search
+from sde_gen.tuning.fitted import Fitted
+from sde_gen.tuning.reference import calibrate, keep, key_of
+from sde_gen.tuning.search import search
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)

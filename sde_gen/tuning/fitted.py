@@ -20,9 +20,9 @@ from torch import Tensor
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.base import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.exponential import from_state_and_data
 from sde_gen.samplers.flow import levels
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import Multistep
 

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from sde_gen.pictures import image_grid
+from sde_gen.pictures.drawing import image_grid
 
 Array = NDArray[np.floating]
 _SIDE = 240

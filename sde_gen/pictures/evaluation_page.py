@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.metrics import MetricResult
-from sde_gen.pictures import _figure, _limits, _points, _rendered, image_grid
+from sde_gen.pictures.drawing import _figure, _limits, _points, _rendered, image_grid
 
 if TYPE_CHECKING:
     from PIL.Image import Image

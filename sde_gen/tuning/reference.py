@@ -22,11 +22,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError, NonFiniteError
 from sde_gen.model import ScoreModel
-from sde_gen.samplers.base import GridSampler
 from sde_gen.samplers.dpm_solver import DPMSolverPP3M
+from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth
 from sde_gen.samplers.noise import SeededNoise

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.errors import NonFiniteError, SDEGenError, SolverError
-from sde_gen.perturbations.base import _left
+from sde_gen.shapes import trailing
 
 #: du/ds at (u, s) for the rows of the batch: (u (n, *shape), s (n,) float64, rows (n,)) -> like u; with integrals, a
 #: pair of that and of their rates, (n, K) float64.
@@ -164,7 +164,7 @@ class _March:
         left = (self.end - self.s) * way
         last = self.h >= left * (1 - 1e-12)
         taken = torch.where(self.active, torch.where(last, left, self.h), 0.0)
-        step, wide = _left((taken * way).to(u.dtype), ndim), (taken * way)[:, None]
+        step, wide = trailing((taken * way).to(u.dtype), ndim), (taken * way)[:, None]
         stages, rates = [self.k], [self.r]
         new = u
         for c, weights in zip(_C, _A, strict=True):
@@ -190,7 +190,7 @@ class _March:
             self._fill(accepted, step, stages, taken)
         self.h = torch.where(self.active, taken * factor.clamp(_SHRINK, _GROW), self.h)
         self.before = torch.where(accepted, norm, self.before)
-        keep = _left(accepted, ndim)
+        keep = trailing(accepted, ndim)
         self.u, self.k = torch.where(keep, new, u), torch.where(keep, stages[-1], self.k)
         self.q = torch.where(accepted[:, None], new_q, self.q)
         self.r = torch.where(accepted[:, None], rates[-1], self.r)
@@ -207,9 +207,9 @@ class _March:
             change = torch.zeros_like(self.u)
             for row, k in zip(_P, stages, strict=True):
                 weight = theta * (row[0] + theta * (row[1] + theta * (row[2] + theta * row[3])))
-                change.add_(_left(weight.to(self.u.dtype), self.u.ndim) * k)
+                change.add_(trailing(weight.to(self.u.dtype), self.u.ndim) * k)
             at = self.done_at[self.rows, j]  # pyright: ignore[reportOptionalSubscript]
-            there = torch.where(_left(inside, self.u.ndim), self.u + step * change, at)
+            there = torch.where(trailing(inside, self.u.ndim), self.u + step * change, at)
             self.done_at[self.rows, j] = there  # pyright: ignore[reportOptionalSubscript]
 
     def _spent(self) -> Tensor:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from sde_gen.errors import ConfigError, DataError, MissingInputError
+from sde_gen.files import publish
 from sde_gen.perturbations import Perturbation
-from sde_gen.training.files import publish
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from sde_gen.comparison.budgets import matched
-from sde_gen.comparison.describe import describe
-from sde_gen.comparison.exact import fitted_order
-from sde_gen.comparison.quality import likelihood, measured
-from sde_gen.comparison.store import Cell, Store
-from sde_gen.comparison.train import train
+from sde_gen.comparison.cells.exact import fitted_order
+from sde_gen.comparison.cells.network import train
+from sde_gen.comparison.cells.quality import likelihood, measured
+from sde_gen.comparison.cells.store import Cell, Store
+from sde_gen.comparison.description import describe
 from sde_gen.config.objects import build
 from sde_gen.config.restore import load_model
 from sde_gen.data import Dataset

@@ -18,13 +18,14 @@ import sde_gen
 #: Sources that decide what a network learns, and what anything else is. Left out on purpose: how the work is spread
 #: over processes, and the words of errors.
 TRAINING = (
-    "perturbations", "networks", "data", "model.py", "parameterizations.py", "objectives.py", "bound.py", "training",
-    "rng.py", "samplers/noise.py", "comparison/train.py",
+    "perturbations", "networks", "data", "model.py", "parameterizations.py", "objectives.py", "bound_terms.py",
+    "training", "shapes.py",
+    "rng.py", "samplers/noise.py", "files.py", "comparison/cells/network.py",
 )  # fmt: skip
 ALL = (
     *TRAINING, "oracles.py", "samplers", "likelihood", "metrics",
-    "comparison/compute.py", "comparison/exact.py", "comparison/quality.py", "comparison/budgets.py",
-    "comparison/describe.py",
+    "tuning", "comparison/cells/compute.py", "comparison/cells/exact.py", "comparison/cells/quality.py",
+    "comparison/budgets.py", "comparison/description.py",
 )  # fmt: skip
 
 
@@ -42,7 +43,7 @@ def code_version(kind: str, modules: tuple[str, ...] = ()) -> str:
 def _digest(names: tuple[str, ...], modules: tuple[str, ...]) -> str:
     import torch
 
-    root = Path(__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     digest = hashlib.sha256()
     for path in files(root, names):
         digest.update(path.relative_to(root).as_posix().encode())

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen.samplers.base import GridSampler
-from sde_gen.samplers.calibration import Calibration, cut, densities, fit_levels, last_levels, placed, refine
-from sde_gen.samplers.fitted import expand, fit
+from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
+from sde_gen.tuning.fitted import expand, fit
+from sde_gen.tuning.reference import Calibration, cut, densities, fit_levels, last_levels, placed, refine
 
 #: Most calls for which every number of the solver is fitted: they grow with the square.
 _WHOLE = 24

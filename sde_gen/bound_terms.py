@@ -32,7 +32,7 @@ from torch import Tensor
 from sde_gen.errors import ConfigError
 from sde_gen.model import Prediction, ScoreModel
 from sde_gen.perturbations import Chain, Perturbation
-from sde_gen.perturbations.base import _left
+from sde_gen.shapes import trailing
 
 if TYPE_CHECKING:
     from sde_gen.data import Affine
@@ -132,7 +132,7 @@ def chain_terms(
     first, gain, gap = chain_steps(p, t, trained)
 
     def placed(c: Tensor) -> Tensor:
-        return _left(c.to(like.device).to(like.dtype if c.is_floating_point() else c.dtype), like.ndim)
+        return trailing(c.to(like.device).to(like.dtype if c.is_floating_point() else c.dtype), like.ndim)
 
     kl = step_kl(error2, placed(gain), placed(gap), fraction)
     if levels is None:

@@ -14,7 +14,7 @@ def config_dir() -> str:
     Raises:
         MissingInputError: neither place holds it; the installation is damaged.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parents[1]
     candidates = (package / "conf", package.parent / "conf")
     for folder in candidates:
         if (folder / "train.yaml").is_file():

@@ -10,8 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
-from sde_gen import bound
+from sde_gen import bound_terms as bound
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Chain

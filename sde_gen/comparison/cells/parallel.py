@@ -20,8 +20,8 @@ from typing import Any
 
 import torch
 
-from sde_gen.comparison.compute import Context, compute
-from sde_gen.comparison.store import Cell, Store
+from sde_gen.comparison.cells.compute import Context, compute
+from sde_gen.comparison.cells.store import Cell, Store
 from sde_gen.errors import ConfigError, NonFiniteError, OutputError, SDEGenError, SolverError, WriteError
 from sde_gen.training import Interrupted
 

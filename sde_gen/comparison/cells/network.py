@@ -6,9 +6,9 @@ from typing import Any
 
 import torch
 
-from sde_gen.comparison.store import exclusive
-from sde_gen.config.check import typed
+from sde_gen.comparison.cells.store import exclusive
 from sde_gen.config.objects import build
+from sde_gen.config.typed import typed
 from sde_gen.data import Dataset
 from sde_gen.model import ScoreModel
 from sde_gen.training import Interrupted, Trainer, TrainerSettings, newest_checkpoint

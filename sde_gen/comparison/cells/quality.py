@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen._checks import choice
+from sde_gen.checks import choice
 from sde_gen.data import Dataset
 from sde_gen.errors import SolverError
 from sde_gen.likelihood import log_likelihood

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.adaptive import SLOPE, dormand_prince
+from sde_gen.samplers.dormand_prince import SLOPE, dormand_prince
 from sde_gen.samplers.flow import Flow, root_at
 from sde_gen.samplers.sampler import Job, Sampler
 

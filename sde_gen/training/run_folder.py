@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import IO
 
 from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError, WriteError
+from sde_gen.files import fsync_folder, make_folder, write_text, writing
 from sde_gen.training.checkpoint import MANIFEST, checkpoint_folders, iter_runs
-from sde_gen.training.files import fsync_folder, make_folder, write_text, writing
 
 _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]*")
 

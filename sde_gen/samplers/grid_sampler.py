@@ -17,7 +17,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_gen import _checks as check
+from sde_gen import checks as check
 from sde_gen.errors import ConfigError, NonFiniteError
 from sde_gen.model import ScoreModel, halves, wrong_shape
 from sde_gen.parameterizations import half_log_snr

@@ -6,10 +6,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sde_gen import _checks as check
-from sde_gen.comparison.describe import describe, modules_of
+from sde_gen import checks as check
+from sde_gen.comparison.cells.quality import check_measures
+from sde_gen.comparison.description import describe, modules_of
 from sde_gen.comparison.findings import Finding
-from sde_gen.comparison.quality import check_measures
 from sde_gen.comparison.results import Results
 from sde_gen.data import Affine, Dataset
 from sde_gen.data.base import Mixture
@@ -277,13 +277,13 @@ def from_spec(spec: Mapping[str, Any], trust: Sequence[str] = ()) -> Comparison:
             "this comparison was made with data in memory, which its description does not hold; "
             "rerun the cell with Comparison.rerun in Python"
         )
-    from sde_gen.config.check import typed
+    from sde_gen.config.typed import typed
 
     return typed(Comparison, {str(key): value for key, value in spec.items()} | {"trust": tuple(trust)}, "spec")
 
 
 def trainer_settings(values: Mapping[str, Any]) -> TrainerSettings:
     """The settings, checked."""
-    from sde_gen.config.check import typed
+    from sde_gen.config.typed import typed
 
     return typed(TrainerSettings, values, "trainer")

@@ -18,11 +18,11 @@ from typing import Any
 
 import numpy as np
 
-from sde_gen.comparison.describe import canonical, digest, modules_of
-from sde_gen.comparison.version import code_version
+from sde_gen.comparison.cells.sources import code_version
+from sde_gen.comparison.description import canonical, digest, modules_of
 from sde_gen.errors import CheckpointError
+from sde_gen.files import make_folder, publish, write_json, writing
 from sde_gen.training import newest_checkpoint
-from sde_gen.training.files import make_folder, publish, write_json, writing
 
 FORMAT = 1
 
