@@ -51,7 +51,7 @@ def test_config_dir_is_absolute_and_holds_both_commands() -> None:
 def _fake_package(root: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     package = root / "site-packages" / "sde_gen"
     package.mkdir(parents=True)
-    monkeypatch.setattr(_conf, "__file__", str(package / "_conf.py"))
+    monkeypatch.setattr(_conf, "__file__", str(package / "config" / "folder.py"))
     return package
 
 

@@ -11,6 +11,7 @@ from PIL import Image
 import sde_gen as sg
 from sde_gen import pictures
 from sde_gen.errors import ConfigError, DataError, MissingInputError
+from sde_gen.pictures import drawing
 
 
 def test_a_grid_puts_each_image_in_its_place() -> None:
@@ -79,7 +80,7 @@ def test_the_terms_of_bounds() -> None:
     }
     assert pictures.bound_terms(bounds).size == (1000, 400)
     for bound in bounds.values():  # what is drawn adds up to the bound
-        first, ends, terms = pictures._terms(bound)
+        first, ends, terms = drawing._terms(bound)
         total = float(terms.sum() + bound.reconstruction.mean() + bound.prior.mean())
         assert total == pytest.approx(-float(bound.log_prob.mean()), rel=1e-9)
         assert [first, *ends] == sorted({first, *ends})
@@ -99,7 +100,7 @@ def test_an_animation_has_its_frames(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(pictures, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(drawing, "has_matplotlib", lambda: False)
     with pytest.raises(MissingInputError, match=r"sde_gen\[plot\]"):
         pictures.scatter({"x": torch.zeros(3, 2)})
     pictures.save_image(pictures.image_grid(torch.zeros(1, 1, 2, 2)), tmp_path / "x.png")

@@ -155,7 +155,7 @@ def test_tensorboard_is_asked_for_only_where_it_is(command: Command, monkeypatch
 def test_without_matplotlib_it_trains_and_says_what_is_missing(
     command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("sde_gen.pictures.drawing.has_matplotlib", lambda: False)
+    monkeypatch.setattr("sde_gen.pictures.has_matplotlib", lambda: False)
     result = command("train", *TINY, "run=a", "trainer.preview_samples=4")
     assert result.code == 0, result.err
     assert "matplotlib is not installed" in result.out

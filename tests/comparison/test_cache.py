@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import sde_gen as sg
-from sde_gen.comparison import version
+from sde_gen.comparison.cells import sources as version
 from sde_gen.comparison.description import digest
 from tests.comparison.helpers import DATA, Told, small
 
@@ -33,7 +33,7 @@ def test_only_what_another_setting_changes_is_computed(tmp_path: Path) -> None:
 
 def test_results_of_another_version_are_not_used(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small().run(tmp_path)
-    from sde_gen.comparison import store
+    from sde_gen.comparison.cells import store
 
     monkeypatch.setattr(store, "code_version", lambda kind, modules: "another")
     told = Told()

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import sde_gen as sg
-from sde_gen.comparison import parallel
+from sde_gen.comparison.cells import parallel
 from sde_gen.comparison.cells.compute import law_of
 from tests.comparison.helpers import Broken, Diverges, Told, files, small
 

@@ -201,7 +201,8 @@ def test_a_failed_sample_is_named_and_the_others_kept(steps: int | None) -> None
     assert isinstance(failure, sg.NonFiniteError)
     assert (failure.indices, failure.step, failure.t) == ((13,), 0, pytest.approx(1e-5, rel=1e-6))
     kept = torch.tensor([0, 1, 2, 4])
-    assert torch.equal(ll.log_prob[kept], healthy.log_prob[kept])
+    # Up to rounding: once it has failed, a sample leaves the batch, and the size of a batch may decide how it rounds.
+    torch.testing.assert_close(ll.log_prob[kept], healthy.log_prob[kept], rtol=1e-12, atol=0.0)
     assert ll.log_prob[3].isnan()
     assert math.isfinite(ll.mean()[0])
     with pytest.raises(sg.NonFiniteError, match=r"samples \[0\]"):

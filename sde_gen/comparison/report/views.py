@@ -11,11 +11,12 @@ import torch
 from sde_gen.comparison.cells.quality import title_of
 from sde_gen.comparison.cells.store import Cell
 from sde_gen.comparison.ranking import mean_of
-from sde_gen.comparison.report import images, plots
 from sde_gen.comparison.report.blocks import Gallery, Picture, Player, Section, Text
 from sde_gen.comparison.results import Results
 from sde_gen.config.objects import build
 from sde_gen.perturbations import Perturbation
+from sde_gen.pictures import curves as plots
+from sde_gen.pictures import embedded as images
 
 _SHOWN_PARTICLES = 120
 _STRIP = 7
