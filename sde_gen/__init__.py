@@ -16,12 +16,14 @@ __version__ = "0.1.0"
 
 _HOME = {
     "sde_gen.comparison": ("Comparison", "Finding", "Formulation", "Results"),
+    "sde_gen.conditions": ("Condition", "Rows", "Whole"),
     "sde_gen.config": ("load_config",),
     "sde_gen.errors": (
         "BetweenNodesWarning",
         "CheckpointError",
         "ConfigError",
         "DataError",
+        "LateStartWarning",
         "MissingInputError",
         "NonFiniteError",
         "OutputError",
@@ -113,6 +115,7 @@ __all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunde
 
 if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two lists equal
     from sde_gen.comparison import *  # noqa: F403
+    from sde_gen.conditions import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
     from sde_gen.likelihood import *  # noqa: F403

@@ -76,6 +76,11 @@ class Condition:
         """Keyword arguments of the network."""
         return {name: _map(value, lambda leaf: getattr(leaf, "value", leaf)) for name, value in self.parts.items()}
 
+    def tensors(self) -> list[Tensor]:
+        """Every tensor in it."""
+        values = (getattr(leaf, "value", None) for _, leaf in self.leaves())
+        return [value for value in values if isinstance(value, Tensor)]
+
     def leaves(self) -> Iterator[tuple[str, Any]]:
         """(name, value) of everything in it, names of nested values with dots."""
         for name, value in self.parts.items():
@@ -99,6 +104,14 @@ class Condition:
     def padded(self, count: int) -> "Condition":
         """The last row again up to `count` rows."""
         return self._each(lambda value: torch.cat([value, value[-1:].expand(count - len(value), *value.shape[1:])]))
+
+    def copied(self) -> "Condition":
+        """The same with tensors of its own."""
+
+        def one(leaf: Any) -> Any:
+            return type(leaf)(leaf.value.clone()) if isinstance(getattr(leaf, "value", None), Tensor) else leaf
+
+        return Condition({name: _map(value, one) for name, value in self.parts.items()})
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Condition":
         def one(leaf: Any) -> Any:

@@ -11,6 +11,7 @@ __all__ = [
     "CheckpointError",
     "ConfigError",
     "DataError",
+    "LateStartWarning",
     "MissingInputError",
     "NonFiniteError",
     "OutputError",
@@ -99,6 +100,10 @@ class NonFiniteError(SDEGenError, ArithmeticError):
 
 class BetweenNodesWarning(UserWarning):
     """A network trained on a chain's nodes only is asked between them."""
+
+
+class LateStartWarning(UserWarning):
+    """A sampler starts from noise alone at a time where a good part of the data is left."""
 
 
 class PrecisionWarning(UserWarning):

@@ -7,26 +7,41 @@ One network call gives :math:`\hat x_0 = c_{skip} x + c_{out} F`; noise, score a
 
 Their coefficients are formed in float64 before they meet the state, so that a network that predicts noise is asked for
 noise without a detour through data and back.
+
+There is one door to the network, `ScoreModel.levels`: the model at given noise levels for a given batch. `model(x, t)`
+is levels of one level; a sampler opens it once for all of its grid; an oracle, or a model that guides another, answers
+with levels of its own.
 """
 
 import warnings
-from collections.abc import Callable, Mapping
+import weakref
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cached_property
+from threading import RLock
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sde_gen.conditions import NOTHING, Condition, gathered
 from sde_gen.errors import BetweenNodesWarning, ConfigError
-from sde_gen.parameterizations import Coefficients, NoisePrediction, Parameterization
-from sde_gen.perturbations.base import Perturbation
-from sde_gen.perturbations.discrete import Chain
-from sde_gen.shapes import float64, trailing
+from sde_gen.parameterizations import NoisePrediction, Parameterization
+from sde_gen.perturbations import Chain, Perturbation
+from sde_gen.shapes import halves, tensor_of, trailing
 
 __all__ = [
+    "Levels",
     "Prediction",
     "ScoreModel",
+    "combine",
+    "evaluating",
 ]
+
+#: What stands for alpha = 0 or sigma = 0 in the coefficients of noise, score and v, which have limits there.
+_TINY = 1e-150
+#: Coefficients beyond this are those of such an end.
+_HUGE = 1e30
 
 
 class Prediction:
@@ -41,7 +56,9 @@ class Prediction:
             posterior's ("small") and 1 at b^2 ("large"); not cut to [0, 1]. None unless the network has a learned
             variance. Nichol & Dhariwal 2021, arXiv:2102.09672.
 
-    All are shaped like x and in its dtype. At sigma = 0, where they have no value, noise, v and score are not finite.
+    All are shaped like x and in its dtype. Where alpha or sigma is 0, what the network predicts is what it predicted;
+    what cannot follow from that (the score at sigma = 0 from data or noise) is large or infinite, and the exact one for
+    a mixture of Gaussians.
     """
 
     def __init__(
@@ -59,10 +76,18 @@ class Prediction:
 
     def _combine(self, of_x: Tensor, of_raw: Tensor) -> Tensor:
         x, raw = self._x, self._raw
-        return trailing(of_x.to(x.dtype), x.ndim) * x + trailing(of_raw.to(x.dtype), x.ndim) * raw
+        if of_x.device.type == "cpu" and float(torch.maximum(of_x.abs(), of_raw.abs()).max()) > _HUGE:
+            # Where alpha or sigma is 0: no overflow before the difference is formed, and nothing times 0 is NaN.
+            scale = (torch.maximum(of_x.abs(), of_raw.abs()) / _HUGE).clamp(1.0, torch.finfo(x.dtype).max)
+            part = Prediction(x, raw, *[self._alpha] * 4)._combine(of_x / scale, of_raw / scale)
+            return part * trailing(scale.to(x.dtype).to(x.device), x.ndim)
+        a, b = of_x.to(x.dtype).to(x.device), of_raw.to(x.dtype).to(x.device)
+        if a.ndim:
+            a, b = (c.reshape(-1, *[1] * (x.ndim - 1)) for c in (a, b))
+        return a * x + b * raw
 
-    @property
-    def _noise_coefficients(self) -> tuple[Tensor, Tensor]:
+    @cached_property
+    def _of_noise(self) -> tuple[Tensor, Tensor]:
         return (1 - self._alpha * self._skip) / self._sigma, -self._alpha * self._out / self._sigma
 
     @cached_property
@@ -73,18 +98,18 @@ class Prediction:
     @cached_property
     def noise(self) -> Tensor:
         """eps."""
-        return self._combine(*self._noise_coefficients)
+        return self._combine(*self._of_noise)
 
     @cached_property
     def score(self) -> Tensor:
         """grad log p_t(x)."""
-        of_x, of_raw = self._noise_coefficients
+        of_x, of_raw = self._of_noise
         return self._combine(-of_x / self._sigma, -of_raw / self._sigma)
 
     @cached_property
     def v(self) -> Tensor:
         """alpha eps - sigma x0hat."""
-        of_x, of_raw = self._noise_coefficients
+        of_x, of_raw = self._of_noise
         return self._combine(
             self._alpha * of_x - self._sigma * self._skip, self._alpha * of_raw - self._sigma * self._out
         )
@@ -94,29 +119,125 @@ class Prediction:
         """(1 + second half of the network's output)/2."""
         return None if self._variance is None else 0.5 * (1 + self._variance)
 
-
-def wrong_shape(raw: Tensor, x: Tensor) -> ConfigError:
-    """What to say of a network whose output is not shaped like its input."""
-    hint = ""
-    if raw.ndim == x.ndim >= 2 and raw.shape[1] == 2 * x.shape[1]:
-        hint = "; a network whose second half is a learned variance says so with an attribute learned_variance = True"
-    return ConfigError(
-        f"the network must return the shape of its input, {tuple(x.shape)}, got {tuple(raw.shape)}{hint}"
-    )
+    def __repr__(self) -> str:
+        x, learned = self._x, "" if self._variance is None else ", .log_variance_fraction"
+        return f"Prediction of .denoised, .noise, .score, .v{learned}, each {x.dtype} {tuple(x.shape)}"
 
 
-def halves(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """F and the second half of the output of a network with a learned variance, views of it, each shaped like x.
+class Levels:
+    """A model at K noise levels, for one batch: x0hat = skip[k] x + out[k] raw(k, x).
 
-    Raises:
-        ConfigError: for an output that is not twice as wide as x in its dimension 1.
+    The network gets memory of its own (it may work in place, or keep what it is given), until its first call has shown
+    that it does neither; from then on it may be handed the state itself.
+
+    Args:
+        model: the model.
+        alpha, sigma: float64, (K,), or (K, B) with a value for each sample.
+        like: a tensor with the shape, dtype and device of the states, (B, *shape).
+        condition: what the network is told besides.
+
+    Attributes:
+        skip, out: coefficients of x and of the raw output in x0hat, shaped like alpha.
+        calls: network calls made so far, those of `at` included.
     """
-    if x.ndim < 2 or raw.shape != (x.shape[0], 2 * x.shape[1], *x.shape[2:]):
-        raise ConfigError(
-            f"a network with learned_variance = True must return twice its input in dimension 1, "
-            f"for {tuple(x.shape)}, got {tuple(raw.shape)}"
-        )
-    return raw[:, : x.shape[1]], raw[:, x.shape[1] :]
+
+    def __init__(self, model: "ScoreModel", alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
+        self.model, self.alpha, self.sigma, self.condition = model, alpha, sigma, condition
+        c = self.coefficients = model.parameterization.coefficients(alpha, sigma)
+        self.skip, self.out, self.learned_variance = c.skip, c.out, model.learned_variance
+        self._like, self._count = like, [0]
+        self._single = alpha.ndim == 1 and alpha.device.type == "cpu"  # one number a level, without asking a device
+        if model.network is None:
+            return
+        dtype = model.network_dtype
+        self._cast = dtype if dtype is not None and dtype != like.dtype else None
+        wanted = getattr(model.network, "noise_dtype", None) or dtype or torch.float32
+        noise = c.noise.to(wanted).to(like.device)
+        if self._single:
+            # alpha^2 + sigma^2 = 1 up to rounding needs no scaling, and is spared it.
+            self._input: list[Any] = [1.0 if abs(v - 1) < 1e-12 else v for v in c.input.tolist()]
+        else:
+            self._input = [trailing(v, like.ndim) for v in c.input.to(like.dtype).to(like.device).unbind(0)]
+        self._noise = (noise[:, None] if noise.ndim == 1 else noise).expand(len(noise), len(like)).unbind(0)
+        self._arguments: dict[str, Any] = condition.arguments
+        self._harmless: bool | None = None  # whether the network may be handed the state itself; None: not known yet
+
+    @property
+    def calls(self) -> int:
+        """Network calls made so far."""
+        return self._count[0]
+
+    def at(self, alpha: Tensor, sigma: Tensor) -> "Levels":
+        """The same model at other levels, with one count of calls for both."""
+        other = type(self)(self.model, alpha, sigma, self._like, self.condition)
+        other._count = self._count
+        return other
+
+    def output(self, k: int, x: Tensor) -> Tensor:
+        """All that the network says at level k, in the dtype of x: the one place where it is called."""
+        if self.model.network is None:
+            raise ConfigError(
+                "ScoreModel: this model has no network; give one, or use an oracle's .model(perturbation)"
+            )
+        self._count[0] += 1
+        scale, noise = self._input[k], self._noise[k]
+        handed = x if self._single and scale == 1.0 else x * scale
+        if self._cast is not None:
+            handed = handed.to(self._cast)
+        if self._harmless:
+            before = handed._version
+            raw = self.model.network(handed, noise, **self._arguments)
+            if handed._version != before:
+                raise ConfigError("ScoreModel: the network changed its input in place, which its first call did not; "
+                                  "clone the input in its forward")  # fmt: skip
+        else:
+            raw = self._tried(handed.clone() if handed is x else handed, noise.clone())
+        if not isinstance(raw, Tensor) or raw.shape != x.shape:
+            raw = tensor_of(raw, x, self.learned_variance)
+        return raw if raw.dtype == x.dtype else tensor_of(raw, x, self.learned_variance).to(x.dtype)
+
+    def _tried(self, handed: Tensor, noise: Tensor) -> Any:
+        """A call with memory of its own, which shows whether the network works in place or keeps its input."""
+        copy, network = self.condition.copied(), self.model.network
+        arguments = copy.arguments
+        if self._harmless is False or handed.is_inference() or torch.compiler.is_compiling():
+            return network(handed, noise, **arguments)  # pyright: ignore[reportOptionalCall]
+        watched = [handed, noise, *copy.tensors()]
+        before = [tensor._version for tensor in watched]
+        raw = network(handed, noise, **arguments)  # pyright: ignore[reportOptionalCall]
+        self._harmless = before == [tensor._version for tensor in watched]
+        if not (isinstance(raw, Tensor) and raw.untyped_storage().data_ptr() == handed.untyped_storage().data_ptr()):
+            kept = weakref.ref(handed)
+            del handed, watched
+            self._harmless = self._harmless and kept() is None
+        return raw
+
+    def raw(self, k: int, x: Tensor) -> Tensor:
+        """F at level k, in the dtype of x; a learned variance is dropped."""
+        raw = self.output(k, x)
+        return halves(raw, x)[0] if self.learned_variance else raw
+
+    def denoised(self, k: int, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """x0hat at level k."""
+        if not self._single:
+            return self.prediction(k, x).denoised
+        return combine(x, self._floats[0][k], self.raw(k, x), self._floats[1][k], out)
+
+    @cached_property
+    def _floats(self) -> tuple[list[float], list[float]]:
+        return self.skip.tolist(), self.out.tolist()
+
+    def prediction(self, k: int, x: Tensor) -> Prediction:
+        """All that follows from one call at level k."""
+        raw, variance = self.output(k, x), None
+        if self.learned_variance:
+            raw, variance = halves(raw, x)
+        return Prediction(x, raw, self.alpha[k], self.sigma[k], self.skip[k], self.out[k], variance)
+
+
+def combine(x: Tensor, a: float, y: Tensor, b: float, out: Tensor | None = None) -> Tensor:
+    """a x + b y in two element-wise operations, without touching x or y (a network may return its input)."""
+    return torch.mul(x, a, out=out).add_(y, alpha=b)
 
 
 class ScoreModel(nn.Module):
@@ -124,12 +245,20 @@ class ScoreModel(nn.Module):
 
     Args:
         network: `network(x, c_noise, **condition) -> Tensor shaped like x`, a module or any callable; it is given the
-            scaled state c_in x, (B, *shape), and c_noise, (B,), float32. One with an attribute learned_variance = True
-            returns twice as much in dimension 1: what is predicted, then the variance of a reverse step.
+            scaled state c_in x, (B, *shape), and c_noise, (B,), in its own dtype (float32 without parameters, and for
+            one with an attribute noise_dtype, in that). It may also return a tuple that begins with the tensor, or an
+            object with an attribute `sample`. One with an attribute learned_variance = True returns twice as much in
+            dimension 1: what is predicted, then the variance of a reverse step.
         perturbation: the formulation the network is (to be) trained under.
         parameterization: what its raw output means; noise by default.
 
-    Calling it, `model(x, t, **condition)`, with x (B, *shape) and t () or (B,) in [0, 1], returns a `Prediction`.
+    Attributes:
+        shape: of one sample; () where it is not known.
+        classes: names of the classes of its labels, in the order of their numbers; () where there are none.
+        transform: from raw data to the model's scale and back, or None.
+
+    Calling it, `model(x, t, condition={...})` or `model(x, t, label=...)`, with x (B, *shape) and t () or (B,) in
+    [0, 1], returns a `Prediction`.
 
     Raises:
         ConfigError: if an argument is of the wrong kind, or the shape of t does not fit x.
@@ -140,7 +269,7 @@ class ScoreModel(nn.Module):
 
     def __init__(
         self,
-        network: Callable[..., Tensor] | None,
+        network: Callable[..., Any] | None,
         perturbation: Perturbation,
         parameterization: Parameterization | None = None,
     ) -> None:
@@ -159,20 +288,28 @@ class ScoreModel(nn.Module):
         self.perturbation = perturbation
         self.parameterization = parameterization
         self.trained_under = perturbation
+        self.shape: tuple[int, ...] = ()
+        self.classes: tuple[str, ...] = ()
+        self.transform: Any = None
 
     # -- asked by users ----------------------------------------------------------------------------------------------
 
-    def forward(self, x: Tensor, t: Tensor | float, **condition: Any) -> Prediction:
+    def forward(
+        self, x: Tensor, t: Tensor | float, condition: Mapping[str, Any] | Condition | None = None, **named: Any
+    ) -> Prediction:
+        if not isinstance(x, Tensor):
+            x = torch.as_tensor(x)
         if not x.is_floating_point() or x.ndim < 1:
             raise ConfigError(f"model(x, t): x must be a floating tensor (B, *shape), got {x.dtype} {tuple(x.shape)}")
-        u, _, _ = float64(t, "t")
-        if u.ndim > 1 or (u.ndim == 1 and u.shape[0] != x.shape[0]):
+        alpha, sigma = self.perturbation.curves(t)
+        if alpha.ndim > 1 or (alpha.ndim == 1 and len(alpha) != len(x)):
             raise ConfigError(f"model(x, t): t must have shape () or ({x.shape[0]},) for x of shape {tuple(x.shape)}, "
-                              f"got {tuple(u.shape)}")  # fmt: skip
-        alpha, sigma = self.perturbation.alpha(u), self.perturbation.sigma(u)
-        if isinstance(self.trained_under, Chain):
-            self._warn_between_nodes(self.perturbation.half_log_snr(u))
-        return self.predict(x, alpha.to(x.device), sigma.to(x.device), condition)
+                              f"got {tuple(alpha.shape)}")  # fmt: skip
+        if self.network is not None and isinstance(self.trained_under, Chain):
+            self.warn_between_nodes(alpha.log() - sigma.log())
+        if condition or named:
+            condition = Condition.of("model(x, t)", gathered("model(x, t)", self.network, condition, named), len(x))
+        return self.levels(alpha.clamp_min(_TINY)[None], sigma.clamp_min(_TINY)[None], x, condition).prediction(0, x)
 
     def under(self, perturbation: Perturbation) -> "ScoreModel":
         """The same network under another formulation: an exact change of variables, no copy.
@@ -182,11 +319,19 @@ class ScoreModel(nn.Module):
         them at (alpha_B, sigma_B) is that change of variables.
         """
         other = ScoreModel(self.network, perturbation, self.parameterization)
-        other.trained_under = self.trained_under
-        other.train(self.training)
+        other.trained_under, other.training = self.trained_under, self.training
+        other.shape, other.classes, other.transform = self.shape, self.classes, self.transform
         return other
 
-    # -- the range of times ------------------------------------------------------------------------------------------
+    # -- asked by samplers, objectives, likelihoods ------------------------------------------------------------------
+
+    def levels(
+        self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Mapping[str, Any] | Condition | None = None
+    ) -> Levels:
+        """The model at noise levels (K,), or (K, B) with one for each sample, float64, for states like `like`."""
+        if not isinstance(condition, Condition):
+            condition = Condition.of("model", condition, len(like)) if condition else NOTHING
+        return Levels(self, alpha, sigma, like, condition)
 
     def times_within(self, t_low: float | None = None) -> tuple[float, float]:
         """(t_low, t_high) that samplers use: the perturbation's range, cut to the noise levels that were trained.
@@ -204,46 +349,18 @@ class ScoreModel(nn.Module):
                 low = float(p.time(most))
         return low, high
 
-    # -- asked by samplers, objectives, likelihoods ------------------------------------------------------------------
-
-    def predict(self, x: Tensor, alpha: Tensor, sigma: Tensor, condition: Mapping[str, Any]) -> Prediction:
-        """Prediction at a noise level given by float64 (alpha, sigma) of shape () or (B,), not by a time."""
-        c = self.coefficients(alpha, sigma)
-        if not self.learned_variance:
-            return Prediction(x, self.raw(x, alpha, sigma, c, condition), alpha, sigma, c.skip, c.out)
-        raw, variance = halves(self._output(x, c, condition), x)
-        return Prediction(x, raw, alpha, sigma, c.skip, c.out, variance)
-
-    def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
-        """The parameterization's coefficients at (alpha, sigma)."""
-        return self.parameterization.coefficients(alpha, sigma)
-
-    def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
-        """F(c_in x, c_noise), in the dtype of x: the network's output without a learned variance."""
-        raw = self._output(x, c, condition)
-        return halves(raw, x)[0] if self.learned_variance else raw
-
-    def _output(self, x: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
-        """All that the network says: the one place where it is called (samplers have their own)."""
-        if self.network is None:
-            raise ConfigError(
-                "ScoreModel: this model has no network; give one, or use an oracle's .model(perturbation)"
+    def warn_between_nodes(self, half_log_snr: Tensor) -> None:
+        """Warn if a network that was trained on a chain is asked between its nodes (looked at on the CPU only)."""
+        chain = self.trained_under
+        if self.network is None or not isinstance(chain, Chain) or half_log_snr.device.type != "cpu":
+            return
+        if chain.is_between(half_log_snr.detach().reshape(-1)):
+            warnings.warn(
+                f"the network was trained on the {chain.length} nodes of {chain} and is asked between them; "
+                "it interpolates in lambda, which its training did not check",
+                BetweenNodesWarning,
+                stacklevel=3,
             )
-        noise = c.noise.to(torch.float32).to(x.device)
-        scaled = trailing(c.input.to(x.dtype), x.ndim) * x
-        return self.call_network(scaled, noise if noise.ndim else noise.expand(x.shape[0]), condition)
-
-    def call_network(self, scaled: Tensor, noise: Tensor, condition: Mapping[str, Any]) -> Tensor:
-        """The network's output in its own precision, returned in the dtype of `scaled`."""
-        dtype = self.network_dtype
-        network = self.network
-        if dtype is None or dtype == scaled.dtype:
-            raw = network(scaled, noise, **condition)  # pyright: ignore[reportOptionalCall]
-        else:
-            raw = network(scaled.to(dtype), noise, **condition)  # pyright: ignore[reportOptionalCall]
-        if raw.shape != scaled.shape and not self.learned_variance:  # else `halves` looks at the shape
-            raise wrong_shape(raw, scaled)
-        return raw if raw.dtype == scaled.dtype else raw.to(scaled.dtype)
 
     @property
     def learned_variance(self) -> bool:
@@ -265,20 +382,43 @@ class ScoreModel(nn.Module):
         parameter = next(self.parameters(), None)
         return torch.device("cpu") if parameter is None else parameter.device
 
-    def _warn_between_nodes(self, half_log_snr: Tensor) -> None:
-        chain = self.trained_under
-        if self.network is None or not isinstance(chain, Chain) or half_log_snr.device.type != "cpu":
-            return
-        nodes = chain.half_log_snr(chain.nodes).flip(0)  # ascending in lambda
-        asked = half_log_snr.detach().reshape(-1)
-        after = torch.searchsorted(nodes, asked).clamp_max(len(nodes) - 1)
-        before = (after - 1).clamp_min(0)
-        gap = torch.minimum((nodes[after] - asked).abs(), (nodes[before] - asked).abs())
-        # A time given in float32 is off its node by up to 1e-4 of the spacing.
-        if bool((gap > 1e-3 * (nodes[after] - nodes[before]) + 1e-6).any()):
-            warnings.warn(
-                f"the network was trained on the {chain.length} nodes of {chain} and is asked between them; "
-                "it interpolates in lambda, which its training did not check",
-                BetweenNodesWarning,
-                stacklevel=3,
-            )
+    def __repr__(self) -> str:
+        network, trained = self.network, self.trained_under
+        count = sum(p.numel() for p in self.parameters())
+        what = getattr(network, "__name__", type(network).__name__) + (f" of {count:,} parameters" if count else "")
+        told = [what, f"predicts {self.parameterization}", f"under {self.perturbation}"]
+        told += [f"trained under {trained}"] if trained != self.perturbation else []
+        told += [f"samples of shape {self.shape}"] if self.shape else []
+        told += [f"{len(self.classes)} classes"] if self.classes else []
+        return f"{type(self).__name__}({', '.join(told)})"
+
+
+# -- what a call leaves as it was ------------------------------------------------------------------------------------
+
+#: Modules that somebody holds in evaluation mode, how many do, and the mode to go back to.
+_HELD: dict[int, list[Any]] = {}
+_LOCK = RLock()
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Evaluation mode for the time of a block; afterwards every submodule has the mode it had.
+
+    Any number of threads may share a model, or its network: it goes back when the last of them is done.
+    """
+    modules = list(model.modules())
+    with _LOCK:
+        for module in modules:
+            held = _HELD.setdefault(id(module), [0, module.training, module])
+            held[0] += 1
+            module.training = False
+    try:
+        yield
+    finally:
+        with _LOCK:
+            for module in modules:
+                held = _HELD[id(module)]
+                held[0] -= 1
+                if not held[0]:
+                    module.training = held[1]
+                    del _HELD[id(module)]

@@ -25,39 +25,29 @@ weighting       w(t)                        meaning
 :math:`-2\lambda'(t)`: drawing t so that lambda is uniform makes it constant, which is the importance sampling that
 keeps its variance finite near t = 0.
 
-The variational bound of a continuous process has the weight :math:`g^2/(2\sigma^2) = -\lambda'`, one half of the
-likelihood weight (Kingma et al. 2021, arXiv:2107.00630, where the SNR is :math:`e^{2\lambda}`). That of a chain is a
-sum of K terms :math:`L_k`, given in `sde_gen/bound_terms.py`; the loss at node k is :math:`K L_k / D`, so that its mean
-over the nodes is the bound in nats per dimension, less the prior term, which no network changes. With a fixed variance
-it is :math:`w\,|\hat\epsilon - \epsilon|^2/D` plus a constant, with
-
-.. math:: w(t_k) = \tfrac K2\, \mathrm{expm1}(2(\lambda_{k-1} - \lambda_k)) \quad\text{for variance ``small''}, \qquad
-          w(t_1) = \tfrac K2 ,
-
-and :math:`\sigma_{k-1}^2/\sigma_k^2` times that for "large". "hybrid" is :math:`L_{simple} + \gamma K L_k/D` with
-the mean held fixed in the second term, which so trains the variance alone (arXiv:2102.09672; their code measures the
-second term in bits, which makes their factor larger by 1/ln 2).
+The weights are classes of `weightings.py`, the terms of the bound in `bound_terms.py`.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from sde_gen import bound_terms as bound
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.checks import checked
+from sde_gen.conditions import NOTHING, Condition, Rows, gathered
 from sde_gen.errors import ConfigError
-from sde_gen.model import Prediction, ScoreModel
-from sde_gen.perturbations.discrete import Chain
+from sde_gen.model import ScoreModel
+from sde_gen.perturbations import Chain
+from sde_gen.weightings import EDMWeight, Hybrid, LikelihoodWeight, MinSNR, Simple, VariationalTerms, Weighting
 
 __all__ = [
     "DenoisingScoreMatching",
 ]
 
 WEIGHTINGS = ("simple", "score", "likelihood", "snr", "min-snr", "edm", "vlb", "hybrid")
-IMPORTANCE = ("likelihood", "vlb")
 TIME_LAWS = ("auto", "uniform", "stratified", "log-normal", "importance", "nodes")
 
 
@@ -67,6 +57,7 @@ class DenoisingScoreMatching:
 
     Args:
         weighting: "simple", "score", "likelihood", "snr", "min-snr", "edm", "vlb" or "hybrid"; see the table above.
+            Or a `Weighting` of your own.
         times_law: law of the training times on [t_min, t_max]: "uniform"; "stratified" (uniform, one draw in each of B
             equal parts: less variance); "log-normal" (log(sigma/alpha) normal, as EDM); "importance" (lambda uniform,
             for "likelihood" and "vlb"); "nodes" (a chain's nodes, uniformly). "auto" takes "importance" for these two
@@ -90,41 +81,47 @@ class DenoisingScoreMatching:
             network without a learned variance.
     """
 
-    weighting: str = "simple"
-    times_law: str = "auto"
-    gamma: float = 5.0
-    sigma_data: float = 0.5
-    log_mean: float = -1.2
-    log_std: float = 1.2
-    label_dropout: float = 0.0
-    num_classes: int = 0
-    variance: str = "auto"
-    vlb_weight: float = 0.001
-    levels: int | None = None
+    weighting: str | Weighting = "simple"
+    times_law: str = checked("auto", choices=TIME_LAWS)
+    gamma: float = checked(5.0, above=0.0)
+    sigma_data: float = checked(0.5, above=0.0)
+    log_mean: float = checked(-1.2)
+    log_std: float = checked(1.2, above=0.0)
+    label_dropout: float = checked(0.0, low=0.0, high=1.0)
+    num_classes: int = checked(0, low=0)
+    variance: str = checked("auto", choices=("auto", "small", "large", "learned"))
+    vlb_weight: float = checked(0.001, above=0.0)
+    levels: int | None = checked(None, low=2)
 
     def __post_init__(self) -> None:
         where = "DenoisingScoreMatching"
-        check.choice(where, "weighting", self.weighting, WEIGHTINGS)
-        check.choice(where, "times_law", self.times_law, TIME_LAWS)
-        check.number(where, "gamma", self.gamma, low=0.0, open_low=True)
-        check.number(where, "sigma_data", self.sigma_data, low=0.0, open_low=True)
-        check.number(where, "log_mean", self.log_mean)
-        check.number(where, "log_std", self.log_std, low=0.0, open_low=True)
-        check.number(where, "label_dropout", self.label_dropout, low=0.0, high=1.0)
-        check.integer(where, "num_classes", self.num_classes, low=0)
-        check.choice(where, "variance", self.variance, ("auto", *bound.VARIANCES))
-        check.number(where, "vlb_weight", self.vlb_weight, low=0.0, open_low=True)
-        if self.levels is not None:
-            check.integer(where, "levels", self.levels, low=2)
+        checks.fields(self)
+        if not isinstance(self.weighting, Weighting):
+            checks.choice(where, "weighting", self.weighting, WEIGHTINGS)
         if self.weighting == "hybrid" and self.variance in ("small", "large"):
             raise ConfigError(f"{where}: weighting='hybrid' trains a learned variance, got variance={self.variance!r}")
         if self.label_dropout > 0 and self.num_classes == 0:
             raise ConfigError(f"{where}: label_dropout={self.label_dropout!r} needs num_classes >= 1")
-        if self.times_law == "importance" and self.weighting not in IMPORTANCE:
+        object.__setattr__(self, "_weight", self._weighting())
+        if self.times_law == "importance" and not self._weight.by_importance:
             raise ConfigError(
                 f"{where}: times_law='importance' is the importance sampling of weighting='likelihood' and 'vlb', "
                 f"got weighting={self.weighting!r}; use 'uniform' or 'stratified'"
             )
+
+    def _weighting(self) -> Weighting:
+        if isinstance(self.weighting, Weighting):
+            return self.weighting
+        made = {
+            "likelihood": LikelihoodWeight,
+            "min-snr": lambda: MinSNR(self.gamma),
+            "edm": lambda: EDMWeight(self.sigma_data),
+            "vlb": lambda: VariationalTerms(self.variance, self.levels),
+            "hybrid": lambda: Hybrid("learned", self.levels, self.vlb_weight),
+        }
+        return made.get(self.weighting, Simple)()
+
+    _weight: ClassVar[Weighting]
 
     # -- the time law ------------------------------------------------------------------------------------------------
 
@@ -141,7 +138,6 @@ class DenoisingScoreMatching:
         Raises:
             ConfigError: for a law that the perturbation does not have ("nodes" of a continuous process).
         """
-        check.integer("times", "batch", batch)
         device = model.device if device is None else torch.device(device)
         law, p = self.law_for(model), model.perturbation
         # Drawn where the generator lives, so that one seed gives one answer; these are B numbers.
@@ -150,11 +146,11 @@ class DenoisingScoreMatching:
             z = torch.randn(batch, dtype=torch.float64, generator=generator, device=home)
             return self._log_normal(model, z).to(device)
         u = torch.rand(batch, dtype=torch.float64, generator=generator, device=home)
-        if self._is_stratified(law):
+        if law in ("stratified", "importance"):
             u = (torch.arange(batch, dtype=torch.float64, device=home) + u) / batch
         if isinstance(p, Chain):
             if law == "importance":
-                edges = self._weight(p, p.nodes).cumsum(0)
+                edges = self._weight.weight(p, p.nodes).cumsum(0)
                 index = torch.searchsorted(edges / edges[-1], u.cpu()).clamp_max(p.length - 1)
             else:
                 index = (u.cpu() * p.length).long().clamp_max(p.length - 1)
@@ -176,24 +172,10 @@ class DenoisingScoreMatching:
                 f"DenoisingScoreMatching: times_law='nodes' needs a chain such as DDPM or NCSN, "
                 f"but the perturbation is {model.perturbation}"
             )
-        if self.weighting == "hybrid" and not is_chain:
-            raise ConfigError(
-                "DenoisingScoreMatching: weighting='hybrid' learns the variance of a chain's steps, "
-                f"but the perturbation is {model.perturbation}; use DDPM or NCSN, or weighting='vlb'"
-            )
-        if is_chain and self.weighting in ("vlb", "hybrid"):
-            self._variance(model)
+        self._weight.refuse(model)
         if self.times_law != "auto":
             return self.times_law
-        if self.weighting in IMPORTANCE:
-            return "importance"
-        if is_chain:
-            return "nodes"
-        return "log-normal" if self.weighting == "edm" else "stratified"
-
-    @staticmethod
-    def _is_stratified(law: str) -> bool:
-        return law in ("stratified", "importance")
+        return "nodes" if is_chain and not self._weight.by_importance else self._weight.law
 
     def _log_normal(self, model: ScoreModel, z: Tensor) -> Tensor:
         p = model.perturbation
@@ -211,8 +193,8 @@ class DenoisingScoreMatching:
         It is w(t), over the density of an importance-sampled t relative to the uniform law. For "vlb" with a learned
         variance it is that of the small variance, in proportion to which nodes are drawn.
         """
-        mean = self._mean_weight(model)
-        return self._weight(model.perturbation, t) if mean is None else mean.to(t.device).expand(t.shape)
+        mean, t = self._mean_weight(model), t.to(torch.float64)
+        return self._weight.weight(model.perturbation, t) if mean is None else mean.to(t.device).expand(t.shape)
 
     def constant(self, model: ScoreModel, t: Tensor) -> Tensor:
         """What the loss adds to the weighted error at times drawn by `times`, float64.
@@ -220,110 +202,63 @@ class DenoisingScoreMatching:
         Zero, but for "vlb" on a chain with a fixed variance, where no network can change it (and where, at the first
         node of data on levels, the loss has another form altogether).
         """
-        p, t = model.perturbation, t.to(torch.float64)
-        if self.weighting != "vlb" or not isinstance(p, Chain):
-            return torch.zeros_like(t)
-        first, gain, gap = bound.chain_steps(p, t)
-        rest = bound.step_kl(torch.zeros_like(t), gain, gap, float(self.variance == "large"))
-        rest = torch.where(first, float(bound.density_constant(p, p.nodes[0])), rest)
-        return p.length * rest * self._ratio(model, t)
+        p, t, mean = model.perturbation, t.to(torch.float64), self._mean_weight(model)
+        rest = self._weight.constant(p, t)
+        return rest if mean is None else rest * mean.to(t.device) / self._weight.weight(p, t)
 
     def _mean_weight(self, model: ScoreModel) -> Tensor | None:
         """Mean of w under the uniform law of times, where they are importance-sampled; else None."""
-        p = model.perturbation
-        if self.weighting not in IMPORTANCE or self.law_for(model) != "importance":
-            return None
-        if isinstance(p, Chain):
-            return self._weight(p, p.nodes).mean()
-        spread = float(p.half_log_snr(p.t_min)) - float(p.half_log_snr(p.t_max))  # int -lambda' dt
-        share = 2 if self.weighting == "likelihood" else 1
-        return torch.tensor(share * spread / (p.t_max - p.t_min), dtype=torch.float64)
-
-    def _ratio(self, model: ScoreModel, t: Tensor) -> Tensor:
-        """The uniform law of times over the one that nodes are drawn by."""
-        mean = self._mean_weight(model)
-        return torch.ones_like(t) if mean is None else mean.to(t.device) / self._weight(model.perturbation, t)
-
-    def _weight(self, p: Any, t: Tensor) -> Tensor:
-        t = t.to(torch.float64)
-        if self.weighting == "likelihood":
-            return (p.diffusion(t) / p.sigma(t)).square()
-        if self.weighting == "vlb":
-            if isinstance(p, Chain):
-                return bound.chain_weight(p, t, large=self.variance == "large")
-            return 0.5 * (p.diffusion(t) / p.sigma(t)).square()
-        if self.weighting not in ("min-snr", "edm"):
-            return torch.ones_like(t)
-        ratio = (-2 * p.half_log_snr(t)).exp()  # sigma^2/alpha^2
-        return (self.gamma * ratio).clamp_max(1.0) if self.weighting == "min-snr" else 1 + ratio / self.sigma_data**2
+        drawn_by_weight = self._weight.by_importance and self.law_for(model) == "importance"
+        return self._weight.mean(model.perturbation) if drawn_by_weight else None
 
     def __call__(
         self,
         model: ScoreModel,
         x0: Tensor,
-        condition: Mapping[str, Any] | None = None,
+        condition: Mapping[str, Any] | Condition | None = None,
         *,
         t: Tensor | None = None,
         noise: Tensor | None = None,
         generator: torch.Generator | None = None,
+        **named: Any,
     ) -> Tensor:
         """Per-sample losses (B,), in the dtype of x0.
 
         Args:
             model: the model to train.
             x0: data, (B, *shape), floating.
-            condition: keyword arguments of the network, such as `{"label": labels}`.
+            condition: keyword arguments of the network, such as `{"label": labels}`: tensors with a row for each
+                sample, `Whole` what they share.
             t: times (B,) instead of drawn ones (as drawn by `times`: an importance weight is still divided out).
             noise: standard normal, shaped like x0, instead of a drawn one.
             generator: source of the draws; torch's global one by default.
+            named: conditions as keywords, such as label=labels.
 
         Raises:
             ConfigError: if x0 is not a floating tensor with a batch dimension, or the shapes do not fit.
         """
-        if not x0.is_floating_point() or x0.ndim < 2:
-            raise ConfigError(
-                f"objective: x0 must be a floating tensor of shape (B, *shape), got {x0.dtype} {tuple(x0.shape)}"
-            )
+        if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.ndim < 2:
+            what = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
+            raise ConfigError(f"objective: x0 must be a floating tensor of shape (B, *shape), got {what}")
+        p, told = model.perturbation, NOTHING
+        if condition or named or self.label_dropout:
+            told = Condition.of("objective", gathered("objective", model.network, condition, named), len(x0))
+            told = self._dropped(told, generator)
         if t is None:
             t = self.times(model, x0.shape[0], generator=generator, device=x0.device)
         if noise is None:
             home = generator.device if generator is not None else x0.device
             noise = torch.randn(x0.shape, dtype=x0.dtype, device=home, generator=generator).to(x0.device)
-        prediction = model(model.perturbation.perturb(x0, t, noise), t, **self._dropped(condition, generator))
-        p = model.perturbation
-        if self.weighting in ("vlb", "hybrid") and isinstance(p, Chain):
-            return self._chain_loss(model, p, prediction, x0, noise, t)
-        error = (prediction.noise - noise).square().flatten(1).mean(1)
-        return self.weight(model, t).to(x0.dtype).to(x0.device) * error
+        x = p.perturb(x0, t, noise)
+        out = model.levels(*(c.expand(len(x0))[None] for c in p.curves(t)), x, told).prediction(0, x)
+        return self._weight.loss(model, out, x0, noise, t, self._mean_weight(model))
 
-    def _chain_loss(self, model: ScoreModel, p: Chain, out: Prediction, x0: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """K L_k / D at nodes t, for "hybrid" with the mean held fixed and added to the simple loss."""
-        hybrid, variance = self.weighting == "hybrid", self._variance(model)
-        fraction = bound.fraction_of(variance, out)
-        error2, mean = (out.noise - noise).square(), out.denoised
-        simple = error2.flatten(1).mean(1)
-        if hybrid:
-            error2, mean = error2.detach(), mean.detach()
-        t = t.to(torch.float64)
-        trained = model.trained_under if variance == "learned" else None
-        loss = bound.chain_terms(p, error2, mean, fraction, x0, t, self.levels, trained).flatten(1).mean(1)
-        loss = loss * (p.length * self._ratio(model, t)).to(x0.dtype).to(x0.device)
-        return simple + self.vlb_weight * loss if hybrid else loss
-
-    def _variance(self, model: ScoreModel) -> str:
-        """The variance that is meant, of "vlb" and "hybrid" on a chain."""
-        hybrid = self.weighting == "hybrid"
-        what = "weighting='hybrid'" if hybrid else f"variance={self.variance!r}"
-        asked = "learned" if hybrid else self.variance
-        return bound.chosen_variance(f"DenoisingScoreMatching: {what}", asked, model)
-
-    def _dropped(self, condition: Mapping[str, Any] | None, generator: torch.Generator | None) -> dict[str, Any]:
-        kept = dict(condition or {})
-        if self.label_dropout > 0:
-            if "label" not in kept:
-                raise ConfigError("objective: label_dropout needs condition={'label': labels}")
-            label = kept["label"]
-            home = generator.device if generator is not None else label.device
-            drop = torch.rand(label.shape, device=home, generator=generator).to(label.device) < self.label_dropout
-            kept["label"] = torch.where(drop, self.num_classes, label)
-        return kept
+    def _dropped(self, condition: Condition, generator: torch.Generator | None) -> Condition:
+        if not self.label_dropout:
+            return condition
+        if "label" not in condition.parts:
+            raise ConfigError("objective: label_dropout needs condition={'label': labels}")
+        label = condition.parts["label"].value
+        home = generator.device if generator is not None else label.device
+        drop = torch.rand(label.shape, device=home, generator=generator).to(label.device) < self.label_dropout
+        return Condition(condition.parts | {"label": Rows(torch.where(drop, self.num_classes, label))})

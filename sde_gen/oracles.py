@@ -18,12 +18,13 @@ import torch
 from torch import Tensor
 
 from sde_gen import checks as check
+from sde_gen.conditions import NOTHING, Condition
 from sde_gen.errors import ConfigError
-from sde_gen.model import ScoreModel
-from sde_gen.parameterizations import Coefficients, DataPrediction
+from sde_gen.model import Levels, Prediction, ScoreModel
+from sde_gen.parameterizations import DataPrediction
 from sde_gen.perturbations.base import Perturbation
 from sde_gen.rng import keyed_generator
-from sde_gen.shapes import float64, trailing
+from sde_gen.shapes import trailing
 
 __all__ = [
     "EmpiricalData",
@@ -33,6 +34,8 @@ __all__ = [
 
 #: Pairs (state, data point) held at once by `EmpiricalData`, times the dimension: about 64 MiB of float64.
 _LARGEST_TABLE = 2**23
+#: sigma below which a state is taken for the data itself.
+_NO_NOISE = 1e-140
 
 
 class Oracle(ScoreModel):
@@ -49,16 +52,45 @@ class Oracle(ScoreModel):
         """The exact model of the same data under another perturbation."""
         return Oracle(self.law, perturbation)
 
-    def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
+    def levels(
+        self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Mapping[str, Any] | Condition | None = None
+    ) -> "OracleLevels":
         if condition:
-            raise ConfigError(f"an oracle takes no condition, got {', '.join(map(repr, condition))}")
-        return self.law.denoise(x.to(torch.float64), alpha, sigma).to(x.dtype)
+            names = condition.parts if isinstance(condition, Condition) else condition
+            raise ConfigError(f"an oracle takes no condition, got {', '.join(map(repr, names))}")
+        return OracleLevels(self, alpha, sigma, like, NOTHING)
 
     def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
         """Exact log p_t(x) in nats, float64, (B,). At sigma(t) = 0 of a finite data set it is not finite."""
-        u, _, _ = float64(t, "t")
-        alpha, sigma = (c.to(x.device) for c in (self.perturbation.alpha(u), self.perturbation.sigma(u)))
+        alpha, sigma = (c.to(x.device) for c in self.perturbation.curves(t))
         return self.law.log_marginal(x.to(torch.float64), alpha, sigma)
+
+
+class OracleLevels(Levels):
+    """Exact denoisers at some noise levels; every call counts as one of a network."""
+
+    def __init__(self, model: Oracle, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
+        super().__init__(model, alpha, sigma, like, condition)
+        self._law = model.law
+        self._there = [c.to(like.device).unbind(0) for c in (alpha, sigma)]
+
+    def output(self, k: int, x: Tensor) -> Tensor:
+        self._count[0] += 1
+        alpha, sigma = self._there
+        return self._law.denoise(x.to(torch.float64), alpha[k], sigma[k]).to(x.dtype)
+
+    def prediction(self, k: int, x: Tensor) -> Prediction:
+        found = super().prediction(k, x)
+        end = self.sigma[k] <= _NO_NOISE
+        if isinstance(self._law, GaussianMixture) and bool(end.any()):
+            # (alpha D - x)/sigma^2 is 0/0 there, and the score of the data is known.
+            alpha, sigma = self._there
+            score = self._law.score_marginal(x.to(torch.float64), alpha[k], sigma[k]).to(x.dtype)
+            here = trailing(end.to(x.device), x.ndim)
+            nothing = torch.zeros_like(x)
+            for name, value in (("score", score), ("noise", nothing), ("v", nothing)):
+                setattr(found, name, torch.where(here, value, getattr(found, name)))
+        return found
 
 
 class GaussianMixture:
@@ -115,6 +147,11 @@ class GaussianMixture:
         one = torch.ones((), dtype=torch.float64, device=x.device)
         return self.log_marginal(x.to(torch.float64), one, torch.zeros_like(one))
 
+    def score(self, x: Tensor) -> Tensor:
+        """grad log p_0(x), float64, (B, D)."""
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        return self.score_marginal(x.to(torch.float64), one, torch.zeros_like(one))
+
     def model(self, perturbation: Perturbation) -> Oracle:
         """The exact `ScoreModel` of this law under a perturbation."""
         return Oracle(self, perturbation)
@@ -122,6 +159,12 @@ class GaussianMixture:
     def log_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """log of the density of alpha x0 + sigma z at x, (B,)."""
         return torch.logsumexp(self._joint(x, alpha, sigma)[0], -1)
+
+    def score_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        """Gradient of `log_marginal`, shaped like x: -sum_k r_k (alpha^2 Sigma_k + sigma^2 I)^-1 (x - alpha mu_k)."""
+        joint, centred, variance = self._joint(x, alpha, sigma)
+        each = torch.einsum("kij,bkj->bki", self._on(x.device)[3], centred / variance)
+        return -torch.einsum("bk,bki->bi", joint.softmax(-1), each)
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """E[x0 | alpha x0 + sigma z = x], shaped like x."""

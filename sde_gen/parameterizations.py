@@ -26,7 +26,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen import checks
 
 __all__ = [
     "Coefficients",
@@ -67,7 +67,7 @@ class NoisePrediction(Parameterization):
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         return Coefficients(
-            1 / alpha, -sigma / alpha, torch.rsqrt(alpha.square() + sigma.square()), half_log_snr(alpha, sigma)
+            1 / alpha, -sigma / alpha, torch.rsqrt(alpha.square() + sigma.square()), alpha.log() - sigma.log()
         )
 
 
@@ -77,7 +77,7 @@ class ScorePrediction(Parameterization):
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         return Coefficients(
-            1 / alpha, sigma / alpha, torch.rsqrt(alpha.square() + sigma.square()), half_log_snr(alpha, sigma)
+            1 / alpha, sigma / alpha, torch.rsqrt(alpha.square() + sigma.square()), alpha.log() - sigma.log()
         )
 
 
@@ -90,7 +90,7 @@ class DataPrediction(Parameterization):
             torch.zeros_like(alpha),
             torch.ones_like(alpha),
             torch.rsqrt(alpha.square() + sigma.square()),
-            half_log_snr(alpha, sigma),
+            alpha.log() - sigma.log(),
         )
 
 
@@ -104,7 +104,7 @@ class VPrediction(Parameterization):
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         total = alpha.square() + sigma.square()
         root = total.rsqrt()
-        return Coefficients(alpha / total, -sigma * root, root, half_log_snr(alpha, sigma))
+        return Coefficients(alpha / total, -sigma * root, root, alpha.log() - sigma.log())
 
 
 @dataclass(frozen=True)
@@ -120,10 +120,10 @@ class EDMPreconditioning(Parameterization):
         ConfigError: for sigma_data outside its range.
     """
 
-    sigma_data: float = 0.5
+    sigma_data: float = checks.checked(0.5, above=0.0)
 
     def __post_init__(self) -> None:
-        check.number("EDMPreconditioning", "sigma_data", self.sigma_data, low=0.0, open_low=True)
+        checks.fields(self)
 
     def coefficients(self, alpha: Tensor, sigma: Tensor) -> Coefficients:
         total = sigma.square() + (alpha * self.sigma_data).square()
@@ -132,5 +132,5 @@ class EDMPreconditioning(Parameterization):
             alpha * self.sigma_data**2 / total,
             sigma * self.sigma_data * root,
             root,
-            -0.25 * half_log_snr(alpha, sigma),
+            -0.25 * (alpha.log() - sigma.log()),
         )

@@ -4,18 +4,28 @@ Torch's CPU generator is a Mersenne Twister whose `manual_seed` uses the low 32 
 2^32 give equal numbers. Here its whole state (624 words) is filled from the counter-based generator Philox (Salmon et
 al. 2011) keyed by (seed, counters), so all 64 bits count and streams of different counters are independent. CUDA's
 generator is itself a Philox with a 64-bit key; it gets a key hashed from the same numbers.
+
+`SeededNoise` draws in fixed blocks of samples, so that sample i gets the same numbers whatever is drawn beside it.
 """
 
 from functools import lru_cache
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sde_gen.errors import ConfigError
 
 _WORDS = 624
 _FIRST_WORD = 3  # position of the state words in torch's generator state, in 8-byte units
 _MASK = 2**64 - 1
+#: Samples per block for large samples; small ones share a block of about `_BLOCK_NUMBERS` numbers.
+_BLOCK_SAMPLES = 64
+_BLOCK_NUMBERS = 2**16
+#: torch fills normal numbers in groups of 16; whole groups make a shorter draw a prefix of a longer one.
+_GROUP = 16
+
+__all__ = ["SeededNoise", "block_size", "check_seed", "fill", "keyed_generator"]
 
 
 def check_seed(seed: int) -> int:
@@ -68,3 +78,69 @@ def _template() -> np.ndarray | None:
     words = state.view(np.uint64)
     expected = np.random.RandomState(5).get_state(legacy=False)["state"]["key"]  # the same recurrence from seed 5
     return words.copy() if np.array_equal(words[_FIRST_WORD : _FIRST_WORD + _WORDS], expected) else None
+
+
+class SeededNoise:
+    """Noise as a pure function of (seed, sample, step, draw).
+
+    Samples are drawn in fixed blocks keyed by (seed, block, step, draw), so sample i gets the same numbers whatever the
+    batch around it. Numbers on a GPU differ from those on a CPU, and those in float64 from those in float32.
+
+    Args:
+        seed: whole number in [0, 2^64); all 64 bits count.
+        first: index of the first sample of the batch.
+
+    Raises:
+        ConfigError: for a seed out of range.
+    """
+
+    def __init__(self, seed: int, first: int = 0) -> None:
+        self.seed, self.first = check_seed(seed), int(first)
+
+    def starting_at(self, first: int) -> "SeededNoise":
+        """The same noise for samples `first`, `first` + 1, ..."""
+        return SeededNoise(self.seed, first)
+
+    def __call__(self, like: Tensor, step: int, draw: int, out: Tensor | None = None) -> Tensor:
+        """Standard normal numbers shaped like `like`; in `out`, a contiguous tensor like it, if that is given."""
+        rows = len(like)
+        if rows == 0:
+            return torch.empty_like(like)
+        size = like.numel() // rows
+        block = block_size(size)
+        # Half precision is rounded from single; devices whose generator has no fixed order draw on the CPU.
+        dtype = like.dtype if like.dtype in (torch.float32, torch.float64) else torch.float32
+        device = like.device if like.device.type in ("cpu", "cuda") else torch.device("cpu")
+        if out is None or out.dtype != dtype or out.device != device:
+            out = torch.empty(like.shape, dtype=dtype, device=device)
+        flat = out.view(rows, size)
+        done = 0
+        while done < rows:
+            index, offset = divmod(self.first + done, block)
+            count = min(block - offset, rows - done)
+            generator = keyed_generator(self.seed, index, step + 1, draw, device=device)
+            fill(flat if count == rows else flat[done : done + count], offset, block, size, generator)
+            done += count
+        return out if out.dtype == like.dtype and device == like.device else out.to(like)
+
+
+def block_size(size: int) -> int:
+    """Samples per block, for samples of `size` numbers."""
+    block = _BLOCK_SAMPLES
+    while block * size < _BLOCK_NUMBERS:
+        block *= 2
+    return block
+
+
+def fill(rows: Tensor, offset: int, block: int, size: int, generator: torch.Generator) -> None:
+    """Fill rows [offset, offset + len(rows)) of a block."""
+    last = (offset + len(rows)) * size
+    if rows.device.type != "cpu":  # a GPU's numbers depend on the size of the draw: always the whole block
+        whole = torch.empty(block * size, dtype=rows.dtype, device=rows.device).normal_(generator=generator)
+        rows.copy_(whole[offset * size : last].view_as(rows))
+    elif offset == 0 and last % _GROUP == 0:
+        rows.view(-1).normal_(generator=generator)
+    else:
+        padded = -(-last // _GROUP) * _GROUP
+        drawn = torch.empty(padded, dtype=rows.dtype).normal_(generator=generator)
+        rows.copy_(drawn[offset * size : last].view_as(rows))

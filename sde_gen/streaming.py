@@ -27,8 +27,8 @@ from sde_gen import checks as check
 from sde_gen.distributed import Processes
 from sde_gen.errors import CheckpointError
 from sde_gen.files import make_folder, publish, write_json
+from sde_gen.rng import block_size
 from sde_gen.samplers import Samples
-from sde_gen.samplers.noise import block_size
 from sde_gen.training import RunDirectory
 from sde_gen.training.checkpoint import save_tensors
 

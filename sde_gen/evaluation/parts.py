@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from sde_gen.distributed import Processes
-from sde_gen.samplers.noise import block_size
+from sde_gen.rng import block_size
 
 T = TypeVar("T")
 _PARTS = 16  # of a job, at most, unless told otherwise

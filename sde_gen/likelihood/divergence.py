@@ -20,7 +20,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sde_gen.samplers.noise import SeededNoise
+from sde_gen.rng import SeededNoise
 from sde_gen.shapes import trailing
 
 #: Numbers held at once by one batch of vector-Jacobian products: about 128 MiB of float32.

@@ -6,7 +6,7 @@ import warnings
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen import checks
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, NonFiniteError, PrecisionWarning, SDEGenError
 from sde_gen.model import ScoreModel
@@ -21,7 +21,7 @@ def lambda_interval(
     low, high = model.times_within(p.t_min)
     for name, value in (("t_min", t_min), ("t_max", t_max)):
         if value is not None:
-            check.number(where, name, value, low=0.0, high=1.0)
+            checks.number(where, name, value, low=0.0, high=1.0)
     low, high = (low if t_min is None else float(t_min)), (high if t_max is None else float(t_max))
     if low >= high:
         raise ConfigError(f"{where}: t_min={low!r} must lie below t_max={high!r}")
@@ -36,8 +36,8 @@ def lambda_interval(
 
 def check_tolerances(where: str, x: Tensor, rtol: float, atol: float) -> None:
     """Refuse tolerances that are not positive, and warn of those that rounding alone exceeds."""
-    check.number(where, "rtol", rtol, low=0.0, open_low=True)
-    check.number(where, "atol", atol, low=0.0, open_low=True)
+    checks.number(where, "rtol", rtol, low=0.0, open_low=True)
+    checks.number(where, "atol", atol, low=0.0, open_low=True)
     floor = 8 * torch.finfo(x.dtype).eps
     if rtol < floor and atol < floor:
         warnings.warn(

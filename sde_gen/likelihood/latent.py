@@ -11,12 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.conditions import Condition
 from sde_gen.errors import ConfigError
 from sde_gen.likelihood.inputs import check_data, check_tolerances, lambda_interval, named
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, evaluating
 from sde_gen.samplers.dormand_prince import dormand_prince
-from sde_gen.samplers.flow import Flow, levels, root_at
+from sde_gen.samplers.flow import Flow, unit_curves
 from sde_gen.samplers.sampler import Samples
 
 
@@ -26,7 +27,7 @@ def encode(
     *,
     rtol: float = 1e-6,
     atol: float = 1e-6,
-    condition: Mapping[str, Any] | None = None,
+    condition: Mapping[str, Any] | Condition | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     max_nfe: int = 10_000,
@@ -37,7 +38,7 @@ def encode(
         model: any model, on any perturbation.
         x: data on the model's scale, (B, *shape), floating.
         rtol, atol: tolerances, > 0.
-        condition: keyword arguments of the network; tensors with B rows go along with the samples.
+        condition: keyword arguments of the network: tensors with a row for each sample, `Whole` what they share.
         t_min, t_max: interval of times; by default all that the model was trained on.
         max_nfe: most network calls for any one sample.
 
@@ -54,7 +55,7 @@ def decode(
     *,
     rtol: float = 1e-6,
     atol: float = 1e-6,
-    condition: Mapping[str, Any] | None = None,
+    condition: Mapping[str, Any] | Condition | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     max_nfe: int = 10_000,
@@ -71,7 +72,7 @@ def interpolate(
     *,
     rtol: float = 1e-6,
     atol: float = 1e-6,
-    condition: Mapping[str, Any] | None = None,
+    condition: Mapping[str, Any] | Condition | None = None,
 ) -> Samples:
     """`count` samples from data point a to data point b, along the great circle between their latents.
 
@@ -79,18 +80,19 @@ def interpolate(
         model: any model.
         a, b: one sample each, of one shape.
         count: number of samples >= 2, the two ends (as encoded and decoded) included.
-        rtol, atol, condition: as for `encode`; condition tensors must fit any number of rows.
+        rtol, atol, condition: as for `encode`; tensors have one row, that of all samples.
 
     Raises:
         ConfigError: if a and b differ in shape; and as `encode`.
     """
-    check.integer("interpolate", "count", count, low=2)
+    checks.integer("interpolate", "count", count, low=2)
     if a.shape != b.shape or a.ndim < 1:
         raise ConfigError(f"interpolate: a and b must have one shape, got {tuple(a.shape)} and {tuple(b.shape)}")
-    ends = encode(model, torch.stack([a, b]), rtol=rtol, atol=atol, condition=condition)
+    told = Condition.of("interpolate", condition, None)
+    ends = encode(model, torch.stack([a, b]), rtol=rtol, atol=atol, condition=told.tiled(2))
     weights = torch.linspace(0, 1, count, dtype=ends.x.dtype, device=ends.x.device)
     between = slerp(ends.x[0], ends.x[1], weights)
-    made = decode(model, between, rtol=rtol, atol=atol, condition=condition)
+    made = decode(model, between, rtol=rtol, atol=atol, condition=told.tiled(count))
     return Samples(made.x, ends.nfe + made.nfe, ends.seconds + made.seconds)
 
 
@@ -108,29 +110,25 @@ def slerp(a: Tensor, b: Tensor, weights: Tensor) -> Tensor:
 @torch.no_grad()
 def _carry(
     where: str, forward: bool, model: ScoreModel, x: Tensor, rtol: float, atol: float,
-    condition: Mapping[str, Any] | None, t_min: float | None, t_max: float | None, max_nfe: int,
+    condition: Mapping[str, Any] | Condition | None, t_min: float | None, t_max: float | None, max_nfe: int,
 ) -> Samples:  # fmt: skip
     began = time.perf_counter()
     if not isinstance(model, ScoreModel):
         raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
     if not isinstance(x, Tensor) or not x.is_floating_point() or x.ndim < 2:
         raise ConfigError(f"{where}: needs a floating tensor of shape (B, *shape)")
-    check.integer(where, "max_nfe", max_nfe)
+    checks.integer(where, "max_nfe", max_nfe)
     check_tolerances(where, x, rtol, atol)
     check_data(where, x, None)
     begin, end, _, high = lambda_interval(where, model, t_min, t_max)
-    model._warn_between_nodes(torch.tensor((begin + end) / 2, dtype=torch.float64))
-    flow = Flow(model, condition or {}, len(x))
-    to_u = float(levels(torch.tensor(begin, dtype=torch.float64))[0])  # x is the data, not the state at t_min
-    root = root_at(model.perturbation, high)
-    was_training = model.training
-    model.eval()
-    try:
+    model.warn_between_nodes(torch.tensor((begin + end) / 2, dtype=torch.float64))
+    flow = Flow(model, Condition.of(where, condition, len(x)))
+    to_u = float(unit_curves(torch.tensor(begin, dtype=torch.float64))[0])  # x is the data, not the state at t_min
+    root = float(model.perturbation.size(high))
+    with evaluating(model):
         u = x * to_u if forward else x / root
         ends = (begin, end) if forward else (end, begin)
         answer = dormand_prince(flow.slope, u, *ends, rtol=rtol, atol=atol, max_calls=max_nfe, keep_going=True)
-    finally:
-        model.train(was_training)
     for error in answer.failed.values():
         raise named(error, model, begin, end)
     u = answer.u * root if forward else answer.u / to_u

@@ -18,21 +18,22 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.conditions import Condition, gathered
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, NonFiniteError, SDEGenError
 from sde_gen.likelihood.adams_bashforth import adams_bashforth, default_nodes
 from sde_gen.likelihood.divergence import Draw, fixed_probes, fresh_probes, walsh_probes, with_divergence
 from sde_gen.likelihood.inputs import check_data, check_tolerances, lambda_interval, named
 from sde_gen.likelihood.result import Likelihood, concatenated
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, evaluating
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.rng import check_seed
 from sde_gen.samplers.dormand_prince import SLOPE, dormand_prince
-from sde_gen.samplers.flow import Flow, levels, root_at
+from sde_gen.samplers.flow import Flow, unit_curves
 from sde_gen.samplers.grids import as_grid
-from sde_gen.samplers.sampler import rows_of
 
 _WHERE = "log_likelihood"
 _DIVERGENCES, _PROBES = ("auto", "exact", "hutchinson"), ("auto", "rademacher", "gaussian", "fresh", "walsh")
@@ -58,13 +59,14 @@ def log_likelihood(
     grid: Any = None,
     seed: int = 0,
     transform: Affine | None = None,
-    condition: Mapping[str, Any] | None = None,
+    condition: Mapping[str, Any] | Condition | None = None,
     t_min: float | None = None,
     t_max: float | None = None,
     max_nfe: int = 10_000,
     chunk: int | None = None,
     first: int = 0,
     progress: bool = False,
+    **named: Any,
 ) -> Likelihood:
     """Log-density of each sample under the model, by the probability-flow ODE.
 
@@ -86,12 +88,13 @@ def log_likelihood(
         grid: a `TimeGrid`, its name or a list of times, instead of the nodes even in asinh((lambda - 1)/3).
         seed: of the probes; sample i depends only on (model, settings, seed, first + i). Formulations share probes.
         transform: of the data, for bits per dimension of the raw data, and to check their range.
-        condition: keyword arguments of the network; tensors with B rows are cut along with the batch.
+        condition: keyword arguments of the network: tensors with a row for each sample, `Whole` what they share.
         t_min, t_max: interval of times; by default all that the model was trained on.
         max_nfe: most network calls for any one sample.
         chunk: most samples at once; by default chosen from their size.
         first: index of the first sample, for jobs that share one seed.
         progress: whether to show a progress bar on standard error.
+        named: conditions as keywords, such as label=labels.
 
     Raises:
         ConfigError: for arguments that do not fit together.
@@ -103,28 +106,22 @@ def log_likelihood(
         BetweenNodesWarning: a network trained on a chain is asked between its nodes.
     """
     plan = _Plan.of(model, x, divergence, probes, probe, rtol, atol, steps, order, grid, seed, t_min, t_max, max_nfe)
-    check.integer(_WHERE, "first", first, low=0)
+    checks.integer(_WHERE, "first", first, low=0)
     check_data(_WHERE, x, transform)
     size = chunk
     if size is None:
         vectors = x[0].numel() if plan.exact else probes
         size = max(1, _CHUNK_NUMBERS // (max(1, x[0].numel()) * (1 + min(vectors, 64))))
-    check.integer(_WHERE, "chunk", size)
+    checks.integer(_WHERE, "chunk", size)
     starts = range(0, len(x), size)
     if progress:
-        from tqdm import tqdm
-
         starts = tqdm(starts, desc="likelihood", leave=False)
-    condition = dict(condition or {})
-    was_training = model.training
-    model.eval()
-    try:
-        parts = []
+    told = Condition.of(_WHERE, gathered(_WHERE, model.network, condition, named), len(x))
+    parts = []
+    with evaluating(model):
         for start in starts:
             rows = slice(start, start + size)
-            parts.append(plan.solve(x[rows], rows_of(condition, rows, len(x)), first + start, transform))
-    finally:
-        model.train(was_training)
+            parts.append(plan.solve(x[rows], told[rows], first + start, transform))
     result = concatenated(parts)
     if len(result.failed) == len(x):
         raise next(iter(result.failed.values()))
@@ -160,14 +157,14 @@ class _Plan:
             raise ConfigError(f"{_WHERE}: x must be a non-empty floating tensor of shape (B, *shape), got "
                               f"{x.dtype if isinstance(x, Tensor) else type(x).__name__} "
                               f"{tuple(getattr(x, 'shape', ()))}")  # fmt: skip
-        check.choice(_WHERE, "divergence", divergence, _DIVERGENCES)
-        check.choice(_WHERE, "probe", probe, _PROBES)
-        check.integer(_WHERE, "probes", probes)
-        check.integer(_WHERE, "order", order, high=8)
-        check.integer(_WHERE, "max_nfe", max_nfe)
+        checks.choice(_WHERE, "divergence", divergence, _DIVERGENCES)
+        checks.choice(_WHERE, "probe", probe, _PROBES)
+        checks.integer(_WHERE, "probes", probes)
+        checks.integer(_WHERE, "order", order, high=8)
+        checks.integer(_WHERE, "max_nfe", max_nfe)
         check_tolerances(_WHERE, x, rtol, atol)
         if steps is not None:
-            check.integer(_WHERE, "steps", steps, low=2)
+            checks.integer(_WHERE, "steps", steps, low=2)
         if probe == "auto":
             probe = "rademacher" if steps is None and grid is None else "walsh"
         exact = divergence == "exact" or (divergence == "auto" and x[0].numel() <= _EXACT_UP_TO)
@@ -193,20 +190,20 @@ class _Plan:
             )
         if nodes is not None:
             begin, end = float(nodes[0]), float(nodes[-1])
-        root = root_at(p, high)
+        root = float(p.size(high))
         return cls(model, exact, probes, probe, rtol, atol, nodes, order, check_seed(seed), begin, end, root, max_nfe)
 
-    def solve(self, x: Tensor, condition: dict[str, Any], first: int, transform: Affine | None) -> Likelihood:
-        flow = Flow(self.model, condition, len(x))
+    def solve(self, x: Tensor, condition: Condition, first: int, transform: Affine | None) -> Likelihood:
+        flow = Flow(self.model, condition)
         most, least = (torch.tensor(v, dtype=torch.float64) for v in (self.begin, self.end))
-        self.model._warn_between_nodes((most + least) / 2)
-        u = x * float(levels(most)[0])
+        self.model.warn_between_nodes((most + least) / 2)
+        u = x * float(unit_curves(most)[0])
         if self.nodes is None:
             u, q, calls, failed = self._adaptive(flow, u, first)
         else:
             u, q, calls, failed = self._on_grid(flow, u, self.nodes, first)
         size = x[0].numel()
-        scale = levels(least)[1].to(u.device)
+        scale = unit_curves(least)[1].to(u.device)
         wide = u.flatten(1).to(torch.float64)
         prior = -0.5 * (wide / scale).square().sum(1) - size * (math.log(2 * math.pi) / 2 + math.log(float(scale)))
         rest = prior + size * 0.5 * float(torch.nn.functional.logsigmoid(2 * most))
@@ -275,7 +272,7 @@ class _Plan:
         if not isinstance(self.model, Oracle):
             return None, None
         law = self.model.law
-        alpha, sigma = levels(torch.tensor(self.end, dtype=torch.float64, device=u.device))
+        alpha, sigma = unit_curves(torch.tensor(self.end, dtype=torch.float64, device=u.device))
         mismatch = prior - law.log_marginal(u.to(torch.float64), alpha, sigma)
         if not isinstance(law, GaussianMixture):
             return mismatch, None

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor
 
 from sde_gen import bound_terms as bound
-from sde_gen import checks as check
+from sde_gen import checks
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Chain
-from sde_gen.samplers.noise import SeededNoise
+from sde_gen.rng import SeededNoise
 
 
 class Plan(NamedTuple):
@@ -48,7 +48,7 @@ def times_of(model: ScoreModel, steps: int | None, lambdas: tuple[float, float] 
     """Times of a discrete bound, ascending, float64."""
     p = model.perturbation
     if steps is not None:
-        check.integer("variational_bound", "steps", steps, low=2)
+        checks.integer("variational_bound", "steps", steps, low=2)
     if not isinstance(p, Chain):
         least, most = span_of(model, lambdas)
         return p.time(torch.linspace(most, least, steps or 2, dtype=torch.float64))
@@ -71,7 +71,7 @@ def span_of(model: ScoreModel, lambdas: tuple[float, float] | None) -> tuple[flo
         return float(p.half_log_snr(high)), float(p.half_log_snr(low))
     if not isinstance(lambdas, tuple | list) or len(lambdas) != 2:
         raise ConfigError(f"variational_bound: lambdas must be two numbers (least, most), got {lambdas!r}")
-    least, most = (check.number("variational_bound", "lambdas", v) for v in lambdas)
+    least, most = (checks.number("variational_bound", "lambdas", v) for v in lambdas)
     p.time(torch.tensor([least, most], dtype=torch.float64))  # refuses what the process never has
     if least >= most:
         raise ConfigError(f"variational_bound: lambdas must be (least, most) with least < most, got {lambdas!r}")

@@ -36,14 +36,14 @@ import torch
 from torch import Tensor
 
 from sde_gen import bound_terms as bound
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.conditions import Condition
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, NonFiniteError
 from sde_gen.likelihood.term_plans import Plan, chain_plan, continuous_plan, span_of, times_of
-from sde_gen.model import ScoreModel
+from sde_gen.model import Prediction, ScoreModel, evaluating
 from sde_gen.perturbations import Chain
-from sde_gen.samplers.noise import SeededNoise
-from sde_gen.samplers.sampler import has_rows
+from sde_gen.rng import SeededNoise
 from sde_gen.shapes import trailing
 
 #: Draws of lambda for each sample, in continuous time.
@@ -105,7 +105,7 @@ def variational_bound(
     x: Tensor,
     *,
     transform: Affine | None = None,
-    condition: Mapping[str, Any] | None = None,
+    condition: Mapping[str, Any] | Condition | None = None,
     steps: int | None = None,
     terms: int | None = None,
     variance: str = "auto",
@@ -121,7 +121,7 @@ def variational_bound(
         x: data on the model's scale, (B, *shape), finite.
         transform: how x was made from raw data, for bits per dimension; with `levels`, the bound is of the probability
             of the levels that x lies on (x must not be dequantised), else of a density.
-        condition: keyword arguments of the network; tensors with B rows are cut along with the batch.
+        condition: keyword arguments of the network: tensors with a row for each sample, `Whole` what they share.
         steps: number of times, for a chain of fewer steps: of that many nodes, evenly spaced; under an SDE, of that
             many times evenly spaced in lambda. By default all nodes of a chain, and continuous time under an SDE.
         terms: number of steps (of a chain) or lambdas (in continuous time) drawn at random for each sample, >= 2. By
@@ -144,12 +144,12 @@ def variational_bound(
     if not isinstance(model, ScoreModel):
         raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
     _check_data(x, transform)
-    check.integer(where, "first", first, low=0)
+    checks.integer(where, "first", first, low=0)
     if chunk is not None:
-        check.integer(where, "chunk", chunk)
+        checks.integer(where, "chunk", chunk)
     if terms is not None:
-        check.integer(where, "terms", terms, low=2)
-    check.choice(where, "variance", variance, ("auto", *bound.VARIANCES))
+        checks.integer(where, "terms", terms, low=2)
+    checks.choice(where, "variance", variance, ("auto", *bound.VARIANCES))
     p, source = model.perturbation, SeededNoise(seed, first)
     discrete = isinstance(p, Chain) or steps is not None
     if discrete:
@@ -160,14 +160,10 @@ def variational_bound(
         if variance != "auto":
             raise ConfigError(f"{where}: variance={variance!r} is of a chain's steps; give steps=, or leave it out")
         plan = continuous_plan(model, span_of(model, lambdas), terms or _DRAWS, x, source)
-    kept = _Evaluator(model, x, dict(condition or {}), chunk or _rows(x), source)
-    was_training = model.training
-    model.eval()
-    try:
+    kept = _Evaluator(model, x, Condition.of(where, condition, len(x)), chunk or _rows(x), source)
+    with evaluating(model):
         decoder, calls = _decoder(kept, plan, transform, variance if discrete else None)
         kls = kept.terms(plan, variance if discrete else None)
-    finally:
-        model.train(was_training)
     each = torch.cat([decoder.mean(1, keepdim=True), kls], 1)
     at = torch.cat([plan.first.expand(len(plan.t), 1), plan.t], 1)
     _refuse_non_finite(each, at, first)
@@ -192,20 +188,17 @@ def variational_bound(
 class _Evaluator:
     """The model on many (sample, term) pairs at once, in chunks; noise is a function of (seed, sample, term)."""
 
-    def __init__(
-        self, model: ScoreModel, x: Tensor, condition: dict[str, Any], chunk: int, source: SeededNoise
-    ) -> None:
+    def __init__(self, model: ScoreModel, x: Tensor, condition: Condition, chunk: int, source: SeededNoise) -> None:
         self.model, self.x, self.condition, self.chunk, self.source = model, x, condition, chunk, source
 
-    def predict(self, rows: slice, t: Tensor, noise: Tensor) -> Any:
+    def predict(self, rows: slice, t: Tensor, noise: Tensor) -> Prediction:
         """Prediction for `rows` at times t (b, n) with noise (b, n, *shape), in b n rows."""
         p, n = self.model.perturbation, t.shape[1]
         alpha, sigma = (c.flatten().to(self.x.device) for c in (p.alpha(t), p.sigma(t)))
         x0 = self.x[rows].repeat_interleave(n, 0)
         a, b = (trailing(c.to(x0.dtype), x0.ndim) for c in (alpha, sigma))
-        whole = len(self.x)
-        condition = {k: v[rows].repeat_interleave(n, 0) if has_rows(v, whole) else v for k, v in self.condition.items()}
-        return self.model.predict(a * x0 + b * noise.flatten(0, 1), alpha, sigma, condition)
+        state, condition = a * x0 + b * noise.flatten(0, 1), self.condition[rows].repeated(n)
+        return self.model.levels(alpha[None], sigma[None], state, condition).prediction(0, state)
 
     def noise(self, rows: slice, draws: list[tuple[int, int]]) -> Tensor:
         """(b, n, *shape): one draw for each (term, draw) of `draws`."""
@@ -229,7 +222,7 @@ class _Evaluator:
         kl, error, drawn = torch.zeros(3, len(self.x), n, dtype=torch.float64, device=self.x.device)
         if not n:
             return kl
-        self.model._warn_between_nodes(p.half_log_snr(plan.t))
+        self.model.warn_between_nodes(p.half_log_snr(plan.t))
         for rows, columns in self.chunks(n):
             b, width = rows.stop - rows.start, columns.stop - columns.start
             t, gain, gap = (

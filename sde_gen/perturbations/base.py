@@ -4,7 +4,19 @@ A perturbation takes data :math:`x_0` to noise through
 
 .. math:: p(x_t | x_0) = N(\alpha(t) x_0, \sigma(t)^2 I), \qquad t \in [0, 1].
 
-A subclass states :math:`\log\alpha(t)` and :math:`\sigma(t)^2`. The rest is derived here, once:
+A subclass states :math:`\log\alpha(t)` and :math:`\sigma(t)^2`; that is all a new formulation takes:
+
+    @dataclass(frozen=True)
+    class Polynomial(Perturbation):
+        power: float = checked(2.0, above=0.0)
+
+        def log_alpha(self, t):
+            return -2 * t**self.power
+
+        def variance(self, t):
+            return -torch.expm1(2 * self.log_alpha(t))
+
+The rest is derived here, once:
 
 ====================  =====================================================================
 half log-SNR          :math:`\lambda = \log\alpha - \log\sigma`, strictly decreasing in t
@@ -23,16 +35,35 @@ that of Song et al. 2021 (arXiv:2011.13456) and Kingma et al. 2021 (arXiv:2107.0
 
 import abc
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.shapes import float64, trailing
 
 #: Bisection steps of the generic inverse; on logit(t) in [-50, 50] they reach the spacing of float64.
 _BISECTIONS = 64
+
+
+def float64(value: Tensor | float, name: str) -> tuple[Tensor, torch.dtype, torch.device]:
+    """`value` in float64, with the dtype and device the answer is due in.
+
+    Raises:
+        ConfigError: for what is no real number or tensor of them.
+    """
+    try:
+        given = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float) else None)  # float32 by default
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ConfigError(f"{name} must be a real number or tensor, got {value!r}") from error
+    if given.is_complex() or given.dtype == torch.bool:
+        raise ConfigError(f"{name} must be a real number or tensor, got dtype {given.dtype}")
+    dtype = given.dtype if isinstance(value, Tensor) and given.is_floating_point() else torch.float64
+    device = given.device
+    if device.type == "mps":  # no float64 there; these tensors hold one number a sample
+        given = given.cpu()
+    return given.to(torch.float64), dtype, device
 
 
 def _slope(curve: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
@@ -52,7 +83,11 @@ def _slope(curve: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
 class Perturbation(abc.ABC):
     """A Gaussian perturbation kernel p(x_t | x_0) = N(alpha(t) x_0, sigma(t)^2 I), t in [0, 1].
 
-    Subclasses are frozen dataclasses of plain numbers, so they hash, compare and print. All methods take t as a number
+    Subclasses are frozen dataclasses of plain numbers, so they hash, compare and print. They state `log_alpha(t)` and
+    `variance(t)`, and may state `half_log_snr(t)` and its inverse `time(half_log_snr)` where a closed form is more
+    accurate or faster: each with float64 tensors of any shape in and out, t within [0, 1].
+
+    All other methods, and these two when they are called, take t as a number
     or a tensor of any shape and floating dtype, work in float64 inside, and answer in the same shape and dtype. Times
     outside [0, 1] or NaN raise `ConfigError` (checked for CPU tensors only: on a GPU the check would force a
     synchronisation).
@@ -69,20 +104,31 @@ class Perturbation(abc.ABC):
     t_max: ClassVar[float] = 1.0
     is_chain: ClassVar[bool] = False
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        # What a subclass states of these two works in float64; who calls them goes through the checks below.
+        super().__init_subclass__(**kwargs)
+        for name in ("half_log_snr", "time"):
+            if name in cls.__dict__:
+                setattr(cls, f"_{name}", cls.__dict__[name])
+                delattr(cls, name)
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+
     # -- the two curves, float64 in and out -------------------------------------------------------------------------
 
     @abc.abstractmethod
-    def _log_alpha(self, t: Tensor) -> Tensor:
-        """log alpha(t)."""
+    def log_alpha(self, t: Tensor) -> Tensor:
+        """log alpha(t), float64 in and out."""
 
     @abc.abstractmethod
-    def _variance(self, t: Tensor) -> Tensor:
-        """sigma(t)^2, stated without cancellation (1 - exp(y) as -expm1(y))."""
+    def variance(self, t: Tensor) -> Tensor:
+        """sigma(t)^2, float64 in and out, stated without cancellation (1 - exp(y) as -expm1(y))."""
 
     # -- derived, float64 in and out ----------------------------------------------------------------------------------
 
     def _half_log_snr(self, t: Tensor) -> Tensor:
-        return self._log_alpha(t) - 0.5 * self._variance(t).log()
+        return self.log_alpha(t) - 0.5 * self.variance(t).log()
 
     def _time(self, half_log_snr: Tensor) -> Tensor:
         """Inverse of lambda(t) by bisection on logit(t); a subclass may state a closed form instead."""
@@ -96,14 +142,14 @@ class Perturbation(abc.ABC):
 
     def _rates(self, t: Tensor) -> tuple[Tensor, Tensor]:
         """f(t) and g(t)^2."""
-        f = _slope(self._log_alpha, t)
-        g2 = _slope(self._variance, t) - 2 * f * self._variance(t)
+        f = _slope(self.log_alpha, t)
+        g2 = _slope(self.variance, t) - 2 * f * self.variance(t)
         return f, g2.clamp_min(0.0)
 
     def _transition(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
         """a and b^2 of p(x_t | x_s)."""
-        a = (self._log_alpha(t) - self._log_alpha(s)).exp()
-        b2 = -self._variance(t) * torch.expm1(2 * (self._half_log_snr(t) - self._half_log_snr(s)))
+        a = (self.log_alpha(t) - self.log_alpha(s)).exp()
+        b2 = -self.variance(t) * torch.expm1(2 * (self._half_log_snr(t) - self._half_log_snr(s)))
         same = s == t  # inf - inf at the ends
         return torch.where(same, 1.0, a), torch.where(same, 0.0, b2)
 
@@ -111,11 +157,21 @@ class Perturbation(abc.ABC):
 
     def alpha(self, t: Tensor | float) -> Tensor:
         """Scale of the data, alpha(t) >= 0."""
-        return self._map(lambda u: self._log_alpha(u).exp(), t)
+        return self._map(lambda u: self.log_alpha(u).exp(), t)
 
     def sigma(self, t: Tensor | float) -> Tensor:
         """Standard deviation of the noise, sigma(t) >= 0."""
-        return self._map(lambda u: self._variance(u).sqrt(), t)
+        return self._map(lambda u: self.variance(u).sqrt(), t)
+
+    def size(self, t: Tensor | float) -> Tensor:
+        """sqrt(alpha(t)^2 + sigma(t)^2): what a state is of data of unit size, 1 where variance is preserved."""
+        return self._map(lambda u: (self.log_alpha(u).exp().square() + self.variance(u)).sqrt(), t)
+
+    def curves(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(alpha(t), sigma(t)) in float64, whatever the dtype of t."""
+        u = t if isinstance(t, Tensor) and t.dtype == torch.float64 else float64(t, "t")[0]
+        self._check(u)
+        return self.log_alpha(u).exp(), self.variance(u).sqrt()
 
     def half_log_snr(self, t: Tensor | float) -> Tensor:
         """lambda(t) = log(alpha/sigma), strictly decreasing; +inf where sigma = 0 and -inf where alpha = 0."""
@@ -175,10 +231,10 @@ class Perturbation(abc.ABC):
 
     def _posterior(self, s: Tensor, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         a, b2 = self._transition(s, t)
-        share = torch.where(s == t, 0.0, b2 / self._variance(t))  # the part of the variance at t that is newer than s
-        c_t = torch.where(s == t, 1.0, a * self._variance(s) / self._variance(t))
-        c_0 = self._log_alpha(s).exp() * share
-        return c_t, c_0, share * self._variance(s)
+        share = torch.where(s == t, 0.0, b2 / self.variance(t))  # the part of the variance at t that is newer than s
+        c_t = torch.where(s == t, 1.0, a * self.variance(s) / self.variance(t))
+        c_0 = self.log_alpha(s).exp() * share
+        return c_t, c_0, share * self.variance(s)
 
     def perturb(self, x0: Tensor, t: Tensor | float, noise: Tensor) -> Tensor:
         """x_t = alpha(t) x0 + sigma(t) noise, in the dtype of x0.
@@ -191,16 +247,15 @@ class Perturbation(abc.ABC):
         Raises:
             ConfigError: if the shapes do not fit.
         """
-        u, _, _ = float64(t, "t")
-        if u.ndim > 1 or (u.ndim == 1 and (x0.ndim == 0 or u.shape[0] != x0.shape[0])):
+        curves = self.curves(t)
+        shape = curves[0].shape
+        if len(shape) > 1 or (len(shape) == 1 and shape != x0.shape[:1]):
             batch = tuple(x0.shape[:1])
             raise ConfigError(f"perturb: t must have shape () or {batch} for x0 of shape {tuple(x0.shape)}, "
-                              f"got {tuple(u.shape)}")  # fmt: skip
+                              f"got {tuple(shape)}")  # fmt: skip
         if noise.shape != x0.shape:
             raise ConfigError(f"perturb: noise must be shaped like x0, {tuple(x0.shape)}, got {tuple(noise.shape)}")
-        self._check(u)
-        curves = (self._log_alpha(u).exp(), self._variance(u).sqrt())
-        alpha, sigma = (trailing(c.to(x0.dtype).to(x0.device), x0.ndim) for c in curves)
+        alpha, sigma = (c.to(x0.dtype).to(x0.device).reshape(shape + (1,) * (x0.ndim - len(shape))) for c in curves)
         return alpha * x0 + sigma * noise
 
     @property

@@ -21,7 +21,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations.base import Perturbation
 
@@ -35,18 +35,16 @@ def _refuse_reversed(where: str, low: str, low_value: float, high: str, high_val
 class _LinearBeta(Perturbation):
     """Shared by VP and sub-VP: d log alpha / dt = -beta(t)/2 with beta(t) = beta_min + t (beta_max - beta_min)."""
 
-    beta_min: float = 0.1
-    beta_max: float = 20.0
+    beta_min: float = checked(0.1, low=0.0)
+    beta_max: float = checked(20.0, above=0.0)
 
     def __post_init__(self) -> None:
-        where = type(self).__name__
-        check.number(where, "beta_min", self.beta_min, low=0.0)
-        check.number(where, "beta_max", self.beta_max, low=0.0, open_low=True)
+        super().__post_init__()
         if self.beta_min > self.beta_max:
-            raise ConfigError(f"{where}: beta_min must not exceed beta_max, got beta_min={self.beta_min!r} and "
-                              f"beta_max={self.beta_max!r}")  # fmt: skip
+            raise ConfigError(f"{type(self).__name__}: beta_min must not exceed beta_max, got "
+                              f"beta_min={self.beta_min!r} and beta_max={self.beta_max!r}")  # fmt: skip
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         return -t * (0.25 * (self.beta_max - self.beta_min) * t + 0.5 * self.beta_min)
 
     def _time_of_log_alpha(self, log_alpha: Tensor) -> Tensor:
@@ -69,10 +67,10 @@ class VP(_LinearBeta):
         ConfigError: for values outside these ranges.
     """
 
-    def _variance(self, t: Tensor) -> Tensor:
-        return -torch.expm1(2 * self._log_alpha(t))
+    def variance(self, t: Tensor) -> Tensor:
+        return -torch.expm1(2 * self.log_alpha(t))
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         return self._time_of_log_alpha(0.5 * torch.nn.functional.logsigmoid(2 * half_log_snr))
 
 
@@ -90,14 +88,14 @@ class SubVP(_LinearBeta):
         ConfigError: for values outside these ranges.
     """
 
-    def _variance(self, t: Tensor) -> Tensor:
-        return torch.expm1(2 * self._log_alpha(t)).square()
+    def variance(self, t: Tensor) -> Tensor:
+        return torch.expm1(2 * self.log_alpha(t)).square()
 
-    def _half_log_snr(self, t: Tensor) -> Tensor:
+    def half_log_snr(self, t: Tensor) -> Tensor:
         # Not from the square: at t = 1e-300 it would underflow.
-        return self._log_alpha(t) - (-torch.expm1(2 * self._log_alpha(t))).log()
+        return self.log_alpha(t) - (-torch.expm1(2 * self.log_alpha(t))).log()
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         # sigma/alpha = 1/alpha - alpha = -2 sinh(log alpha)
         return self._time_of_log_alpha(-torch.asinh(0.5 * (-half_log_snr).exp()))
 
@@ -118,28 +116,27 @@ class VE(Perturbation):
         ConfigError: for values outside these ranges.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
+    sigma_min: float = checked(0.01, above=0.0)
+    sigma_max: float = checked(50.0, above=0.0)
     t_sample: ClassVar[float] = 1e-5
 
     def __post_init__(self) -> None:
-        check.number("VE", "sigma_min", self.sigma_min, low=0.0, open_low=True)
-        check.number("VE", "sigma_max", self.sigma_max, low=0.0, open_low=True)
+        super().__post_init__()
         _refuse_reversed("VE", "sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    def _variance(self, t: Tensor) -> Tensor:
+    def variance(self, t: Tensor) -> Tensor:
         return (self.sigma_min * (self.sigma_max / self.sigma_min) ** t).square()
 
     def _log_sigma(self, t: Tensor) -> Tensor:
         return math.log(self.sigma_min) + t * math.log(self.sigma_max / self.sigma_min)
 
-    def _half_log_snr(self, t: Tensor) -> Tensor:
+    def half_log_snr(self, t: Tensor) -> Tensor:
         return -self._log_sigma(t)
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         return (-half_log_snr - math.log(self.sigma_min)) / math.log(self.sigma_max / self.sigma_min)
 
 
@@ -159,32 +156,30 @@ class EDM(Perturbation):
         ConfigError: for values outside these ranges.
     """
 
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
+    sigma_min: float = checked(0.002, above=0.0)
+    sigma_max: float = checked(80.0, above=0.0)
+    rho: float = checked(7.0, low=1.0)
     t_min: ClassVar[float] = 0.0
     t_sample: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
-        check.number("EDM", "sigma_min", self.sigma_min, low=0.0, open_low=True)
-        check.number("EDM", "sigma_max", self.sigma_max, low=0.0, open_low=True)
-        check.number("EDM", "rho", self.rho, low=1.0)
+        super().__post_init__()
         _refuse_reversed("EDM", "sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     def _root(self, t: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return low + t * (high - low)
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    def _variance(self, t: Tensor) -> Tensor:
+    def variance(self, t: Tensor) -> Tensor:
         return self._root(t) ** (2 * self.rho)
 
-    def _half_log_snr(self, t: Tensor) -> Tensor:
+    def half_log_snr(self, t: Tensor) -> Tensor:
         return -self.rho * self._root(t).log()
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         low, high = self.sigma_min ** (1 / self.rho), self.sigma_max ** (1 / self.rho)
         return ((-half_log_snr / self.rho).exp() - low) / (high - low)
 
@@ -203,26 +198,23 @@ class Cosine(Perturbation):
         ConfigError: for s outside its range.
     """
 
-    s: float = 0.008
+    s: float = checked(0.008, low=0.0, high=1.0)
     t_max: ClassVar[float] = 0.999
-
-    def __post_init__(self) -> None:
-        check.number("Cosine", "s", self.s, low=0.0, high=1.0)
 
     @property
     def _rate(self) -> float:
         return 0.5 * math.pi / (1 + self.s)
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         # cos(a) = sin(pi/2 - a): exactly 0 at t = 1 and accurate beside it.
         return torch.sin(self._rate * (1 - t)).log() - math.log(math.sin(self._rate))
 
-    def _variance(self, t: Tensor) -> Tensor:
+    def variance(self, t: Tensor) -> Tensor:
         # cos(a0)^2 - cos(a)^2 = sin(a - a0) sin(a + a0): no cancellation near t = 0.
         sines = torch.sin(self._rate * t) * torch.sin(self._rate * (t + 2 * self.s))
         return sines / math.cos(self._rate * self.s) ** 2
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         # cos(a) = alpha cos(a0), so t = (arccos(alpha cos a0) - a0)/rate; near t = 0 through the sine instead:
         # sin(a)^2 = sin(a0)^2 + sigma^2 cos(a0)^2.
         a0 = self._rate * self.s
@@ -248,14 +240,14 @@ class FlowMatching(Perturbation):
 
     t_max: ClassVar[float] = 0.999
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         return torch.log1p(-t)
 
-    def _variance(self, t: Tensor) -> Tensor:
+    def variance(self, t: Tensor) -> Tensor:
         return t.square()
 
-    def _half_log_snr(self, t: Tensor) -> Tensor:
+    def half_log_snr(self, t: Tensor) -> Tensor:
         return torch.log1p(-t) - t.log()
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         return torch.sigmoid(-half_log_snr)

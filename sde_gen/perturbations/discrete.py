@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations.base import Perturbation
 from sde_gen.perturbations.continuous import Cosine
@@ -34,7 +34,7 @@ class Chain(Perturbation):
         """K, the number of nodes."""
         raise NotImplementedError
 
-    def _table(self) -> Tensor:
+    def table(self) -> Tensor:
         """Half log-SNR at the nodes, (K,), float64, on the CPU."""
         raise NotImplementedError
 
@@ -53,6 +53,15 @@ class Chain(Perturbation):
         """The first node, 1/K."""
         return 1.0 / self.length
 
+    def is_between(self, half_log_snr: Tensor) -> bool:
+        """Whether some of these half log-SNRs, (n,), float64 on the CPU, are not those of nodes."""
+        nodes = self.half_log_snr(self.nodes).flip(0)  # ascending in lambda
+        after = torch.searchsorted(nodes, half_log_snr).clamp_max(len(nodes) - 1)
+        before = (after - 1).clamp_min(0)
+        gap = torch.minimum((nodes[after] - half_log_snr).abs(), (nodes[before] - half_log_snr).abs())
+        # A time given in float32 is off its node by up to 1e-4 of the spacing.
+        return bool((gap > 1e-3 * (nodes[after] - nodes[before]) + 1e-6).any())
+
     def _noise_to_signal(self, t: Tensor) -> Tensor:
         """sigma^2/alpha^2."""
         position = t * self.length
@@ -65,7 +74,7 @@ class Chain(Perturbation):
             inside = (-2 * table[0]).exp() * position
         return torch.where(position <= 1, (-2 * table[0]).exp() * position, inside)
 
-    def _time(self, half_log_snr: Tensor) -> Tensor:
+    def time(self, half_log_snr: Tensor) -> Tensor:
         table = _lambdas(self, str(half_log_snr.device))
         first = (2 * (table[0] - half_log_snr)).exp()  # position in the first interval
         if self.length == 1:
@@ -78,7 +87,7 @@ class Chain(Perturbation):
 
 @lru_cache(maxsize=256)
 def _lambdas(chain: Chain, device: str) -> Tensor:
-    return chain._table().to(device)
+    return chain.table().to(device)
 
 
 @dataclass(frozen=True)
@@ -98,16 +107,13 @@ class DDPM(Chain):
         ConfigError: for values outside these ranges, or if some beta reaches 1 (linear: K <= 20).
     """
 
-    steps: int = 1000
-    schedule: str = "linear"
-    beta_min: float = 1e-4
-    beta_max: float = 0.02
+    steps: int = checked(1000, low=1)
+    schedule: str = checked("linear", choices=SCHEDULES)
+    beta_min: float = checked(1e-4, above=0.0)
+    beta_max: float = checked(0.02, above=0.0)
 
     def __post_init__(self) -> None:
-        check.integer("DDPM", "steps", self.steps)
-        check.choice("DDPM", "schedule", self.schedule, SCHEDULES)
-        check.number("DDPM", "beta_min", self.beta_min, low=0.0, open_low=True)
-        check.number("DDPM", "beta_max", self.beta_max, low=0.0, open_low=True)
+        super().__post_init__()
         if self.beta_min > self.beta_max:
             raise ConfigError(
                 f"DDPM: beta_min must not exceed beta_max, got beta_min={self.beta_min!r}, beta_max={self.beta_max!r}"
@@ -137,17 +143,17 @@ class DDPM(Chain):
         if self.schedule == "sigmoid":
             return low + torch.sigmoid(12 * position - 6) * (high - low)
         nodes = torch.arange(self.steps + 1, dtype=torch.float64) / self.steps
-        log_alpha = Cosine()._log_alpha(nodes)
+        log_alpha = Cosine().log_alpha(nodes)
         return (-torch.expm1(2 * (log_alpha[1:] - log_alpha[:-1]))).clamp_max(_LARGEST_COSINE_BETA)
 
-    def _table(self) -> Tensor:
+    def table(self) -> Tensor:
         log_alpha = 0.5 * torch.log1p(-self.betas).cumsum(0)
         return log_alpha - 0.5 * (-torch.expm1(2 * log_alpha)).log()
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         return -0.5 * torch.log1p(self._noise_to_signal(t))
 
-    def _variance(self, t: Tensor) -> Tensor:
+    def variance(self, t: Tensor) -> Tensor:
         return -torch.expm1(-torch.log1p(self._noise_to_signal(t)))  # r/(1+r), also where r overflows
 
 
@@ -168,14 +174,12 @@ class NCSN(Chain):
         ConfigError: for values outside these ranges.
     """
 
-    sigma_min: float = 0.01
-    sigma_max: float = 50.0
-    levels: int = 232
+    sigma_min: float = checked(0.01, above=0.0)
+    sigma_max: float = checked(50.0, above=0.0)
+    levels: int = checked(232, low=2)
 
     def __post_init__(self) -> None:
-        check.number("NCSN", "sigma_min", self.sigma_min, low=0.0, open_low=True)
-        check.number("NCSN", "sigma_max", self.sigma_max, low=0.0, open_low=True)
-        check.integer("NCSN", "levels", self.levels, low=2)
+        super().__post_init__()
         if self.sigma_min >= self.sigma_max:
             raise ConfigError(f"NCSN: sigma_min must be below sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}")
 
@@ -186,13 +190,13 @@ class NCSN(Chain):
     @property
     def sigmas(self) -> Tensor:
         """sigma_k, k = 1..K, ascending, float64."""
-        return (-self._table()).exp()
+        return (-self.table()).exp()
 
-    def _table(self) -> Tensor:
+    def table(self) -> Tensor:
         return -torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), self.levels, dtype=torch.float64)
 
-    def _log_alpha(self, t: Tensor) -> Tensor:
+    def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)
 
-    def _variance(self, t: Tensor) -> Tensor:
+    def variance(self, t: Tensor) -> Tensor:
         return self._noise_to_signal(t)

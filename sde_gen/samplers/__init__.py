@@ -1,14 +1,18 @@
-"""Samplers: one loop, one family of step rules per file."""
+"""Samplers: one loop, one idea per file.
+
+one_step            one combination of state, estimate and noise: Euler-Maruyama, reverse diffusion, ancestral, DDIM
+multistep           exponential rules that remember estimates: Adams-Bashforth, UniPC; their names in named_multistep
+singlestep          exponential rules with calls within the step: DPM-Solver 2S, 3S
+heun                Heun's method, with churn
+stochastic          exponential rules of the reverse SDE: SDE-DPM-Solver++, stochastic Heun
+langevin, predictor_corrector, restart     what moves a state at one level, and what combines rules
+probability_flow, adaptive_sde             solvers that choose their own steps
+"""
 
 from sde_gen.samplers.adaptive_sde import AdaptiveSDE
-from sde_gen.samplers.ancestral import DDIM, Ancestral
-from sde_gen.samplers.arctan import ArctanLambda
-from sde_gen.samplers.churn import EDMChurn
-from sde_gen.samplers.deis import DEIS, LMS, PLMS
-from sde_gen.samplers.dpm_solver import DPMSolverPP2M, DPMSolverPP3M
-from sde_gen.samplers.euler import EulerMaruyama, ReverseDiffusion
-from sde_gen.samplers.grid_sampler import GridSampler, OneStepSampler
+from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import (
+    ArctanLambda,
     ChainNodes,
     GivenLambdas,
     GivenTimes,
@@ -18,17 +22,18 @@ from sde_gen.samplers.grids import (
     UniformLambda,
     UniformTime,
 )
-from sde_gen.samplers.heun import Heun
+from sde_gen.samplers.heun import EDMChurn, Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
+from sde_gen.samplers.named_multistep import DEIS, LMS, PLMS, DPMSolverPP2M, DPMSolverPP3M
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
+from sde_gen.samplers.one_step import DDIM, Ancestral, EulerMaruyama, OneStepSampler, ReverseDiffusion
 from sde_gen.samplers.predictor_corrector import PredictorCorrector
 from sde_gen.samplers.probability_flow import ProbabilityFlow
 from sde_gen.samplers.restart import Restart
 from sde_gen.samplers.sampler import Sampler, Samples
-from sde_gen.samplers.sde_exponential import ExponentialSDE, SDEDPMSolverPP
 from sde_gen.samplers.singlestep import SingleStep
-from sde_gen.samplers.stochastic_heun import StochasticHeun
+from sde_gen.samplers.stochastic import ExponentialSDE, SDEDPMSolverPP, StochasticHeun
 
 __all__ = [
     "DDIM",

@@ -1,6 +1,6 @@
 r"""The reverse SDE with adaptive steps: a step size, an error estimate and a Brownian path for each sample.
 
-A step is that of `stochastic_heun`. What it adds to its first-order part, :math:`\alpha_s M_1 [D(\hat x_s) - D_t]`,
+A step is that of `StochasticHeun`. What it adds to its first-order part, :math:`\alpha_s M_1 [D(\hat x_s) - D_t]`,
 estimates the local error; the step is taken if the root mean square of that relative to
 :math:`atol + rtol \max(|x_t|, |\hat x_s|)`, E, is at most 1, and the next one is :math:`0.9\,E^{-0.9}` times as long.
 Jolicoeur-Martineau et al. 2021, arXiv:2105.14080.
@@ -23,12 +23,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
-from sde_gen.errors import ConfigError, NonFiniteError, SolverError
+from sde_gen import checks
+from sde_gen.checks import checked
+from sde_gen.errors import NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.flow import Flow
-from sde_gen.samplers.sampler import Job, Sampler
-from sde_gen.samplers.sde_exponential import moments
+from sde_gen.samplers.sampler import Job, Sampler, Solved
+from sde_gen.samplers.stochastic import moments
 from sde_gen.shapes import trailing
 
 _SAFETY, _EXPONENT, _SHRINK, _GROW = 0.9, 0.9, 0.2, 5.0
@@ -60,41 +61,30 @@ class AdaptiveSDE(Sampler):
             small, `NonFiniteError` when the network's answer is NaN or infinite.
     """
 
-    eta: float = 1.0
-    rtol: float = 0.02
-    atol: float = 0.0078
-    max_step: float = 0.5
-    max_nfe: int = 10_000
-    denoise: bool = True
+    eta: float = checked(1.0, above=0.0)
+    rtol: float = checked(0.02, above=0.0)
+    atol: float = checked(0.0078, above=0.0)
+    max_step: float = checked(0.5, above=0.0)
+    max_nfe: int = checked(10_000, low=1)
+    denoise: bool = checked(True)
+
+    order = 2.0
+    is_stochastic = True
 
     def __post_init__(self) -> None:
-        check.number("AdaptiveSDE", "eta", self.eta, low=0.0, open_low=True)
-        check.number("AdaptiveSDE", "rtol", self.rtol, low=0.0, open_low=True)
-        check.number("AdaptiveSDE", "atol", self.atol, low=0.0, open_low=True)
-        check.number("AdaptiveSDE", "max_step", self.max_step, low=0.0, open_low=True)
-        check.integer("AdaptiveSDE", "max_nfe", self.max_nfe)
-        if not isinstance(self.denoise, bool):
-            raise ConfigError(f"AdaptiveSDE: denoise must be True or False, got {self.denoise!r}")
-
-    @property
-    def order(self) -> float:
-        return 2.0
-
-    @property
-    def is_stochastic(self) -> bool:
-        return True
+        checks.fields(self)
 
     def times(self, model: ScoreModel) -> Tensor:
         low, high = model.times_within()
         return torch.tensor([high, low], dtype=torch.float64)
 
-    def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
+    def solve(self, job: Job) -> Solved:
         p, times, x = job.model.perturbation, self.times(job.model), job.x
         begin, end = p.half_log_snr(times).tolist()
         if job.callback is not None:
             job.callback(0, float(times[0]), x[: job.count])
-        job.model._warn_between_nodes(p.half_log_snr(times).mean())
-        root = (p.alpha(times).square() + p.sigma(times).square()).sqrt().tolist()
+        job.model.warn_between_nodes(p.half_log_snr(times).mean())
+        root = p.size(times).tolist()
         solve = _Solve(self, job)
         u, calls = solve.run(x / root[0], begin, end)
         if not self.denoise:
@@ -151,7 +141,7 @@ class _Solve:
     """One run of the solver on one chunk."""
 
     def __init__(self, sampler: AdaptiveSDE, job: Job) -> None:
-        self.sampler, self.job, self.flow = sampler, job, Flow(job.model, job.condition, len(job.x))
+        self.sampler, self.job, self.flow = sampler, job, Flow(job.model, job.condition)
         self.calls = torch.zeros(len(job.x), dtype=torch.long, device=job.x.device)
 
     def denoised(self, u: Tensor, lam: Tensor, rows: Tensor) -> Tensor:

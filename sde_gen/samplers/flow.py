@@ -8,26 +8,17 @@ Its right-hand side vanishes for standard normal data, so that what is integrate
 et al. 2021, arXiv:2011.13456, section 4.3.
 """
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 from torch import Tensor
 
+from sde_gen.conditions import Condition
 from sde_gen.model import ScoreModel
-from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.sampler import rows_of
 from sde_gen.shapes import trailing
 
 
-def levels(half_log_snr: Tensor) -> tuple[Tensor, Tensor]:
+def unit_curves(half_log_snr: Tensor) -> tuple[Tensor, Tensor]:
     """(alpha, sigma) of u at lambda, alpha^2 + sigma^2 = 1, in the dtype of lambda."""
     return torch.sigmoid(2 * half_log_snr).sqrt(), torch.sigmoid(-2 * half_log_snr).sqrt()
-
-
-def root_at(p: Perturbation, t: float) -> float:
-    """sqrt(alpha^2 + sigma^2) at a time: what x is of u there."""
-    return float(torch.as_tensor(p.alpha(t)).square() + torch.as_tensor(p.sigma(t)).square()) ** 0.5
 
 
 class Flow:
@@ -35,23 +26,22 @@ class Flow:
 
     Args:
         model: the model; its perturbation does not matter, only its network.
-        condition: keyword arguments of the network.
-        batch: number of samples; tensors of `condition` with as many rows are cut along with them.
+        condition: what the network is told of the samples of the batch.
     """
 
-    def __init__(self, model: ScoreModel, condition: Mapping[str, Any], batch: int) -> None:
-        self.model, self.condition, self.batch = model, condition, batch
+    def __init__(self, model: ScoreModel, condition: Condition) -> None:
+        self.model, self.condition = model, condition
 
     def denoised(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """x0hat at one lambda a row; `rows` are the samples meant, None for all."""
-        return self._denoised(u, *levels(half_log_snr), rows)
+        return self._denoised(u, *unit_curves(half_log_snr), rows)
 
     def slope(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """du/dlambda at one lambda a row."""
-        alpha, sigma = levels(half_log_snr)
+        alpha, sigma = unit_curves(half_log_snr)
         scale, pull = (trailing(c.to(u.dtype), u.ndim) for c in (alpha, torch.sigmoid(2 * half_log_snr)))
         return scale * self._denoised(u, alpha, sigma, rows) - pull * u
 
     def _denoised(self, u: Tensor, alpha: Tensor, sigma: Tensor, rows: Tensor | None) -> Tensor:
-        condition = self.condition if rows is None else rows_of(self.condition, rows, self.batch)
-        return self.model.predict(u, alpha, sigma, condition).denoised
+        condition = self.condition if rows is None or not self.condition else self.condition[rows]
+        return self.model.levels(alpha[None], sigma[None], u, condition).denoised(0, u)

@@ -1,10 +1,12 @@
 r"""Time grids: which times a sampler visits.
 
 A grid gives n times from `t_high` (noise) down to `t_low`, in float64. It is a separate object so that two
-formulations can be run on the same noise levels: `UniformLambda` and `GivenLambdas` depend on lambda alone.
+formulations can be run on the same noise levels: `UniformLambda`, `KarrasRho`, `ArctanLambda` and `GivenLambdas` depend
+on lambda alone.
 """
 
 import abc
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -12,7 +14,8 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Chain, Perturbation
 
@@ -77,15 +80,45 @@ class KarrasRho(TimeGrid):
         rho: exponent, >= 1; larger puts more times at low noise.
     """
 
-    rho: float = 7.0
+    rho: float = checked(7.0, low=1.0)
 
     def __post_init__(self) -> None:
-        check.number("KarrasRho", "rho", self.rho, low=1.0)
+        checks.fields(self)
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         first, last = ((-torch.tensor(e, dtype=torch.float64) / self.rho).exp()
                        for e in _ends(perturbation, t_low, t_high))  # fmt: skip
         return _at(perturbation, -self.rho * (first + _unit(n) * (last - first)).log(), t_low, t_high)
+
+
+@dataclass(frozen=True)
+class ArctanLambda(TimeGrid):
+    r"""Equal steps in arctan(exp(-(lambda - centre)/width)): fine where data of ordinary size takes shape.
+
+    That is a density of times in proportion to 1/cosh((lambda - centre)/width). For noise far above the data, and far
+    below its details, the denoiser is close to linear in the state and long steps cost little; a grid uniform in lambda
+    spends many of its times there. At width 1 and centre 0 it is uniform in the angle arctan(sigma/alpha).
+
+    Args:
+        centre: half log-SNR around which the times are densest. 1 suits data of unit size whose details are a few times
+            smaller.
+        width: of the dense part, > 0, in units of lambda; very large is uniform in lambda.
+
+    Raises:
+        ConfigError: for values outside these.
+    """
+
+    centre: float = checked(1.0)
+    width: float = checked(3.0, above=0.0)
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+
+    def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
+        first, last = (math.atan(math.exp(-(end - self.centre) / self.width))
+                       for end in _ends(perturbation, t_low, t_high))  # fmt: skip
+        lam = self.centre - self.width * torch.log(torch.tan(first + _unit(n) * (last - first)))
+        return _at(perturbation, lam, t_low, t_high)
 
 
 @dataclass(frozen=True)
@@ -113,10 +146,10 @@ class ChainNodes(TimeGrid):
         ConfigError: for another even_in, for a continuous perturbation, or for more times than nodes.
     """
 
-    even_in: str = "nodes"
+    even_in: str = checked("nodes", choices=("nodes", "lambda"))
 
     def __post_init__(self) -> None:
-        check.choice("ChainNodes", "even_in", self.even_in, ("nodes", "lambda"))
+        checks.fields(self)
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         if not isinstance(perturbation, Chain):
@@ -208,7 +241,7 @@ def as_grid(grid: "TimeGrid | str | Sequence[float] | Tensor") -> TimeGrid:
     if isinstance(grid, TimeGrid):
         return grid
     if isinstance(grid, str):
-        return GRIDS[check.choice("grid", "name", grid, tuple(GRIDS))]
+        return GRIDS[checks.choice("grid", "name", grid, tuple(GRIDS))]
     if isinstance(grid, Tensor | Sequence):
         return GivenTimes(tuple(float(t) for t in grid))
     raise ConfigError(

@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
-from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine
-from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformTime
+from sde_gen.model import combine
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step
 from sde_gen.shapes import trailing
 
 #: A corrector's move at one time: (k, x) -> x.
@@ -57,22 +57,17 @@ class Langevin(Corrector):
         ConfigError: for values outside these.
     """
 
-    snr: float = 0.16
-    steps: int = 1
-    step: str = "adaptive"
-    norm: str = "sample"
-    cap: float | None = 1.0
+    snr: float = checked(0.16, above=0.0)
+    steps: int = checked(1, low=1)
+    step: str = checked("adaptive", choices=("adaptive", "fixed"))
+    norm: str = checked("sample", choices=("sample", "batch"))
+    cap: float | None = checked(1.0, above=0.0)
 
     def __post_init__(self) -> None:
-        check.number("Langevin", "snr", self.snr, low=0.0, open_low=True)
-        check.integer("Langevin", "steps", self.steps)
-        check.choice("Langevin", "step", self.step, ("adaptive", "fixed"))
-        check.choice("Langevin", "norm", self.norm, ("sample", "batch"))
-        if self.cap is not None:
-            check.number("Langevin", "cap", self.cap, low=0.0, open_low=True)
+        checks.fields(self)
 
     def mover(self, run: Run) -> Move:
-        p, e, t = run.perturbation, run.evaluation, run.times
+        p, e, t = run.perturbation, run.levels, run.times
         # The last time is followed by the data itself.
         a2 = torch.cat([(p.transition(t[1:], t[:-1])[0]).square(), e.alpha[-1:].square()])
         # score = (alpha x0hat - x)/sigma^2 with x0hat = skip x + out raw
@@ -124,34 +119,17 @@ class AnnealedLangevin(GridSampler):
         ConfigError: for values outside these ranges, or a step of 2 rho^2 or more, which diverges.
     """
 
-    steps_per_level: int = 5
-    snr: float = 0.176
-    step_size: float | None = None
+    steps_per_level: int = checked(5, low=1)
+    snr: float = checked(0.176, above=0.0, below=1.0)
+    step_size: float | None = checked(None, above=0.0)
 
+    is_stochastic = True
     default_steps = 232
     uses_chain_nodes = True
 
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.integer("AnnealedLangevin", "steps_per_level", self.steps_per_level)
-        check.number("AnnealedLangevin", "snr", self.snr, low=0.0, high=1.0, open_low=True, open_high=True)
-        if self.step_size is not None:
-            check.number("AnnealedLangevin", "step_size", self.step_size, low=0.0, open_low=True)
-
-    @property
-    def order(self) -> None:
-        return None
-
-    @property
-    def is_stochastic(self) -> bool:
-        return True
-
-    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes() if perturbation.is_chain else UniformTime()
-
     def stepper(self, run: Run) -> Step:
         move = self._mover(run)
-        grow = (run.evaluation.alpha[1:] / run.evaluation.alpha[:-1]).tolist()
+        grow = (run.levels.alpha[1:] / run.levels.alpha[:-1]).tolist()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             x = move(k, x)
@@ -167,10 +145,10 @@ class AnnealedLangevin(GridSampler):
         move, last = self._mover(run), len(run.times) - 1
         if not self.denoise:
             return lambda k, x, memory: (move(last, x), None)
-        return lambda k, x, memory: (run.evaluation.denoised(last, move(last, x)), None)
+        return lambda k, x, memory: (run.levels.denoised(last, move(last, x)), None)
 
     def _mover(self, run: Run) -> Move:
-        e = run.evaluation
+        e = run.levels
         final = float(e.sigma[-1] / e.alpha[-1])
         if final == 0:
             raise ConfigError(
@@ -186,7 +164,7 @@ class AnnealedLangevin(GridSampler):
         of_x = (1 - share + share * e.alpha * e.skip).tolist()
         of_raw = (share * e.alpha * e.out).tolist()
         of_z = ((2 * share) ** 0.5 * e.sigma).tolist()
-        raw, noise, scratch = e.raw, run.draw, run.scratch()
+        raw, noise, scratch = e.raw, run.draw, Scratch(run.reuse)
 
         def move(k: int, x: Tensor) -> Tensor:
             for j in range(self.steps_per_level):

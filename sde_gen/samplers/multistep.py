@@ -13,7 +13,7 @@ Start-up. With k + 1 < p values known, the first steps are of lower order. That 
 k = 1 ... p-2 the state at time k is put right by the integral from time 0 through N_0 ... N_k, again without a call.
 N_1 was found at a state that is off by O(h^2), which order 3 can bear; at order 4 it is found once more, at the
 corrected state: one call beyond N, when there are at least two steps.
-The named rules are in `dpm_solver.py` (data) and `deis.py` (noise). Zhao et al. 2023, arXiv:2302.04867.
+The rules that have names are in `named_multistep.py`. Zhao et al. 2023, arXiv:2302.04867.
 """
 
 import abc
@@ -23,12 +23,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
-from sde_gen.errors import ConfigError
+from sde_gen import checks
+from sde_gen.checks import checked
+from sde_gen.model import Levels, combine
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, VARIABLES, Points, from_state_and_data, integrals
-from sde_gen.samplers.grid_sampler import Estimate, Evaluation, GridSampler, Run, Step, combine, require_finite
-from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
+from sde_gen.samplers.grid_sampler import Estimate, GridSampler, Run, Step, estimate, require_finite
+from sde_gen.samplers.grids import ChainNodes, UniformLambda
 
 #: Weights of one step, newest estimate first.
 Weights = list[float]
@@ -48,25 +49,21 @@ class Multistep(GridSampler):
     """A rule that is a table: one network call a step."""
 
     default_steps = 20
-
-    @property
-    def interpolates(self) -> str:
-        """What N is, of `exponential.PREDICTIONS`."""
-        return "data"
+    default_grid = UniformLambda()
+    chain_grid = ChainNodes("lambda")
+    #: What N is, of `exponential.PREDICTIONS`.
+    interpolates: str = "data"
 
     @abc.abstractmethod
     def table(self, p: Perturbation, times: Tensor) -> Table:
         """The steps between these times."""
 
-    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes("lambda") if perturbation.is_chain else UniformLambda()
-
     def stepper(self, run: Run) -> Step:
-        p, e, times, reuse = run.perturbation, run.evaluation, run.times, run.reuse
+        p, e, times, reuse = run.perturbation, run.levels, run.times, run.reuse
         table, raw = self.table(p, times), e.raw
         a, b = from_state_and_data(self.interpolates, e.alpha, e.sigma)
         in_x, in_raw = a + b * e.skip, b * e.out  # N = in_x x + in_raw raw
-        scale, estimate = e.scaled(in_x, in_raw)
+        scale, keep = estimate(in_x, in_raw)
         scales, again = scale.tolist(), table.again
         depth = max(map(len, table.weights), default=0)
         # Of the state, the raw output and the estimates kept so far: N_k itself is not needed for the step.
@@ -80,7 +77,7 @@ class Multistep(GridSampler):
             known: list[Tensor] = [] if memory is None else memory  # newest first, each divided by its scale
             f = raw(k, x)
             if again is not None and k == 1:
-                x, d = _twice(again, scales, e, estimate, x, f, known[0])
+                x, d = _twice(again, scales, e, keep, x, f, known[0])
                 new = combine(x, table.carry[1], d, table.weights[1][0] * scales[1])
                 return new.add_(known[0], alpha=steps[1][2][0]), [d, *known]
             of_x, of_raw, of_known = steps[k]
@@ -98,21 +95,21 @@ class Multistep(GridSampler):
                 # ... the old state (unless it is the caller's, or a callback may keep it) its own to the new estimate.
                 # An output that is a view of the state in another layout would be overwritten while it is read.
                 mine = reuse and k and f.stride() == x.stride()
-                known.insert(0, estimate(k, x, f, x if mine else None))
+                known.insert(0, keep(k, x, f, x if mine else None))
             return new, known
 
         return step
 
 
 def _twice(
-    again: tuple[float, float, float], scales: list[float], e: Evaluation, estimate: Estimate,
+    again: tuple[float, float, float], scales: list[float], e: Levels, keep: Estimate,
     x: Tensor, f: Tensor, before: Tensor,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Step 1 of an order-4 rule: (x_1, N_1) after N_1 was found again at the corrected state (see `Table.again`)."""
     first, second, third = again[0] * scales[1], again[1] * scales[0], again[2] * scales[1]
-    d = estimate(1, x, f)
+    d = keep(1, x, f)
     moved = combine(x, 1.0, d, first).add_(before, alpha=second)
-    new = estimate(1, moved, e.raw(1, moved))
+    new = keep(1, moved, e.raw(1, moved))
     return moved.add_(new, alpha=third).sub_(d, alpha=third), new
 
 
@@ -190,25 +187,19 @@ class AdamsBashforth(Multistep):
         ConfigError: for values outside these.
     """
 
-    order: int = 3  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
-    prediction: str = "data"
-    variable: str | None = None
+    order: int = checked(3, low=1, high=4)
+    prediction: str = checked("data", choices=PREDICTIONS)
+    variable: str | None = checked(None, choices=VARIABLES)
 
     least: ClassVar[int] = 1
     corrects: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        where = type(self).__name__
-        check.integer(where, "order", self.order, low=self.least)
-        if self.order > 4:
-            raise ConfigError(f"{where}: order must be at most 4, got {self.order}")
-        check.choice(where, "prediction", self.prediction, PREDICTIONS)
-        if self.variable is not None:
-            check.choice(where, "variable", self.variable, VARIABLES)
+        checks.integer(type(self).__name__, "order", self.order, low=self.least, high=4)
 
     @property
-    def interpolates(self) -> str:
+    def interpolates(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.prediction
 
     def table(self, p: Perturbation, times: Tensor) -> Table:

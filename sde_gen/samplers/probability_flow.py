@@ -9,19 +9,23 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from scipy.integrate import solve_ivp
 from torch import Tensor
+from torchdiffeq import odeint
 
-from sde_gen import checks as check
+from sde_gen import checks
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.dormand_prince import SLOPE, dormand_prince
-from sde_gen.samplers.flow import Flow, root_at
-from sde_gen.samplers.sampler import Job, Sampler
+from sde_gen.samplers.flow import Flow
+from sde_gen.samplers.sampler import Job, Sampler, Solved
 
 _SCIPY = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 _TORCHDIFFEQ = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 _TORCHDIFFEQ_FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
+_ORDERS = _SCIPY | _TORCHDIFFEQ | _TORCHDIFFEQ_FIXED | {f"torchdiffeq:{name}": n for name, n in _TORCHDIFFEQ.items()}
 
 
 @dataclass(frozen=True)
@@ -32,8 +36,8 @@ class ProbabilityFlow(Sampler):
         method: "dopri5" steps each sample on its own in one batch. Other methods are torchdiffeq's adaptive ones
             ("dopri8", "bosh3", "fehlberg2", "adaptive_heun", "torchdiffeq:dopri5") and scipy's `solve_ivp` ("RK45",
             "RK23", "DOP853", "Radau", "BDF", "LSODA"), which share one step size over all they are given and are
-            therefore run on one sample at a time; and torchdiffeq's fixed-step ones ("euler", "midpoint", "heun2",
-            "heun3", "rk4") over `steps` equal steps in lambda.
+            therefore run on one sample at a time, unless `batched`; and torchdiffeq's fixed-step ones ("euler",
+            "midpoint", "heun2", "heun3", "rk4") over `steps` equal steps in lambda, on all samples at once.
         rtol, atol: tolerances of adaptive methods, > 0.
         max_nfe: most network calls for any one sample, >= 1.
         steps: of fixed-step methods only, >= 1.
@@ -41,42 +45,44 @@ class ProbabilityFlow(Sampler):
         at: where a callback sees the state between the two ends: so many times, even in lambda, or the times
             themselves. By the solver's own dense output (a straight line between the steps of fixed-step methods), so
             the steps are what they were, and no further call is made (by "DOP853" three for each step looked into).
+        batched: whether an adaptive method of torchdiffeq takes all samples at once, with the steps that the most
+            demanding of them needs: far fewer calls, and each sample then depends on the others within the tolerances.
 
     Raises:
         ConfigError: for values outside these; and when run, `SolverError` when max_nfe runs out, `NonFiniteError` when
             the network's answer is NaN or infinite.
     """
 
-    method: str = "dopri5"
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_nfe: int = 10_000
+    method: str = checked("dopri5", choices=tuple(_ORDERS))
+    rtol: float = checked(1e-5, above=0.0)
+    atol: float = checked(1e-5, above=0.0)
+    max_nfe: int = checked(10_000, low=1)
     steps: int | None = None
-    denoise: bool = True
+    denoise: bool = checked(True)
     at: int | Sequence[float] = 0
+    batched: bool = checked(False)
 
     def __post_init__(self) -> None:
         where = "ProbabilityFlow"
-        names = [*_TORCHDIFFEQ, *_TORCHDIFFEQ_FIXED, *_SCIPY, *(f"torchdiffeq:{m}" for m in _TORCHDIFFEQ)]
-        check.choice(where, "method", self.method, names)
-        check.number(where, "rtol", self.rtol, low=0.0, open_low=True)
-        check.number(where, "atol", self.atol, low=0.0, open_low=True)
-        check.integer(where, "max_nfe", self.max_nfe)
-        if not isinstance(self.denoise, bool):
-            raise ConfigError(f"{where}: denoise must be True or False, got {self.denoise!r}")
+        checks.fields(self)
+        if self.batched and self._name not in _TORCHDIFFEQ:
+            raise ConfigError(
+                f"{where}: batched is of torchdiffeq's adaptive methods, {', '.join(_TORCHDIFFEQ)}; "
+                f"method={self.method!r} is {'batched anyway' if not self.is_adaptive else 'not one'}"
+            )
         if self.is_adaptive and self.steps is not None:
             raise ConfigError(
                 f"{where}: method={self.method!r} chooses its own steps; set rtol and atol, "
                 f"or a fixed-step method: {', '.join(_TORCHDIFFEQ_FIXED)}"
             )
         if not self.is_adaptive:
-            check.integer(where, f"steps (of method={self.method!r})", self.steps)
+            checks.integer(where, f"steps (of method={self.method!r})", self.steps)
         if isinstance(self.at, Sequence) and not isinstance(self.at, str):
             for t in self.at:
-                check.number(where, "at", t)
+                checks.number(where, "at", t)
             object.__setattr__(self, "at", tuple(sorted(map(float, self.at), reverse=True)))
         else:
-            check.integer(where, "at", self.at, low=0)
+            checks.integer(where, "at", self.at, low=0)
 
     @property
     def _name(self) -> str:
@@ -88,15 +94,15 @@ class ProbabilityFlow(Sampler):
         return self.method not in _TORCHDIFFEQ_FIXED
 
     @property
-    def order(self) -> float:
+    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the method in the step size."""
-        return float((_SCIPY | _TORCHDIFFEQ | _TORCHDIFFEQ_FIXED)[self._name])
+        return float(_ORDERS[self.method])
 
     def times(self, model: ScoreModel) -> Tensor:
         low, high = model.times_within()
         return torch.tensor([high, low], dtype=torch.float64)
 
-    def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
+    def solve(self, job: Job) -> Solved:
         try:
             return self._integrate(job)
         except NonFiniteError as error:
@@ -108,27 +114,30 @@ class ProbabilityFlow(Sampler):
             t = float(p.time(min(max(error.t, float(p.half_log_snr(high))), float(p.half_log_snr(low)))))
             raise NonFiniteError(error.step, t, error.indices, SLOPE) from error
 
-    def _integrate(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
+    def _integrate(self, job: Job) -> Solved:
         p, times, x = job.model.perturbation, self.times(job.model), job.x
         lam = p.half_log_snr(times)
         if not bool(lam.isfinite().all()):
             raise ConfigError(f"ProbabilityFlow: lambda is infinite at an end of {times.tolist()} under {p}")
-        job.model._warn_between_nodes(lam.mean())
+        job.model.warn_between_nodes(lam.mean())
         begin, end = lam.tolist()
-        root = (p.alpha(times).square() + p.sigma(times).square()).sqrt().tolist()
+        root = p.size(times).tolist()
         if job.callback is not None:
             job.callback(0, float(times[0]), x[: job.count])
         problem = _Problem(job, self.max_nfe)
         between = self._between(p, times) if job.callback is not None else []
         visited = [*p.half_log_snr(torch.tensor(between, dtype=torch.float64)).tolist(), end]
         u = x / root[0]
-        if self.method == "dopri5":
+        if self.method == "dopri5" and not self.batched:
             solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self.atol,
                                       max_calls=self.max_nfe, first=job.first, at=visited[:-1])  # fmt: skip
             u, calls = solution.u, solution.calls
             seen = [] if solution.at is None else list(solution.at.unbind(1))
         elif not self.is_adaptive:
             *seen, u = self._fixed(problem, u, begin, visited)
+            calls = torch.full((len(x),), problem.calls)
+        elif self.batched:
+            *seen, u = self._torchdiffeq(problem, u, begin, visited, None)
             calls = torch.full((len(x),), problem.calls)
         else:
             solve = self._scipy if self.method in _SCIPY else self._torchdiffeq
@@ -140,7 +149,7 @@ class ProbabilityFlow(Sampler):
             *seen, u = torch.cat(parts, 1)
             calls = torch.tensor(counts)
         for j, (t, state) in enumerate(zip(between, seen, strict=True)):
-            job.callback(j + 1, t, state[: job.count] * root_at(p, t))  # pyright: ignore[reportOptionalCall]
+            job.callback(j + 1, t, state[: job.count] * float(p.size(t)))  # pyright: ignore[reportOptionalCall]
         if self.denoise:
             u = problem.denoised(u, torch.full((len(u),), end, dtype=torch.float64, device=u.device), None)
             calls = calls + 1
@@ -167,25 +176,26 @@ class ProbabilityFlow(Sampler):
     # Each gives the states at the lambdas `visited`, of which the last is the end, (len(visited), B, *shape).
 
     def _fixed(self, problem: "_Problem", u: Tensor, begin: float, visited: list[float]) -> Tensor:
-        from torchdiffeq import odeint
 
         stops = torch.tensor([begin, *visited], dtype=torch.float64, device=u.device)
         grid = torch.linspace(begin, visited[-1], (self.steps or 1) + 1, dtype=torch.float64, device=u.device)
         options = {"grid_constructor": lambda f, y, t: grid}
         return torch.as_tensor(odeint(problem.shared(None), u, stops, method=self._name, options=options)[1:])
 
-    def _torchdiffeq(self, problem: "_Problem", u: Tensor, begin: float, visited: list[float], row: int) -> Tensor:
-        from torchdiffeq import odeint
+    def _torchdiffeq(
+        self, problem: "_Problem", u: Tensor, begin: float, visited: list[float], row: int | None
+    ) -> Tensor:
 
         stops = torch.tensor([begin, *visited], dtype=torch.float64, device=u.device)
+        options = None if row is not None else {"norm": lambda y: y.flatten(1).square().mean(1).sqrt().max()}
         try:
-            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self.atol, method=self._name)
+            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self.atol, method=self._name,
+                            options=options)  # fmt: skip
             return torch.as_tensor(states[1:])
         except AssertionError as error:  # its own guards; under `python -O` the call budget stops it instead
             raise self._failed(problem, row, str(error)) from error
 
     def _scipy(self, problem: "_Problem", u: Tensor, begin: float, visited: list[float], row: int) -> Tensor:
-        from scipy.integrate import solve_ivp
 
         slope = problem.shared(row)
 
@@ -200,10 +210,10 @@ class ProbabilityFlow(Sampler):
             raise self._failed(problem, row, answer.message)
         return torch.from_numpy(answer.y.T.copy()).to(u).reshape(len(visited), *u.shape)
 
-    def _failed(self, problem: "_Problem", row: int, why: str) -> SolverError:
+    def _failed(self, problem: "_Problem", row: int | None, why: str) -> SolverError:
+        which = "" if row is None else f" sample {problem.first + row}:"
         return SolverError(
-            f"ProbabilityFlow(method={self.method!r}): sample {problem.first + row}: {why}; "
-            "loosen rtol and atol, or use another method"
+            f"ProbabilityFlow(method={self.method!r}):{which} {why}; loosen rtol and atol, or use another method"
         )
 
 
@@ -211,7 +221,7 @@ class _Problem(Flow):
     """The right-hand side with its call count and guards, for solvers with one time for all rows."""
 
     def __init__(self, job: Job, max_nfe: int) -> None:
-        super().__init__(job.model, job.condition, len(job.x))
+        super().__init__(job.model, job.condition)
         self.first, self.max_nfe, self.calls = job.first, max_nfe, 0
 
     def shared(self, row: int | None) -> Callable[[Tensor, Tensor], Tensor]:

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, combine
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step
 from sde_gen.samplers.grids import KarrasRho, TimeGrid
 from sde_gen.samplers.heun import Heun
 
@@ -67,19 +67,15 @@ class Restart(GridSampler):
         object.__setattr__(self, "intervals", tuple(_interval(i) for i in self.intervals))
 
     @property
-    def order(self) -> float | None:
+    def order(self) -> float | None:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.rule.order if all(steps is None for *_, steps in self.intervals) else None
 
     @property
-    def is_stochastic(self) -> bool:
+    def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return bool(self.intervals)
 
-    @property
-    def acts_on_last_time(self) -> bool:
-        return self.denoise
-
-    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return self.rule.default_grid(perturbation)
+    def grid_for(self, perturbation: Perturbation) -> TimeGrid:
+        return self.grid or self.rule.grid_for(perturbation)
 
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited in turn: descending but for the jumps back up."""
@@ -101,7 +97,7 @@ class Restart(GridSampler):
         return torch.tensor(visited, dtype=torch.float64)
 
     def stepper(self, run: Run) -> Step:
-        p, times, e = run.perturbation, run.times, run.evaluation
+        p, times, e = run.perturbation, run.times, run.levels
         rises = [0, *(k + 1 for k, (t, s) in enumerate(pairwise(times.tolist())) if s > t), len(times)]
         laps: dict[tuple[float, ...], Step] = {}  # equal laps share their coefficients and buffers
         plan: list[tuple[Step | None, int]] = []
@@ -109,10 +105,10 @@ class Restart(GridSampler):
             part = times[begin:end]
             key = tuple(part.tolist())
             if key not in laps:
-                laps[key] = self.rule.stepper(Run(p, part, e.at(part), run.noise, run.reuse))
+                laps[key] = self.rule.stepper(Run(p, part, e.at(*p.curves(part)), run.noise, run.reuse))
             plan += [(laps[key], j) for j in range(len(part) - 1)] + [(None, 0)]
         a, b = (c.tolist() for c in p.transition(torch.minimum(times[:-1], times[1:]), times[1:]))
-        noise, scratch = run.draw, run.scratch()
+        noise, scratch = run.draw, Scratch(run.reuse)
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             rule, j = plan[k]
@@ -127,11 +123,11 @@ def _interval(given: Any) -> tuple[float, float, int, int | None]:
     if not isinstance(given, Sequence) or isinstance(given, str) or len(given) != 4:
         raise ConfigError(f"Restart: each interval must be (low, high, repeats, steps), got {given!r}")
     low, high, repeats, steps = given
-    low = check.number("Restart", "low end of an interval", low, low=0.0, open_low=True)
-    high = check.number("Restart", "high end of an interval", high, low=low, open_low=True)
-    check.integer("Restart", "repeats of an interval", repeats)
+    low = checks.number("Restart", "low end of an interval", low, low=0.0, open_low=True)
+    high = checks.number("Restart", "high end of an interval", high, low=low, open_low=True)
+    checks.integer("Restart", "repeats of an interval", repeats)
     if steps is not None:
-        check.integer("Restart", "steps of an interval", steps)
+        checks.integer("Restart", "steps of an interval", steps)
     return low, high, repeats, steps
 
 

@@ -2,22 +2,32 @@
 
 import abc
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
-from sde_gen.errors import ConfigError
-from sde_gen.model import ScoreModel
-from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource, block_size
+from sde_gen import checks
+from sde_gen.conditions import NOTHING, Condition, gathered
+from sde_gen.errors import ConfigError, LateStartWarning
+from sde_gen.model import ScoreModel, evaluating
+from sde_gen.rng import SeededNoise, block_size
+from sde_gen.samplers.noise import NoiseSource, ShiftedNoiseSource
 
 #: Numbers of state held at once unless `chunk` says otherwise: 64 MiB in float32.
 _CHUNK_NUMBERS = 2**24
 
+#: alpha/sigma at the first time up to which the data may be left out of the start.
+_SIGNAL = 0.2
+
 Callback = Callable[[int, float, Tensor], None]
+
+#: Samples, network calls, and calls for each sample where they differ.
+Solved = tuple[Tensor, int, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -44,7 +54,7 @@ class Job:
     model: ScoreModel
     x: Tensor
     """State at the first time."""
-    condition: Mapping[str, Any]
+    condition: Condition
     noise: NoiseSource
     callback: Callback | None
     progress: bool
@@ -55,25 +65,25 @@ class Job:
 
 
 class Sampler(abc.ABC):
-    """Turns noise into data. Immutable; safe to share between threads."""
+    """Turns noise into data. Immutable; safe to share between threads.
 
-    @property
-    @abc.abstractmethod
-    def order(self) -> float | None:
-        """Convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None."""
+    A fixed-step one is a `GridSampler`; any other states `times`, the two ends, and `solve`, the way between them.
 
-    @property
-    def is_stochastic(self) -> bool:
-        """Whether noise is drawn after the start."""
-        return False
+    Attributes:
+        order: convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None.
+        is_stochastic: whether noise is drawn after the start.
+    """
+
+    order: float | None = None
+    is_stochastic: bool = False
 
     @abc.abstractmethod
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited with this model (the two ends, for adaptive solvers), descending, float64."""
 
     @abc.abstractmethod
-    def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
-        """Samples, network calls, and calls for each sample where they differ."""
+    def solve(self, job: Job) -> Solved:
+        """Samples of one chunk, the network calls it took, and those of each sample where they differ."""
 
     @torch.no_grad()
     def __call__(
@@ -92,6 +102,7 @@ class Sampler(abc.ABC):
         deterministic: bool = False,
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
+        **named: Any,
     ) -> Samples:
         """Draw samples.
 
@@ -101,7 +112,8 @@ class Sampler(abc.ABC):
             start: state at the first time, (B, *shape), instead of a draw from the prior.
             seed: whole number in [0, 2^64); with `first`, sample i depends only on (model, sampler, seed, first + i).
             noise: source of all Gaussian draws instead of the seed.
-            condition: keyword arguments of the network; tensors with B rows are cut along with the batch.
+            condition: keyword arguments of the network: tensors with a row for each sample, `Whole` what they share.
+            named: the same as keywords, such as label=labels.
             callback: called as `callback(step, t, x)` for the first state (step 0) and after each step; x must not be
                 changed. With several chunks it is called for each in turn.
             progress: whether to show a progress bar on standard error.
@@ -113,26 +125,28 @@ class Sampler(abc.ABC):
 
         Raises:
             ConfigError: for arguments that do not fit together.
+            SolverError: when an adaptive solver cannot meet its tolerance.
             NonFiniteError: if a state becomes NaN or infinite.
         """
         began = time.perf_counter()
         source, like = self._begin(shape, start, seed, noise, first, dtype, device, model)
         if like.shape[0] == 0:
             return Samples(like, 0, time.perf_counter() - began)
-        condition = dict(condition or {})
+        told = NOTHING
+        if condition or named:
+            where = type(self).__name__
+            told = Condition.of(where, gathered(where, model.network, condition, named), len(like))
         size = self._chunk_size(like, chunk, deterministic, source)
-        was_training = model.training
-        model.eval()
-        try:
-            parts: list[Tensor] = []
-            counts: list[Tensor] = []
-            calls, done = 0, 0
+        parts: list[Tensor] = []
+        counts: list[Tensor] = []
+        calls, done = 0, 0
+        with evaluating(model):
             while done < len(like):
                 rows = slice(done, min(done + size, len(like)))
                 try:
                     part, made, each = self._run_chunk(
-                        model, like, start, rows, size if deterministic else None, source, condition, callback,
-                        progress, first,
+                        model, like, start, rows, size if deterministic else None, source, told, callback, progress,
+                        first,
                     )  # fmt: skip
                 except torch.cuda.OutOfMemoryError:
                     if size <= 1 or deterministic or not isinstance(source, ShiftedNoiseSource):
@@ -145,8 +159,6 @@ class Sampler(abc.ABC):
                     counts.append(each)
                 calls = max(calls, made)
                 done = rows.stop
-        finally:
-            model.train(was_training)
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
         return Samples(x, calls, time.perf_counter() - began, torch.cat(counts) if counts else None)
 
@@ -158,25 +170,26 @@ class Sampler(abc.ABC):
         rows: slice,
         padded: int | None,
         source: NoiseSource,
-        condition: dict[str, Any],
+        condition: Condition,
         callback: Callback | None,
         progress: bool,
         first: int,
-    ) -> tuple[Tensor, int, Tensor | None]:
+    ) -> Solved:
         count, whole = rows.stop - rows.start, len(like)
         if isinstance(source, ShiftedNoiseSource) and (rows.start or padded):
             source = source.starting_at(first + rows.start)
         part = like[rows]
         x = None if start is None else start[rows].to(dtype=like.dtype, device=like.device)
-        kept = rows_of(condition, rows, whole)
+        if count < whole and condition:
+            condition = condition[rows]
         if padded is not None and count < padded:
             part, x = _pad(part, padded), None if x is None else _pad(x, padded)
-            kept = {k: _pad(kept[k], padded) if has_rows(v, whole) else v for k, v in condition.items()}
+            condition = condition.padded(padded)
         if x is None:
             t = self.times(model)[0]
-            x = source(part, -1, 0) * float(model.perturbation.sigma(t))
-        job = Job(model, x, kept, source, callback, progress, first + rows.start, count)
-        x, calls, each = self._solve(job)
+            _warn_of_late_start(model, float(t))
+            x = source(part, -1, 0) * float(model.perturbation.curves(t)[1])
+        x, calls, each = self.solve(Job(model, x, condition, source, callback, progress, first + rows.start, count))
         return x[:count], calls, None if each is None else each[:count]
 
     def _begin(
@@ -196,16 +209,20 @@ class Sampler(abc.ABC):
             raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
         if (shape is None) == (start is None):
             raise ConfigError(f"{where}: give either shape=(B, ...) or start=, a state to begin from")
-        check.integer(where, "first", first, low=0)
+        if first:
+            first = checks.integer(where, "first", first, low=0)
         if start is not None:
-            if not start.is_floating_point() or start.ndim < 2:
-                raise ConfigError(f"{where}: start must be a floating tensor of shape (B, *shape), got "
-                                  f"{start.dtype} {tuple(start.shape)}")  # fmt: skip
+            if not isinstance(start, Tensor) or not start.is_floating_point() or start.ndim < 2:
+                what = f"{start.dtype} {tuple(start.shape)}" if hasattr(start, "dtype") else type(start).__name__
+                raise ConfigError(f"{where}: start must be a floating tensor of shape (B, *shape), got {what}")
             size = tuple(start.shape)
             dtype, device = dtype or start.dtype, device or start.device
         else:
-            size = tuple(shape or ())
-            if len(size) < 2 or any(isinstance(n, bool) or not isinstance(n, int) or n < 0 for n in size):
+            try:
+                size = tuple(index(n) for n in shape or ())
+            except TypeError:
+                size = ()
+            if len(size) < 2 or min(size) < 0 or any(isinstance(n, bool) for n in shape or ()):
                 raise ConfigError(f"{where}: shape must be (B, *shape) of whole numbers, got {shape!r}")
         dtype = dtype or torch.get_default_dtype()
         if not dtype.is_floating_point:
@@ -216,10 +233,8 @@ class Sampler(abc.ABC):
 
     @staticmethod
     def _chunk_size(like: Tensor, chunk: int | None, deterministic: bool, source: NoiseSource) -> int:
-        each = max(1, like[0].numel())
-        block = block_size(each)
         if chunk is not None:
-            check.integer("sampler", "chunk", chunk)
+            chunk = checks.integer("sampler", "chunk", chunk)
         if not isinstance(source, ShiftedNoiseSource):
             if (chunk is not None and chunk < len(like)) or deterministic:
                 raise ConfigError(
@@ -227,22 +242,32 @@ class Sampler(abc.ABC):
                     "starting_at(first), or use seed="
                 )
             return len(like)
-        if deterministic:
-            return chunk or min(block, 64)
         if chunk is not None:
             return chunk
+        each = max(1, like[0].numel())
+        if deterministic:
+            return min(block_size(each), 64)
         most = max(1, _CHUNK_NUMBERS // each)
+        if most >= len(like):
+            return most
+        block = block_size(each)
         return most // block * block if most > block else most
 
 
-def has_rows(value: Any, rows: int) -> bool:
-    """Whether an argument of the network is a tensor with one row for each of so many samples."""
-    return isinstance(value, Tensor) and value.ndim > 0 and len(value) == rows
-
-
-def rows_of(condition: Mapping[str, Any], rows: slice | Tensor, whole: int) -> dict[str, Any]:
-    """The condition of some of `whole` samples: tensors with as many rows are cut, all else is kept."""
-    return {name: value[rows] if has_rows(value, whole) else value for name, value in condition.items()}
+def _warn_of_late_start(model: ScoreModel, t: float) -> None:
+    """A draw of noise alone is the law of the process at its last time, not where a good part of the data is left."""
+    latest = model.times_within()[1]
+    if t >= latest:
+        return
+    alpha, sigma = map(float, model.perturbation.curves(t))
+    last, least = map(float, model.perturbation.curves(latest))
+    if alpha > _SIGNAL * sigma and alpha * least > 1.1 * last * sigma:
+        warnings.warn(
+            f"the grid begins at t = {t:.4g}, where the state is {alpha:.2g} x0 + {sigma:.2g} noise, and is started "
+            f"from noise alone; give start=, a state at that time, or a grid from t = {latest:.4g} on",
+            LateStartWarning,
+            stacklevel=4,
+        )
 
 
 def _pad(x: Tensor, size: int) -> Tensor:

@@ -15,12 +15,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
-from sde_gen.errors import ConfigError
-from sde_gen.perturbations import Perturbation
+from sde_gen.checks import checked
+from sde_gen.model import combine
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, Points, from_state_and_data, integrals
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, combine, require_finite
-from sde_gen.samplers.grids import ChainNodes, TimeGrid, UniformLambda
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step, estimate, require_finite
+from sde_gen.samplers.grids import ChainNodes, UniformLambda
 
 
 @dataclass(frozen=True)
@@ -37,23 +36,15 @@ class SingleStep(GridSampler):
         ConfigError: for values outside these.
     """
 
-    order: int = 2  # pyright: ignore[reportIncompatibleMethodOverride, reportAssignmentType]
-    prediction: str = "data"
+    order: int = checked(2, low=2, high=3)
+    prediction: str = checked("data", choices=PREDICTIONS)
 
     default_steps = 10
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.integer("SingleStep", "order", self.order, low=2)
-        if self.order > 3:
-            raise ConfigError(f"SingleStep: order must be 2 or 3, got {self.order}")
-        check.choice("SingleStep", "prediction", self.prediction, PREDICTIONS)
-
-    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes("lambda") if perturbation.is_chain else UniformLambda()
+    default_grid = UniformLambda()
+    chain_grid = ChainNodes("lambda")
 
     def stepper(self, run: Run) -> Step:
-        p, e, prediction = run.perturbation, run.evaluation, self.prediction
+        p, e, prediction = run.perturbation, run.levels, self.prediction
         whole = run.times[:-1][e.sigma[1:] > 0]  # only the last step may land on sigma = 0
         begin, end = Points.of(p, whole), Points.of(p, run.times[1 : len(whole) + 1])
         shares = (0.5,) if self.order == 2 else (1 / 3, 2 / 3)
@@ -66,28 +57,28 @@ class SingleStep(GridSampler):
             carry, weight = integrals(p, prediction, NATURAL[prediction], begin, to, places)
             require_finite(self, p, whole, carry, *weight.unbind(-1))
             rows.append((carry, weight))
-        at = [e, *(e.at(stage) for stage in stages)]
+        at = [e, *(e.at(*p.curves(stage)) for stage in stages)]
         estimates = []
         landing = 0.0, 0.0
-        for where, evaluation in enumerate(at):
-            a, b = from_state_and_data(prediction, evaluation.alpha, evaluation.sigma)
-            scale, estimate = evaluation.scaled(a + b * evaluation.skip, b * evaluation.out)
-            estimates.append((scale.tolist(), estimate, evaluation.raw))
+        for where, levels in enumerate(at):
+            a, b = from_state_and_data(prediction, levels.alpha, levels.sigma)
+            scale, keep = estimate(a + b * levels.skip, b * levels.out)
+            estimates.append((scale.tolist(), keep, levels.raw))
             if where == 0 and len(whole) < len(run.times) - 1:
                 onto = float(e.alpha[-1] / b[-2])
                 landing = float(-a[-2]) * onto, onto * float(scale[-2])
         carries = [carry.tolist() for carry, _ in rows]
         weights = [weight.tolist() for _, weight in rows]
-        scratch = run.scratch()
+        scratch = Scratch(run.reuse)
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            (scale, estimate, raw), *others = estimates
-            d = estimate(k, x, raw(k, x))
+            (scale, keep, raw), *others = estimates
+            d = keep(k, x, raw(k, x))
             if k == len(whole):
                 return combine(x, landing[0], d, landing[1], scratch.other(x)), None
             moved = combine(x, carries[0][k], d, weights[0][k][0] * scale[k])
-            for stage, (scale_r, estimate_r, raw_r) in enumerate(others, 1):
-                inner = estimate_r(k, moved, raw_r(k, moved))
+            for stage, (scale_r, keep_r, raw_r) in enumerate(others, 1):
+                inner = keep_r(k, moved, raw_r(k, moved))
                 out = scratch.other(x) if stage == len(others) else None
                 moved = combine(x, carries[stage][k], d, weights[stage][k][0] * scale[k], out)
                 moved.add_(inner, alpha=weights[stage][k][1] * scale_r[k])

@@ -15,8 +15,7 @@ from sde_gen.data import Dataset, batch_indices
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
-from sde_gen.rng import keyed_generator
-from sde_gen.samplers.noise import _fill, block_size
+from sde_gen.rng import block_size, fill, keyed_generator
 
 # Third key of the generators of a step: one stream for each kind of draw.
 TIMES, NOISE, DROPOUT, HELD_OUT, LEVELS = range(5)
@@ -127,7 +126,7 @@ class Batches:
             index, offset = divmod(first + done, block)
             taken = min(block - offset, count - done)
             generator = keyed_generator(self._seed, step, kind, index, device=x0.device)
-            _fill(flat[done : done + taken], offset, block, size, generator)
+            fill(flat[done : done + taken], offset, block, size, generator)
             done += taken
         return drawn
 

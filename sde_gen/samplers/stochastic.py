@@ -16,6 +16,15 @@ and first order ancestral sampling. Lu et al. 2022 (arXiv:2211.01095); Gonzalez 
 The noise of a step enters D only at its end. A straight line through the last two estimates delivers its effect one
 step late, but in full, which keeps weak order 2. A parabola cannot do better: from order 3 on a weak scheme must also
 know how the noise was spread within the step.
+
+`StochasticHeun` is the two-stage Runge-Kutta method of weak order 2 in the same variables. The noise is additive, for
+which Heun's scheme with one Gaussian a step is already of weak order 2 (Kloeden & Platen 1992, section 15.1); the
+linear part and the noise are exact, and the denoiser is the straight line between its values at the start and at the
+end of a first-order step:
+
+.. math:: \hat x_s = a\,x_t + \alpha_s M_0 D_t + b\,z, \qquad x_s = \hat x_s + \alpha_s M_1\,[D(\hat x_s, s) - D_t],
+
+with a, b as above and the same z in both.
 """
 
 from dataclasses import dataclass
@@ -24,11 +33,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen import checks as check
+from sde_gen.checks import checked
+from sde_gen.model import combine
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.arctan import ArctanLambda
-from sde_gen.samplers.grid_sampler import GridSampler, OneStepSampler, Run, Step, require_finite
-from sde_gen.samplers.grids import ChainNodes, TimeGrid
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step, estimate, require_finite
+from sde_gen.samplers.grids import ArctanLambda
+from sde_gen.samplers.one_step import OneStepSampler
 
 #: A step this many times as long as the one before does not extrapolate, nor does one half as many times use a
 #: parabola: so far beyond the values known, a polynomial through them amplifies their noise.
@@ -68,24 +78,14 @@ class ExponentialSDE(OneStepSampler):
         ConfigError: for eta out of range.
     """
 
-    eta: float = 1.0
+    eta: float = checked(1.0, low=0.0)
 
     default_steps = 100
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.number("ExponentialSDE", "eta", self.eta, low=0.0)
+    default_grid = ArctanLambda()
 
     @property
-    def order(self) -> float:
-        return 1.0
-
-    @property
-    def is_stochastic(self) -> bool:
+    def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.eta > 0
-
-    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes() if perturbation.is_chain else ArctanLambda()
 
     def coefficients(self, p: Perturbation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         h, of_x, std = linear_and_noise(p, t, s, self.eta)
@@ -110,26 +110,16 @@ class SDEDPMSolverPP(GridSampler):
         ConfigError: for values outside these.
     """
 
-    solver_order: int = 2
-    eta: float = 1.0
+    solver_order: int = checked(2, low=1, high=3)
+    eta: float = checked(1.0, above=0.0)
 
+    is_stochastic = True
     default_steps = 20
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check.integer("SDEDPMSolverPP", "solver_order", self.solver_order, high=3)
-        check.number("SDEDPMSolverPP", "eta", self.eta, low=0.0, open_low=True)
+    default_grid = ArctanLambda()
 
     @property
-    def order(self) -> float:
+    def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return float(min(self.solver_order, 2))
-
-    @property
-    def is_stochastic(self) -> bool:
-        return True
-
-    def default_grid(self, perturbation: Perturbation) -> TimeGrid:
-        return ChainNodes() if perturbation.is_chain else ArctanLambda()
 
     def weights(self, h: Tensor) -> Tensor:
         """Weights (3, N) of the last three values of x0hat, newest first, in the integral over each of N steps."""
@@ -152,21 +142,22 @@ class SDEDPMSolverPP(GridSampler):
         return of
 
     def stepper(self, run: Run) -> Step:
-        p, e, times = run.perturbation, run.evaluation, run.times
+        p, e, times = run.perturbation, run.levels, run.times
         h, decay, std = linear_and_noise(p, times[:-1], times[1:], self.eta)
         weights = self.weights(h) * e.alpha[1:]
         require_finite(self, p, times[:-1], decay, std, weights)
+        scale, keep = estimate(e.skip, e.out)
         for j in range(1, 3):  # estimates are kept divided by the scale of their own time
-            weights[j, j:] *= e.scale[: max(0, len(h) - j)]
-        weights[0] *= e.scale[:-1]
+            weights[j, j:] *= scale[: max(0, len(h) - j)]
+        weights[0] *= scale[:-1]
         of_x, of_z = decay.tolist(), std.tolist()
         of_d = weights[: self.solver_order].T.tolist()
-        raw, estimate, noise, scratch, kept = e.raw, e.kept, run.draw, run.scratch(), self.solver_order
+        raw, noise, scratch, kept = e.raw, run.draw, Scratch(run.reuse), self.solver_order
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             # The oldest estimate is not needed again: the newest takes its place.
             old, free = ((), None) if memory is None else memory
-            d, new = estimate(k, x, raw(k, x), free), scratch.other(x)
+            d, new = keep(k, x, raw(k, x), free), scratch.other(x)
             if of_z[k]:
                 new = torch.mul(noise(x, k, 0, new), of_z[k], out=new).add_(x, alpha=of_x[k])
             else:
@@ -175,5 +166,51 @@ class SDEDPMSolverPP(GridSampler):
             for value, weight in zip(known, of_d[k], strict=False):
                 new.add_(value, alpha=weight)
             return new, (known[: kept - 1], known[kept - 1] if len(known) == kept else None)
+
+        return step
+
+
+@dataclass(frozen=True)
+class StochasticHeun(GridSampler):
+    """Stochastic Heun method: a first-order step, corrected by the denoiser found at its end; two calls a step.
+
+    With `denoise=True`, `steps=N` calls the network 2N - 1 times.
+
+    Args:
+        eta: strength of the noise, >= 0; 1 is the reverse SDE.
+
+    Raises:
+        ConfigError: for eta out of range.
+    """
+
+    eta: float = checked(1.0, low=0.0)
+
+    order = 2.0
+    default_steps = 20
+    default_grid = ArctanLambda()
+
+    @property
+    def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.eta > 0
+
+    def stepper(self, run: Run) -> Step:
+        p, e, times = run.perturbation, run.levels, run.times
+        h, decay, std = linear_and_noise(p, times[:-1], times[1:], self.eta)
+        flat, linear = moments((1 + self.eta**2) * h, 2)
+        require_finite(self, p, times[:-1], decay, std)
+        of_x, of_z, of_d = decay.tolist(), std.tolist(), (e.alpha[1:] * flat).tolist()
+        # Onto sigma = 0 the first-order step lands on x0hat, and the denoiser there would change nothing.
+        turn = torch.where(e.sigma[1:] > 0, e.alpha[1:] * linear, 0.0).tolist()
+        denoised, noise, states = e.denoised, run.draw, Scratch(run.reuse)
+
+        def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+            d = denoised(k, x)
+            new = combine(x, of_x[k], d, of_d[k], states.other(x))
+            if of_z[k]:
+                new.add_(noise(x, k, 0), alpha=of_z[k])
+            if turn[k]:
+                change = denoised(k + 1, new).sub_(d)
+                new.add_(change, alpha=turn[k])
+            return new, None
 
         return step
