@@ -5,19 +5,20 @@ part of it (`search.py`), and keeps what errs least on the rest. All is determin
 sample's shape and the fields of `Auto` alone: not on what is sampled.
 """
 
-import json
 import threading
 import time
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from sde_gen import checks as check
+from sde_gen.checks import checked
+from sde_gen.conditions import Condition, Rows
+from sde_gen.digests import digest, digest_here, parts
 from sde_gen.errors import ConfigError, SolverError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.grid_sampler import GridSampler
@@ -25,7 +26,8 @@ from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.sampler import Job, Sampler
 from sde_gen.tuning.fitted import Fitted
-from sde_gen.tuning.reference import calibrate, keep, key_of
+from sde_gen.tuning.kept import kept
+from sde_gen.tuning.reference import calibrate
 from sde_gen.tuning.search import search
 
 #: Budgets that a tolerance is tried with, in turn.
@@ -66,35 +68,29 @@ class Auto(Sampler):
             Of an exact score 4160 to 6144.
         effort: how long to search: 1 is the default; below 0.1 few rules and grids are looked at, 0 refines none.
         seed: of the calibration batch.
-        folder: where choices are kept as JSON, under names that depend on the model's content and all of this.
+        folder: where choices are kept as JSON, under names that depend on all of this and on the model, by content.
 
     Raises:
         ConfigError: unless exactly one of nfe and tolerance is given, or for values outside these; when run with a
             condition that has a row for each sample, unless `choose` was called before with a condition to calibrate
-            with (the choice must not depend on the batch).
+            with (the choice must not depend on the batch); with a folder, for a model or condition whose content
+            cannot be told.
         SolverError: when run, if no budget reaches the tolerance.
     """
 
-    nfe: int | None = None
-    tolerance: float | None = None
-    count: int | None = None
-    effort: float = 1.0
-    seed: int = 0
+    nfe: int | None = checked(None)
+    tolerance: float | None = checked(None, above=0.0)
+    count: int | None = checked(None, low=4)
+    effort: float = checked(1.0, low=0.0)
+    seed: int = checked(0, low=0)
     folder: str | None = None
 
     def __post_init__(self) -> None:
-        if self.nfe is None and self.tolerance is None:
-            object.__setattr__(self, "nfe", 20)
         if self.nfe is not None and self.tolerance is not None:
             raise ConfigError("Auto: give nfe or tolerance, not both")
-        if self.nfe is not None:
-            check.integer("Auto", "nfe", self.nfe)
-        if self.tolerance is not None:
-            check.number("Auto", "tolerance", self.tolerance, low=0.0, open_low=True)
-        if self.count is not None:
-            check.integer("Auto", "count", self.count, low=4)
-        check.number("Auto", "effort", self.effort, low=0.0)
-        check.integer("Auto", "seed", self.seed, low=0)
+        check.fields(self)
+        if self.nfe is None and self.tolerance is None:
+            object.__setattr__(self, "nfe", 20)
 
     @property
     def order(self) -> None:
@@ -109,57 +105,69 @@ class Auto(Sampler):
         """The choice for a model and the shape of one sample, measured at first and kept while the model is unchanged.
 
         Args:
-            condition: keyword arguments of the network in the calibration; tensors with rows are repeated.
+            condition: of the network in the calibration; its rows are repeated. Samples are then drawn with this choice
+                under any condition that differs from it in its rows alone.
         """
-        key = (self, tuple(shape), _version(model), _settings(condition))
-        with _LOCK:
-            kept = _KEPT.setdefault(model, {})
-            if key not in kept:
-                kept.clear() if any(k[2] != key[2] for k in kept) else None
-                kept[key] = self._load_or_measure(model, tuple(shape), condition)
-            return kept[key]
+        return self._chosen(model, tuple(shape), Condition.of("Auto", condition, None), of_rows=True)
 
     def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
-        shape = tuple(job.x.shape[1:])
-        key = (self, shape, _version(job.model), _settings(job.condition))
+        condition = Condition.of("Auto", job.condition, None)
+        return self._chosen(job.model, tuple(job.x.shape[1:]), condition, of_rows=False).sampler._solve(job)
+
+    def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
+        """What is kept for these, or measured now; `of_rows` if it has to be measured with the condition's rows."""
+        settings = (self, shape, id(model.network), digest_here(_shared(condition.parts)))
+        rows = [(name, leaf) for name, leaf in condition.leaves() if isinstance(leaf, Rows)]
         with _LOCK:
-            known = key in _KEPT.get(job.model, {})
-        rows = [k for k, v in job.condition.items() if isinstance(v, Tensor) and v.ndim]
-        if rows and not known:
-            raise ConfigError(
-                f"Auto: the condition {rows[0]!r} has a row for each sample, but the choice must not depend on the "
-                "samples; call choose(model, shape, condition=...) first, with a condition to calibrate with"
-            )
-        return self.choose(job.model, shape, job.condition).sampler._solve(job)
+            choices, before = _KEPT.setdefault(model, {}), parts(model, digest_here)
+            measured_with, decisive, choice = choices.get(settings, (None, {"": ""}, None))
+            if choice is None or not decisive.items() <= before.items() or (of_rows and measured_with != digest(rows)):
+                if rows and not of_rows:
+                    raise ConfigError(
+                        f"Auto: the condition {rows[0][0]!r} has a row for each sample, but the choice must not depend "
+                        "on the samples; call choose(model, shape, condition=...) first, with a condition to calibrate "
+                        "with"
+                    )
+                choice, passing = self._load_or_measure(model, shape, condition)
+                decisive = {name: value for name, value in before.items() if name not in passing}
+                choices[settings] = digest(rows), decisive, choice
+            return choice
 
     # -- measuring -----------------------------------------------------------------------------------------------------
 
     def _load_or_measure(
-        self, model: ScoreModel, shape: tuple[int, ...], condition: Mapping[str, Any] | None
-    ) -> Choice:
-        path = None
-        if self.folder is not None:
-            path = Path(self.folder) / f"auto-{key_of(model, replace(self, folder=None), shape, condition)}.json"
-            if path.is_file():
-                return _read(path)
-        was_training = model.training
-        model.eval()
-        try:
-            choice = self._measure(model, shape, condition)
-        finally:
-            model.train(was_training)
-        if path is not None:
+        self, model: ScoreModel, shape: tuple[int, ...], condition: Condition
+    ) -> tuple[Choice, list[str]]:
+        """The choice, and the parts of the model that a call of it changes, such as a counter: no settings of it."""
+
+        def measure() -> dict[str, Any]:
+            before, was_training = parts(model, digest_here), model.training
+            model.eval()
+            try:
+                with torch.inference_mode(False), torch.no_grad():
+                    choice = self._measure(model, shape, condition)
+            finally:
+                model.train(was_training)
+            after = parts(model, digest_here)
             fields = {k: v for k, v in asdict(choice.sampler).items() if k != "grid"}
             if not isinstance(choice.sampler, Fitted):
                 fields["grid"] = list(choice.sampler.grid.values)
-            body = {**asdict(choice), "sampler": {"name": type(choice.sampler).__name__, **fields}}
-            keep(path, body)
-        return choice
+            sampler = {"name": type(choice.sampler).__name__, **fields}
+            passing = [name for name, value in before.items() if after.get(name) != value]
+            return {**asdict(choice), "sampler": sampler, "passing": passing}
 
-    def _measure(self, model: ScoreModel, shape: tuple[int, ...], condition: Mapping[str, Any] | None) -> Choice:
+        about = (model, replace(self, folder=None), shape, condition)
+        body = dict(kept("Auto", self.folder, "auto", about, measure))
+        passing, fields = body.pop("passing"), dict(body["sampler"])
+        kind = _CLASSES[fields.pop("name")]
+        if "grid" in fields:
+            fields["grid"] = GivenLambdas(tuple(fields["grid"]))
+        tried = tuple((label, error) for label, error in body["tried"])
+        return Choice(**{**body, "sampler": kind(**fields), "tried": tried}), passing
+
+    def _measure(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> Choice:
         began = time.perf_counter()
-        with torch.no_grad():
-            c = calibrate(model, shape, condition, self.seed, self.count, self.nfe or BUDGETS[-1])
+        c = calibrate(model, shape, condition, self.seed, self.count, self.nfe or BUDGETS[-1])
         last = None
         for nfe in BUDGETS if self.nfe is None else (self.nfe,):
             sampler, error, tried = search(c, nfe, self.effort)
@@ -173,26 +181,17 @@ class Auto(Sampler):
         )  # fmt: skip
 
 
-def _read(path: Path) -> Choice:
-    body = json.loads(path.read_text())
-    fields = dict(body["sampler"])
-    kind = _CLASSES[fields.pop("name")]
-    if "grid" in fields:
-        fields["grid"] = GivenLambdas(tuple(fields["grid"]))
-    tried = tuple((label, error) for label, error in body["tried"])
-    return Choice(**{**body, "sampler": kind(**fields), "tried": tried})
+def _shared(value: Any) -> Any:
+    """A condition without what differs between samples."""
+    if isinstance(value, Mapping):
+        return {name: _shared(inner) for name, inner in value.items()}
+    if isinstance(value, list):
+        return [_shared(inner) for inner in value]
+    return "a row for each sample" if isinstance(value, Rows) else value
 
 
-def _settings(condition: Mapping[str, Any] | None) -> tuple[Any, ...]:
-    """The part of a condition that is the same for all samples."""
-    rows = {k: isinstance(v, Tensor) and v.ndim for k, v in (condition or {}).items()}
-    return tuple((k, None if rows[k] else repr(v)) for k, v in sorted((condition or {}).items()))
-
-
-def _version(model: ScoreModel) -> tuple[Any, ...]:
-    """Changes when a weight does: optimisers and loading write in place."""
-    return tuple((id(p), p._version) for p in model.parameters()) + (repr(model.perturbation),)
-
-
-_KEPT: weakref.WeakKeyDictionary[ScoreModel, dict[Any, Choice]] = weakref.WeakKeyDictionary()
+#: For a model and settings: digest of the rows that it was measured with, the parts of the model that decide, a choice.
+_KEPT: weakref.WeakKeyDictionary[ScoreModel, dict[Any, tuple[str, dict[str, str], Choice]]] = (
+    weakref.WeakKeyDictionary()
+)
 _LOCK = threading.RLock()

@@ -10,13 +10,14 @@ of this set; `fit` moves from the best of them to where the error against a fine
 Shaul et al. 2024, arXiv:2403.01329 (non-stationary solvers).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from sde_gen.conditions import Condition
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
@@ -25,6 +26,10 @@ from sde_gen.samplers.flow import levels
 from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import Multistep
+from sde_gen.tuning.reference import Calibration
+
+#: Least distance between fitted levels at the end of a process that has one (VE, EDM).
+_APART = 1e-6
 
 
 @dataclass(frozen=True)
@@ -96,14 +101,14 @@ class Fitted(GridSampler):
 
 
 def rollout(
-    model: ScoreModel, lambdas: Tensor, of_start: Tensor, of_estimates: Tensor, u: Tensor, condition: Mapping[str, Any]
+    model: ScoreModel, lambdas: Tensor, of_start: Tensor, of_estimates: Tensor, u: Tensor, condition: Condition
 ) -> Tensor:
     """u_N as a differentiable function of everything; of_estimates (N, N), lower triangular."""
     alpha, sigma = levels(lambdas)
     known: list[Tensor] = []
     state = u
     for k in range(len(lambdas)):
-        known.append(model.predict(state, alpha[k], sigma[k], condition).denoised)
+        known.append(model.predict(state, alpha[k], sigma[k], condition.arguments).denoised)
         state = of_start[k] * u
         for j, d in enumerate(known):
             state = state + of_estimates[k, j] * d
@@ -132,37 +137,31 @@ def expand(p: Perturbation, rule: Multistep, lambdas: Tensor) -> tuple[Tensor, T
     return state[:, 0] * size[0], state[:, 1:]
 
 
-def fit(
-    model: ScoreModel,
-    begin: tuple[Tensor, Tensor, Tensor],
-    batch: tuple[Tensor, Tensor, Mapping[str, Any]],
-    check: tuple[Tensor, Tensor, Mapping[str, Any]],
-    evaluations: int,
-) -> tuple[Fitted, float, int]:
-    """Least squares over all numbers from `begin`, by L-BFGS on `batch`; kept is what is best on `check`.
+def fit(c: Calibration, rule: Multistep, evaluations: int) -> tuple[Fitted, float]:
+    """Least squares over all numbers from a rule on its grid, by L-BFGS; what is best on the other rows is kept.
 
     Args:
-        begin: lambdas (N,), of_start (N,), of_estimates (N, N).
-        batch, check: (u_0, samples, the network's condition), float64.
-        evaluations: of the batch's error and its gradient, at most.
+        rule: with a grid of half log-SNRs.
+        evaluations: of the error and its gradient, at most. The calls are counted in `c`, a gradient as two.
 
     Returns:
-        The solver, its error on `check` (root mean square per number), and the network calls made (of one batch each;
-        a gradient counts as two).
+        The solver, and its error on the other rows (root mean square per number).
     """
-    first = begin[0][:1]
-    steps = (begin[0][1:] - begin[0][:-1]).log().requires_grad_()  # keeps the levels in order
-    start = begin[1].clone().requires_grad_()
-    weights = begin[2].clone().requires_grad_()
+    p, n, u = c.model.perturbation, len(rule.grid.values), c.u
+    lambdas = torch.tensor(rule.grid.values, dtype=torch.float64)
+    begin = (lambdas, *expand(p, rule, lambdas))
+    first, steps = lambdas[:1], lambdas.diff().log().requires_grad_()  # keeps the levels in order
+    start, weights = (v.clone().requires_grad_() for v in begin[1:])
     free = torch.ones_like(weights).tril()
+    most = p.half_log_snr(torch.zeros(n, dtype=torch.float64)) - _APART * torch.arange(n - 1, -1, -1)
 
     def numbers() -> tuple[Tensor, Tensor, Tensor]:
-        return torch.cat([first, first + steps.exp().cumsum(0)]), start, weights * free
+        return torch.cat([first, first + steps.exp().cumsum(0)]).minimum(most), start, weights * free
 
-    def error(of: tuple[Tensor, Tensor, Mapping[str, Any]]) -> Tensor:
-        return (rollout(model, *numbers(), of[0], of[2]) - of[1]).square().mean()
+    def error(rows: slice) -> Tensor:
+        return (rollout(c.model, *numbers(), u[rows], c.condition[rows]) - c.sample[rows]).square().mean()
 
-    n, calls, best = len(begin[0]), 0, (float("inf"), begin)
+    calls, best, stale = 0, (float("inf"), begin), 0
     optimizer = torch.optim.LBFGS(
         [steps, start, weights], max_iter=10, max_eval=12, history_size=40, line_search_fn="strong_wolfe",
         tolerance_change=0.0, tolerance_grad=0.0,
@@ -172,29 +171,22 @@ def fit(
         nonlocal calls
         calls += 3 * n
         optimizer.zero_grad()
-        loss = error(batch).log()
-        loss.backward()
+        loss = error(slice(0, c.chosen_on)).log()
+        loss.backward(inputs=[steps, start, weights])  # the network's own parameters get no gradient
         return loss
 
-    stale = 0
-    frozen = [p for p in model.parameters() if p.requires_grad]
-    for parameter in frozen:
-        parameter.requires_grad_(False)
-    try:
-        while calls < 3 * n * evaluations and stale < 5:
-            with torch.enable_grad():
-                loss = optimizer.step(closure)
-            with torch.no_grad():
-                now = float(error(check))
-            calls += n
-            stale = 0 if now < 0.98 * best[0] else stale + 1
-            if now < best[0]:
-                best = now, tuple(v.detach().clone() for v in numbers())
-            if not bool(torch.as_tensor(loss).isfinite()):
-                break
-    finally:
-        for parameter in frozen:
-            parameter.requires_grad_(True)
-    lam, c, w = best[1]
-    rows = [row[: k + 1] for k, row in enumerate(w.tolist())]
-    return Fitted(lambdas=lam.tolist(), of_start=c.tolist(), of_estimates=rows), best[0] ** 0.5, calls
+    while calls < 3 * n * evaluations and stale < 5:
+        with torch.enable_grad():
+            loss = optimizer.step(closure)
+        with torch.no_grad():
+            now = float(error(c.checked))
+        calls += n
+        stale = 0 if now < 0.98 * best[0] else stale + 1
+        if now < best[0]:
+            best = now, tuple(v.detach().clone() for v in numbers())
+        if not bool(torch.as_tensor(loss).isfinite()):
+            break
+    c.calls += calls
+    lam, of_start, w = (v.tolist() for v in best[1])
+    rows = [row[: k + 1] for k, row in enumerate(w)]
+    return Fitted(lambdas=lam, of_start=of_start, of_estimates=rows), best[0] ** 0.5

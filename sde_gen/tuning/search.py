@@ -11,14 +11,14 @@ The rule that is best most often is kept, unless another is better by a tenth an
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
-from sde_gen.tuning.fitted import expand, fit
-from sde_gen.tuning.reference import Calibration, cut, densities, fit_levels, last_levels, placed, refine
+from sde_gen.tuning.fitted import fit
+from sde_gen.tuning.grid import densities, fit_levels, last_levels, placed, refine
+from sde_gen.tuning.reference import Calibration
 
 #: Most calls for which every number of the solver is fitted: they grow with the square.
 _WHOLE = 24
@@ -51,12 +51,12 @@ def usual(nfe: int) -> tuple[GridSampler, int]:
 def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float, list[tuple[str, float]]]:
     """The best sampler found for a budget, its error on the rows not chosen on, and the finalists' errors."""
     known, refines = rules(nfe), effort > 0
-    best: dict[str, tuple[float, GridSampler]] = {}
+    best: dict[str, tuple[float, Any]] = {}
     for error, rule, name, last in _screen(c, known, effort)[: 3 if refines else 6]:
         sampler, times = known[rule]
         density, label = densities(c)[name], f"{rule} on {name} to {last:.2f}"
         if refines and times > 1:
-            grid, error = refine(c, sampler, times, density, last, round(40 * effort))
+            grid, error = refine(c, sampler, times, density, last, max(1, round(40 * effort)))
             label = f"{label}, refined"
         else:
             grid = GivenLambdas(placed(c.lambdas.numpy(), density, times, last))
@@ -64,15 +64,15 @@ def search(c: Calibration, nfe: int, effort: float) -> tuple[GridSampler, float,
         best[label] = error, replace(sampler, grid=grid)
     if refines and nfe > 2:
         sampler, times = usual(nfe)
-        grid, error = fit_levels(c, sampler, times, round(120 * effort))
+        grid, error = fit_levels(c, sampler, times, max(1, round(120 * effort)))
         best[_USUAL] = error, replace(sampler, grid=grid)
     if refines and 1 < nfe <= _WHOLE:
         if nfe > _FEW:  # order 4 looks twice at one time, which is not in the set; order 3 is the better start anyway
             sampler = usual(_FEW)[0]
-            grid, error = fit_levels(c, sampler, nfe, round(120 * effort))
+            grid, error = fit_levels(c, sampler, nfe, max(1, round(120 * effort)))
             best["order 3 on its own grid"] = error, replace(sampler, grid=grid)
         begin = min((error, name) for name, (error, s) in best.items() if s.order != 4)[1]
-        found, error = _fit_whole(c, best[begin][1], round(150 * effort))
+        found, error = fit(c, best[begin][1], round(150 * effort))
         best["every number fitted"] = error, found
     rows = {label: c.squared(sampler, c.checked) for label, (_, sampler) in best.items()}
     errors = {label: float(each.mean().sqrt()) for label, each in rows.items()}
@@ -129,15 +129,3 @@ def _screen(
     for key in sorted(found, key=lambda key: found[key]):
         ranked.setdefault(key[0], (found[key], *key))
     return list(ranked.values())
-
-
-def _fit_whole(c: Calibration, sampler: Any, evaluations: int) -> tuple[GridSampler, float]:
-    p, model = c.model.perturbation, c.model
-    lambdas = torch.tensor(sampler.grid.values, dtype=torch.float64)
-    of_start, of_estimates = expand(p, sampler, lambdas)
-    t = p.time(lambdas[0])
-    u = c.start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)
-    batch, other = ((u[rows], c.sample[rows], cut(c.condition, rows)) for rows in (slice(0, c.chosen_on), c.checked))
-    solver, error, calls = fit(model, (lambdas, of_start, of_estimates), batch, other, evaluations)
-    c.calls += calls
-    return solver, error
