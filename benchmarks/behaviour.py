@@ -104,7 +104,7 @@ def _known(sg: Any) -> dict[str, Any]:
         "Heun": lambda: sg.Heun(steps=5),
         "EDMChurn": lambda: sg.EDMChurn(steps=5),
         "AnnealedLangevin": lambda: sg.AnnealedLangevin(steps=7, steps_per_level=2),
-        "PredictorCorrector": lambda: sg.PredictorCorrector(steps=5),
+        "PredictorCorrector": lambda: sg.PredictorCorrector(corrector=sg.Langevin(snr=0.16), steps=5),
         "PredictorCorrector fixed": lambda: sg.PredictorCorrector(
             predictor=sg.DDIM(), corrector=sg.Langevin(snr=0.05, step="fixed", steps=2), steps=4
         ),

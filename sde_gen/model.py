@@ -146,7 +146,8 @@ class Levels:
         c = self.coefficients = model.parameterization.coefficients(alpha, sigma)
         self.skip, self.out, self.learned_variance = c.skip, c.out, model.learned_variance
         self._like, self._count = like, [0]
-        self._single = alpha.ndim == 1 and alpha.device.type == "cpu"  # one number a level, without asking a device
+        # One number a level, read without asking a device or cutting a gradient.
+        self._single = alpha.ndim == 1 and alpha.device.type == "cpu" and not alpha.requires_grad
         if model.network is None:
             return
         dtype = model.network_dtype

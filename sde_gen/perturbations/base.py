@@ -165,7 +165,7 @@ class Perturbation(abc.ABC):
 
     def size(self, t: Tensor | float) -> Tensor:
         """sqrt(alpha(t)^2 + sigma(t)^2): what a state is of data of unit size, 1 where variance is preserved."""
-        return self._map(lambda u: (self.log_alpha(u).exp().square() + self.variance(u)).sqrt(), t)
+        return self._map(lambda u: (self.log_alpha(u).exp().square() + self.variance(u).sqrt().square()).sqrt(), t)
 
     def curves(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(alpha(t), sigma(t)) in float64, whatever the dtype of t."""

@@ -20,11 +20,11 @@ from sde_gen.checks import checked
 from sde_gen.conditions import Condition, Rows
 from sde_gen.digests import digest, digest_here, parts
 from sde_gen.errors import ConfigError, SolverError
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, evaluating
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
-from sde_gen.samplers.sampler import Job, Sampler
+from sde_gen.samplers.sampler import Job, Sampler, Solved
 from sde_gen.tuning.fitted import Fitted
 from sde_gen.tuning.kept import kept
 from sde_gen.tuning.reference import calibrate
@@ -92,11 +92,6 @@ class Auto(Sampler):
         if self.nfe is None and self.tolerance is None:
             object.__setattr__(self, "nfe", 20)
 
-    @property
-    def order(self) -> None:
-        """None: it is chosen."""
-        return None
-
     def times(self, model: ScoreModel) -> Tensor:
         low, high = model.times_within()
         return torch.tensor([high, low], dtype=torch.float64)
@@ -110,9 +105,8 @@ class Auto(Sampler):
         """
         return self._chosen(model, tuple(shape), Condition.of("Auto", condition, None), of_rows=True)
 
-    def _solve(self, job: Job) -> tuple[Tensor, int, Tensor | None]:
-        condition = Condition.of("Auto", job.condition, None)
-        return self._chosen(job.model, tuple(job.x.shape[1:]), condition, of_rows=False).sampler._solve(job)
+    def solve(self, job: Job) -> Solved:
+        return self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler.solve(job)
 
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
         """What is kept for these, or measured now; `of_rows` if it has to be measured with the condition's rows."""
@@ -141,13 +135,9 @@ class Auto(Sampler):
         """The choice, and the parts of the model that a call of it changes, such as a counter: no settings of it."""
 
         def measure() -> dict[str, Any]:
-            before, was_training = parts(model, digest_here), model.training
-            model.eval()
-            try:
-                with torch.inference_mode(False), torch.no_grad():
-                    choice = self._measure(model, shape, condition)
-            finally:
-                model.train(was_training)
+            before = parts(model, digest_here)
+            with torch.inference_mode(False), torch.no_grad(), evaluating(model):
+                choice = self._measure(model, shape, condition)
             after = parts(model, digest_here)
             fields = {k: v for k, v in asdict(choice.sampler).items() if k != "grid"}
             if not isinstance(choice.sampler, Fitted):

@@ -22,8 +22,8 @@ from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.exponential import from_state_and_data
-from sde_gen.samplers.flow import levels
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
+from sde_gen.samplers.flow import unit_curves
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, estimate, require_finite
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import Multistep
 from sde_gen.tuning.reference import Calibration
@@ -70,17 +70,13 @@ class Fitted(GridSampler):
             object.__setattr__(self, name, value)
         super().__post_init__()
 
-    @property
-    def order(self) -> None:
-        """None: fitted for its N alone."""
-        return None
-
     def stepper(self, run: Run) -> Step:
-        e = run.evaluation
+        e = run.levels
         size = (e.alpha.square() + e.sigma.square()).sqrt()
         after = torch.cat([size[1:], torch.ones_like(size[:1])])
         start = torch.tensor(self.of_start, dtype=torch.float64) * after / size[0]
-        scales, kept, raw = e.scale.tolist(), e.kept, e.raw
+        scale, kept = estimate(e.skip, e.out)
+        scales, raw = scale.tolist(), e.raw
         rows = [[w * n * s for w, s in zip(row, scales, strict=False)]
                 for row, n in zip(self.of_estimates, after.tolist(), strict=True)]  # fmt: skip
         require_finite(self, run.perturbation, run.times, start)
@@ -104,11 +100,11 @@ def rollout(
     model: ScoreModel, lambdas: Tensor, of_start: Tensor, of_estimates: Tensor, u: Tensor, condition: Condition
 ) -> Tensor:
     """u_N as a differentiable function of everything; of_estimates (N, N), lower triangular."""
-    alpha, sigma = levels(lambdas)
+    alpha, sigma = unit_curves(lambdas)
     known: list[Tensor] = []
     state = u
     for k in range(len(lambdas)):
-        known.append(model.predict(state, alpha[k], sigma[k], condition.arguments).denoised)
+        known.append(model.levels(alpha[k : k + 1], sigma[k : k + 1], state, condition).denoised(0, state))
         state = of_start[k] * u
         for j, d in enumerate(known):
             state = state + of_estimates[k, j] * d
@@ -118,8 +114,7 @@ def rollout(
 def expand(p: Perturbation, rule: Multistep, lambdas: Tensor) -> tuple[Tensor, Tensor]:
     """A multistep rule on these noise levels, as (c, w) of the module's formula."""
     times = p.time(lambdas)
-    alpha, sigma = p.alpha(times), p.sigma(times)
-    size = (alpha.square() + sigma.square()).sqrt()
+    (alpha, sigma), size = p.curves(times), p.size(times)
     a, b = from_state_and_data(rule.interpolates, alpha, sigma)
     table, n = rule.table(p, times), len(lambdas)
     state = torch.zeros(n + 1, n + 1, dtype=torch.float64)  # columns: the start, D_0, D_1, ...

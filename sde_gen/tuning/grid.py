@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 
-from sde_gen import checks as check
+from sde_gen import checks
 from sde_gen.conditions import Condition
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
-from sde_gen.samplers.dpm_solver import DPMSolverPP3M
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
+from sde_gen.samplers.named_multistep import DPMSolverPP3M
 from sde_gen.tuning.kept import kept
 from sde_gen.tuning.reference import Calibration, calibrate
 
@@ -129,11 +129,11 @@ def fit_grid(
     Raises:
         ConfigError: for values outside these; with a folder, for a model or condition whose content cannot be told.
     """
-    check.integer("fit_grid", "steps", steps)
-    check.integer("fit_grid", "tries", tries)
+    checks.integer("fit_grid", "steps", steps)
+    checks.integer("fit_grid", "tries", tries)
     if count is not None:
-        check.integer("fit_grid", "count", count, low=4)
-    shape = check.integers("fit_grid", "shape", shape)
+        checks.integer("fit_grid", "count", count, low=4)
+    shape = checks.integers("fit_grid", "shape", shape)
     sampler = DPMSolverPP3M() if sampler is None else sampler
     if not isinstance(sampler, GridSampler) or sampler.is_stochastic:
         raise ConfigError(f"fit_grid: sampler must be deterministic with a grid, got {sampler!r}")

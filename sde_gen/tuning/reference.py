@@ -11,10 +11,10 @@ from torch import Tensor
 from sde_gen.conditions import Condition
 from sde_gen.errors import NonFiniteError
 from sde_gen.model import ScoreModel
+from sde_gen.rng import SeededNoise
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth
-from sde_gen.samplers.noise import SeededNoise
 
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
@@ -48,7 +48,7 @@ class Calibration:
         """Mean square distance of each row, per number, to the fine solution; infinite if the sampler fails."""
         rows = slice(0, self.chosen_on) if rows is None else rows
         try:
-            result = sampler(self.model, start=self.start[rows], condition=self.condition[rows].arguments)
+            result = sampler(self.model, start=self.start[rows], condition=self.condition[rows])
         except NonFiniteError:
             return torch.full((len(self.start[rows]),), math.inf, dtype=torch.float64)
         self.calls += result.nfe
@@ -66,7 +66,7 @@ class Calibration:
     def u(self) -> Tensor:
         """The starts over sqrt(alpha^2 + sigma^2)."""
         p, t = self.model.perturbation, self.model.perturbation.time(self.lambdas[0])
-        return self.start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)
+        return self.start / float(p.size(t))
 
 
 def calibrate(
@@ -100,9 +100,9 @@ def calibrate(
 
     def record(step: int, t: float, x: Tensor) -> None:
         if step < len(lambdas):
-            states.append((x[keep] / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)).flatten(1).cpu())
+            states.append((x[keep] / float(p.size(t))).flatten(1).cpu())
 
-    result = sampler(model, start=start, condition=tiled.arguments, callback=record, chunk=count)
+    result = sampler(model, start=start, condition=tiled, callback=record, chunk=count)
     return Calibration(model, tiled, start, result.x, torch.from_numpy(lambdas), _bend(torch.stack(states), lambdas),
                        chosen_on, result.nfe)  # fmt: skip
 
