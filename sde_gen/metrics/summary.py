@@ -18,9 +18,9 @@ from sde_gen.metrics.distances import (
     sliced_wasserstein,
 )
 from sde_gen.metrics.features import Features, Pixels
-from sde_gen.metrics.jackknife import Estimate, pair
+from sde_gen.metrics.jackknife import Estimate, pair, wilson
 from sde_gen.metrics.manifold import covered
-from sde_gen.metrics.two_sample import classifier_two_sample, wilson
+from sde_gen.metrics.two_sample import classifier_two_sample
 from sde_gen.rng import check_seed, keyed_generator
 
 
@@ -187,8 +187,8 @@ def _classifier(x: Tensor, y: Tensor, seed: int) -> Estimate:
     return Estimate(test.accuracy, None, test.interval)
 
 
-def _share(x: Tensor, by: Tensor) -> Estimate:
-    share = covered(x, by)
+def _precision(x: Tensor, y: Tensor, seed: int) -> Estimate:
+    share = covered(x, y)
     return Estimate(share, None, wilson(share, len(x)))
 
 
@@ -202,6 +202,6 @@ METRICS: dict[str, Metric] = {
     "c2st": Metric("classifier accuracy", _classifier, "half", smallest=5),
     "frechet_distance": Metric("Fréchet distance", frechet_distance.estimate, of_features=True),
     "kernel_distance": Metric("kernel distance", kernel_distance.estimate, of_features=True),
-    "precision": Metric("precision", lambda x, y, seed: _share(x, y), "higher", of_features=True, smallest=4),
-    "recall": Metric("recall", lambda x, y, seed: _share(y, x), "higher", of_features=True, smallest=4),
+    "precision": Metric("precision", _precision, "higher", of_features=True, smallest=4),
+    "recall": Metric("recall", lambda x, y, seed: _precision(y, x, seed), "higher", of_features=True, smallest=4),
 }

@@ -8,10 +8,8 @@ import numpy as np
 import torch
 
 from sde_gen import checks
-from sde_gen.metrics.jackknife import pair
+from sde_gen.metrics.jackknife import pair, wilson
 from sde_gen.rng import keyed_generator
-
-_Z = 1.959963984540054  # of a 95 % interval
 
 
 @dataclass(frozen=True)
@@ -74,18 +72,6 @@ def classifier_two_sample(x: Any, y: Any, folds: int = 5, seed: int = 0, largest
     return ClassifierTest(accuracy, math.sqrt(accuracy * (1 - accuracy) / answers), wilson(accuracy, answers), n)
 
 
-def classifier_accuracy(x: Any, y: Any, folds: int = 5, seed: int = 0, largest: int | None = 1000) -> float:
-    """Accuracy of `classifier_two_sample`, without its interval."""
-    return classifier_two_sample(x, y, folds, seed, largest).accuracy
-
-
-def wilson(share: float, n: float) -> tuple[float, float]:
-    """Wilson's 95 % interval of a probability of which the share `share` was found in n independent trials.
-
-        (p + z^2/2n +- z sqrt(p(1-p)/n + z^2/4n^2)) / (1 + z^2/n),    z = 1.96
-
-    Wilson, "Probable inference, the law of succession, and statistical inference" (1927).
-    """
-    centre = share + _Z**2 / (2 * n)
-    half = _Z * math.sqrt(share * (1 - share) / n + _Z**2 / (4 * n**2))
-    return max(0.0, (centre - half) / (1 + _Z**2 / n)), min(1.0, (centre + half) / (1 + _Z**2 / n))
+def classifier_accuracy(x: Any, y: Any, folds: int = 5, seed: int = 0) -> float:
+    """Accuracy of `classifier_two_sample` on as many points of each set as the smaller one has."""
+    return classifier_two_sample(x, y, folds, seed, largest=None).accuracy

@@ -48,9 +48,7 @@ class Frames:
         Raises:
             WriteError, OutputError: it could not be written.
         """
-        states = self._states[:: max(1, len(self._states) // _FRAMES)]
-        if states[-1] is not self._states[-1]:
-            states = [*states, self._states[-1]]
+        states = self._states[:: -max(1, len(self._states) // _FRAMES)][::-1]
         images = states[-1][1].ndim == 4
         limits = None if images else limits_of([state for _, state in states])
         drawn = [image_grid(state) if images else scatter({f"t = {t:.3f}": state}, limits) for t, state in states]

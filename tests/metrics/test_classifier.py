@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from sde_gen import metrics
 from sde_gen.errors import ConfigError, DataError
-from sde_gen.metrics.two_sample import wilson
+from sde_gen.metrics.jackknife import wilson
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 10), (50, 100), (100, 100)])

@@ -1,7 +1,9 @@
 """All metrics at once, and their standard errors."""
 
+import inspect
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -58,6 +60,8 @@ def test_a_measure_has_one_value_with_and_without_its_error(measure: metrics.Mea
     assert found.standard_error > 0
     assert measure.estimate(x, y, 3) == found
     assert measure.estimate(x, y, 4).standard_error != found.standard_error
+    assert pickle.loads(pickle.dumps(measure)) is measure  # noqa: S301
+    assert inspect.getdoc(measure)
     few = measure.estimate(x[:3], y)
     assert (few.value, few.standard_error) == (pytest.approx(measure(x[:3], y), rel=1e-12), None)
 
