@@ -11,7 +11,7 @@ from PIL import Image
 import sde_gen as sg
 from sde_gen import pictures
 from sde_gen.errors import ConfigError, DataError, MissingInputError
-from sde_gen.pictures import drawing
+from sde_gen.pictures import plots
 
 
 def test_a_grid_puts_each_image_in_its_place() -> None:
@@ -37,10 +37,13 @@ def test_colour_many_channels_and_values_outside() -> None:
 def test_a_picture_hides_no_nan() -> None:
     with pytest.raises(DataError, match="NaN"):
         pictures.image_grid(torch.tensor([[[[float("nan")]]]]))
-    for bad in (torch.zeros(0, 1, 8, 8), torch.zeros(4, 8, 8)):
+    with pytest.raises(DataError, match="NaN"):
+        pictures.scatter({"samples": torch.tensor([[0.0, float("nan")]]), "data": torch.randn(9, 2)})
+    wrong = (torch.uint8, torch.int64, torch.complex64)
+    for bad in (torch.zeros(0, 1, 8, 8), torch.zeros(4, 8, 8), *(torch.ones(1, 1, 2, 2, dtype=d) for d in wrong)):
         with pytest.raises(DataError, match="must be"):
             pictures.image_grid(bad)
-    with pytest.raises(ConfigError, match="columns=0"):
+    with pytest.raises(ConfigError, match=r"columns must be .* at least 1, got 0"):
         pictures.image_grid(torch.zeros(1, 1, 2, 2), columns=0)
 
 
@@ -51,6 +54,35 @@ def test_points_are_drawn_beside_data(features: int) -> None:
     assert picture.size == (800, 400)
     assert len(np.unique(np.asarray(picture))) > 10
     assert pictures.picture_of(points).size == (400, 400)
+
+
+@pytest.mark.parametrize("features", [1, 2, 5])
+def test_points_outside_are_counted_and_drawn_at_the_edge(features: int) -> None:
+    x, box = torch.zeros(50, features), (-1.0, 1.0, -1.0, 1.0)
+    x[:3, 0] = torch.tensor([9.0, -1e30, 1e30])
+    if features > 1:
+        x[3, 1] = 7.0
+    outside = 3 if features == 1 else 4
+    figure = plots.new_figure(4.0, 4.0)
+    axes = figure.add_subplot()
+    plots.draw_points(axes, "samples", x, box)
+    assert axes.get_title() == f"samples (50, {outside} outside)"
+    if features == 1:
+        shares = [float(bar.get_height()) * 2 / 80 for bar in axes.patches]
+        assert shares[0] == pytest.approx(1 / 50)
+        assert shares[-1] == pytest.approx(2 / 50)
+        return
+    inside, edge = (np.asarray(drawn.get_offsets()) for drawn in axes.collections)
+    assert len(inside) == 46
+    assert edge.tolist() == [[1.0, 0.0], [-1.0, 0.0], [1.0, 0.0], [0.0, 1.0]]
+    assert (axes.get_xlim(), axes.get_ylim()) == (box[:2], box[2:])
+
+
+def test_limits_are_of_all_sets() -> None:
+    left, right, bottom, top = pictures.limits_of([torch.zeros(60_000, 2), torch.full((60_000, 2), 3.0)])
+    assert left < 0 < 3 < right
+    assert (bottom, top) == (left, right)
+    assert pictures.limits_of([torch.zeros(4, 1)]) == (-1.0, 1.0, -1.0, 1.0)
 
 
 def test_density_curve_and_strip(tmp_path: Path) -> None:
@@ -66,7 +98,7 @@ def test_density_curve_and_strip(tmp_path: Path) -> None:
         strip = pictures.forward_strip(perturbation, images, columns=4)
         assert strip.size == ((4 * 9 + 1) * 6, (6 * 9 + 1) * 6)
         assert pictures.forward_strip(perturbation, points, columns=3).size == (1200, 400)
-    with pytest.raises(ConfigError, match="columns=1"):
+    with pytest.raises(ConfigError, match=r"columns must be .* at least 2, got 1"):
         pictures.forward_strip(sg.VP(), images, columns=1)
 
 
@@ -80,7 +112,7 @@ def test_the_terms_of_bounds() -> None:
     }
     assert pictures.bound_terms(bounds).size == (1000, 400)
     for bound in bounds.values():  # what is drawn adds up to the bound
-        first, ends, terms = drawing._terms(bound)
+        first, ends, terms = plots.mean_terms(bound)
         total = float(terms.sum() + bound.reconstruction.mean() + bound.prior.mean())
         assert total == pytest.approx(-float(bound.log_prob.mean()), rel=1e-9)
         assert [first, *ends] == sorted({first, *ends})
@@ -100,7 +132,7 @@ def test_an_animation_has_its_frames(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(drawing, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(plots, "has_matplotlib", lambda: False)
     with pytest.raises(MissingInputError, match=r"sde_gen\[plot\]"):
         pictures.scatter({"x": torch.zeros(3, 2)})
     pictures.save_image(pictures.image_grid(torch.zeros(1, 1, 2, 2)), tmp_path / "x.png")

@@ -21,17 +21,13 @@ def distances(x: Tensor, data: Dataset) -> dict[str, Any]:
         x: samples on the model's scale, (N, *shape).
         data: what they should be like.
     """
-    generated = x[:_COMPARED]
-    held_out = data.test[:_COMPARED]
+    generated, held_out = x[:_COMPARED], data.test[:_COMPARED]
     order = torch.randperm(len(data.train), generator=keyed_generator(0, 1))
     real = data.train[order[: len(generated)]]
+    measures = {"energy_distance": metrics.energy_distance, "sliced_wasserstein": metrics.sliced_wasserstein}
+    if min(len(generated), len(held_out), len(real)) >= 50:
+        measures["svm_accuracy"] = metrics.classifier_accuracy
     result: dict[str, Any] = {"compared": [len(generated), len(held_out)]}
-    for name, function in (
-        ("energy_distance", metrics.energy_distance),
-        ("sliced_wasserstein", metrics.sliced_wasserstein),
-    ):
-        result[name], result[f"{name}_real"] = function(generated, held_out), function(real, held_out)
-    if min(len(generated), len(held_out)) >= 50:
-        result["svm_accuracy"] = metrics.classifier_accuracy(generated, held_out)
-        result["svm_accuracy_real"] = metrics.classifier_accuracy(real, held_out)
+    for name, measure in measures.items():
+        result |= {name: measure(generated, held_out), f"{name}_real": measure(real, held_out)}
     return result

@@ -7,20 +7,26 @@ independent from sample to sample; the latter's part, :math:`\sqrt{\sum_i \mathr
 
 import math
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
+from sde_gen import checks
+from sde_gen.conditions import Condition
 from sde_gen.data import Affine, Mixture
 from sde_gen.distributed import Processes
-from sde_gen.errors import NonFiniteError, SolverError
-from sde_gen.evaluation.parts import in_parts, part_length
+from sde_gen.errors import DataError, NonFiniteError, SolverError
+from sde_gen.likelihood import log_likelihood, variational_bound
 from sde_gen.model import ScoreModel
+from sde_gen.oracles import GaussianMixture
+from sde_gen.rng import block_size
 
 Kind = Literal["ode", "vlb"]
+T = TypeVar("T")
+_PARTS = 16  # of a job, at most, unless told otherwise
 
 
 @dataclass(frozen=True)
@@ -51,7 +57,7 @@ class HeldOutLikelihood:
     Attributes:
         kind: "ode": by the probability-flow ODE; "vlb": the variational bound, which is no less than the truth.
         nll: mean negative log-density of a sample on the model's scale, in nats; of data on levels, dequantised.
-        nll_error: its standard error.
+        nll_error: its standard error; None, here and below, where a single sample tells nothing of the spread.
         bits_per_dim: of the raw data: per dimension, of a level for data on levels, of the density else.
         bits_per_dim_error: its standard error.
         probe_error: the part of `nll_error` that comes from the probes of the divergence; None where there are none.
@@ -67,9 +73,9 @@ class HeldOutLikelihood:
 
     kind: Kind
     nll: float
-    nll_error: float
+    nll_error: float | None
     bits_per_dim: float
-    bits_per_dim_error: float
+    bits_per_dim_error: float | None
     probe_error: float | None
     exact_nll: float | None
     exact_nll_error: float | None
@@ -84,16 +90,9 @@ class HeldOutLikelihood:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values, without those of single samples."""
-        names = (
-            "nll",
-            "nll_error",
-            "bits_per_dim",
-            "bits_per_dim_error",
-            "probe_error",
-            "exact_nll",
-            "exact_nll_error",
-        )
-        plain = {name: getattr(self, name) for name in (*names, "n", "nfe")}
+        names = ("nll", "nll_error", "bits_per_dim", "bits_per_dim_error", "probe_error", "exact_nll",
+                 "exact_nll_error", "n", "nfe")  # fmt: skip
+        plain = {name: getattr(self, name) for name in names}
         return plain | {"seconds": round(self.seconds, 3), "failed": {str(i): s for i, s in self.failed.items()}}
 
 
@@ -104,7 +103,7 @@ def held_out_likelihood(
     transform: Affine,
     *,
     indices: Tensor | None = None,
-    condition: Mapping[str, Tensor] | None = None,
+    condition: Mapping[str, Any] | Condition | None = None,
     law: Mixture | None = None,
     seed: int = 0,
     chunk: int | None = None,
@@ -120,28 +119,37 @@ def held_out_likelihood(
         x: (n, *shape), on the model's scale.
         transform: of the data; with its levels, data are dequantised for "ode".
         indices: (n,), how messages name the samples; 0..n-1 by default.
-        condition: what the network is given of each sample, n rows each.
+        condition: what the network is given besides, see `sde_gen.conditions`; tensors have n rows.
         law: exact law of the data, if known.
         seed: of dequantisation, probes and draws.
-        chunk: most samples at once, and in one part of the work; None: chosen from their size.
+        chunk: most samples at once, and in one part of the work, at least 1; None: chosen from their size.
         progress: whether to show a progress bar on standard error.
         processes: of the job, all of which call this with the same arguments, share the parts, and return the same.
         settings: arguments of `log_likelihood` ("ode") or `variational_bound` ("vlb").
 
     Raises:
+        ConfigError: another kind, `chunk` < 1, or a condition with another number of rows.
+        DataError: x is not a batch of floating-point numbers.
         SolverError: no sample could be solved.  Others as the solver itself.
     """
-    began = time.perf_counter()
-    condition = dict(condition or {})
+    began, where = time.perf_counter(), "held_out_likelihood"
+    solver = _ode if checks.choice(where, "kind", kind, ("ode", "vlb")) == "ode" else _bound
+    chunk = None if chunk is None else checks.integer(where, "chunk", chunk)
+    if not x.is_floating_point() or x.ndim < 2 or not len(x):
+        raise DataError(
+            f"{where}: x must be floating-point numbers (n, *shape) on the model's scale, n at least 1, got {x.dtype} "
+            f"{tuple(x.shape)}; transform.forward brings raw data there"
+        )
+    given = Condition.of(where, condition, len(x))
+    processes = processes or Processes()
     indices = torch.arange(len(x)) if indices is None else indices
     if kind == "ode":
         x = transform.dequantise(x, seed) if transform.levels is not None else x
-    solver, processes = _ode if kind == "ode" else _bound, processes or Processes()
+    settings |= {"seed": seed, "chunk": chunk, "progress": progress}
 
     def solve(rows: slice) -> Values:
-        given = {name: value[rows] for name, value in condition.items()}
         try:
-            return solver(model, x[rows], transform, given, seed, chunk, progress, settings, rows.start)
+            return solver(model, x[rows], transform, given[rows], rows.start, **settings)
         except (SolverError, NonFiniteError) as error:  # of every sample of this part; those of others may do better
             return _failed(rows.stop - rows.start, str(error))
 
@@ -155,7 +163,10 @@ def held_out_likelihood(
         reason = f"none of the {len(x)} held-out samples has a likelihood: {next(iter(failed.values()), 'none')}"
         processes.on_main(lambda: _refuse(reason))
     nll, error = _mean(-values.log_prob[good])
-    exact, exact_error = (None, None) if law is None else _mean(-_exact(law, x)[good])
+    exact, exact_error = None, None
+    if law is not None:
+        mixture = GaussianMixture(law.weights, law.means, law.covariances)
+        exact, exact_error = _mean(-mixture.log_prob(x.double().cpu())[good])
     bits, bits_error = _mean(values.bits_per_dim[good])
     return HeldOutLikelihood(
         kind=kind,
@@ -209,39 +220,35 @@ def _of_mean(errors: Tensor) -> float | None:
     return error if math.isfinite(error) else None
 
 
-def _mean(values: Tensor) -> tuple[float, float]:
-    """Mean and its standard error (0 of a single value, which tells nothing of the spread)."""
+def _mean(values: Tensor) -> tuple[float, float | None]:
+    """Mean and its standard error; None of a single value, which tells nothing of the spread."""
     values = values.double()
-    spread = float(values.std()) if len(values) > 1 else 0.0
-    return float(values.mean()), spread / math.sqrt(len(values))
+    return float(values.mean()), float(values.std()) / math.sqrt(len(values)) if len(values) > 1 else None
 
 
-def _exact(law: Mixture, x: Tensor) -> Tensor:
-    from sde_gen.oracles import GaussianMixture
+def part_length(count: int, shape: Sequence[int], chunk: int | None = None) -> int:
+    """Samples per part: `chunk`, or a sixteenth of all, but at least a block of noise (2^16 numbers, 64 samples)."""
+    return chunk or max(block_size(max(1, math.prod(shape))), -(-count // _PARTS))
 
-    return GaussianMixture(law.weights, law.means, law.covariances).log_prob(x.double().cpu())
+
+def in_parts(processes: Processes, count: int, length: int, task: Callable[[slice], T]) -> list[T]:
+    """`task(rows)` of each part of 0..count-1, in order, in every process; each is done whole by one of them.
+
+    The parts are fixed by the job alone, whoever does them.
+
+    Raises:
+        FailedElsewhere: a part failed in another process.
+    """
+    return processes.share(
+        -(-count // length), lambda part: task(slice(part * length, min((part + 1) * length, count)))
+    )
 
 
 # -- the only calls of the library's likelihoods -----------------------------------------------------------------------
 
 
-def _ode(
-    model: ScoreModel,
-    x: Tensor,
-    transform: Affine,
-    condition: Mapping[str, Tensor],
-    seed: int,
-    chunk: int | None,
-    progress: bool,
-    settings: Mapping[str, Any],
-    first: int,
-) -> Values:
-    from sde_gen.likelihood import log_likelihood
-
-    found = log_likelihood(
-        model, x, seed=seed, first=first, transform=transform, condition=condition, chunk=chunk, progress=progress,
-        **settings,
-    )  # fmt: skip
+def _ode(model: ScoreModel, x: Tensor, transform: Affine, condition: Condition, first: int, **settings: Any) -> Values:
+    found = log_likelihood(model, x, transform=transform, condition=condition, first=first, **settings)
     failed = {index - first: str(error) for index, error in found.failed.items()}
     return Values(
         found.log_prob.cpu(), found.bits_per_dim.cpu(), found.standard_error.cpu(), found.nfe_per_sample.cpu(), failed
@@ -252,22 +259,16 @@ def _bound(
     model: ScoreModel,
     x: Tensor,
     transform: Affine,
-    condition: Mapping[str, Tensor],
-    seed: int,
-    chunk: int | None,
-    progress: bool,
-    settings: Mapping[str, Any],
+    condition: Condition,
     first: int,
+    progress: bool = False,  # the bound shows none
+    **settings: Any,
 ) -> Values:
-    from sde_gen.likelihood import variational_bound
-
     kept, failed = torch.arange(len(x)), dict[int, str]()
     while True:
-        given = {name: value[kept] for name, value in condition.items()}
+        given = condition[kept].arguments
         try:
-            found = variational_bound(
-                model, x[kept], transform=transform, condition=given, seed=seed, first=first, chunk=chunk, **settings
-            )
+            found = variational_bound(model, x[kept], transform=transform, condition=given, first=first, **settings)
             break
         except NonFiniteError as error:
             bad = torch.isin(first + torch.arange(len(kept)), torch.tensor(error.indices, dtype=torch.long))

@@ -1,16 +1,21 @@
-"""Distances between two sets of points, computed in float64 and in blocks of bounded memory."""
+"""Distances between two sets of points, each with and without its standard error, in float64 and bounded memory.
 
-from typing import Any
+Every one is called with two arrays or tensors, (n, ...) and (m, ...), all but the first axis flattened, and returns a
+float; `energy_distance.estimate(x, y, seed)` returns it with its standard error. All of them refuse empty sets,
+different numbers of features, and NaN or infinite values with a `DataError`.
+"""
 
 import torch
 from torch import Tensor
 
-from sde_gen.errors import ConfigError, DataError
+from sde_gen import checks
+from sde_gen.errors import DataError
+from sde_gen.metrics.jackknife import Cut, euclidean, measure, pair_means
+from sde_gen.rng import check_seed
 
-_BLOCK = 2**22  # entries of a distance matrix held at once (32 MiB)
 
-
-def energy_distance(x: Any, y: Any) -> float:
+@measure(least=1)
+def energy_distance(x: Cut, y: Cut) -> Tensor:
     """Energy distance of two sets of points, as a V-statistic, without a square root.
 
         2 E|x - y| - E|x - x'| - E|y - y'|        (Euclidean norm; averages over all pairs, equal ones included)
@@ -18,81 +23,33 @@ def energy_distance(x: Any, y: Any) -> float:
     It is 0 for equal sets and positive otherwise. Two finite samples of one law are not at 0: compare with the value
     of two real samples of the same sizes.
 
-    Args:
-        x, y: arrays or tensors (n, ...) and (m, ...), n and m at least 1; all but the first axis are flattened.
-
-    Raises:
-        DataError: empty sets, different numbers of features, NaN or infinite values.
-
     Szekely and Rizzo, "Energy statistics: a class of statistics based on distances" (2013).
     """
-    a, b = pair(x, y)
-    return 2.0 * _mean_distance(a, b) - _mean_distance(a, a) - _mean_distance(b, b)
+    across, left, right = pair_means(x, y, euclidean)
+    return 2 * across - left - right
 
 
-def sliced_wasserstein(x: Any, y: Any, projections: int = 256, seed: int = 0) -> float:
-    """Sliced Wasserstein-2 distance: root of the mean, over random directions, of the squared 1-D distance.
-
-    The one-dimensional distance is the L2 distance of the two quantile functions, exact for sets of any two sizes.
-
-    Args:
-        x, y: arrays or tensors (n, ...) and (m, ...); all but the first axis are flattened.
-        projections: number of random directions, at least 1.
-        seed: of the directions.
-
-    Raises:
-        DataError: as for `energy_distance`.  ConfigError: `projections` below 1.
-
-    Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures" (2015).
-    """
-    if projections < 1:
-        raise ConfigError(f"projections={projections} must be at least 1")
-    a, b = pair(x, y)
-    directions = random_directions(a.shape[1], projections, seed)
-    return quantile_distance(*((directions @ s.T).sort(dim=1).values for s in (a, b)))
-
-
-def random_directions(features: int, count: int, seed: int) -> Tensor:
-    """Unit vectors (count, features), uniform on the sphere."""
-    generator = torch.Generator().manual_seed(seed)
-    directions = torch.randn(features, count, generator=generator, dtype=torch.float64).T
-    return directions / directions.norm(dim=1, keepdim=True)
-
-
-def quantile_distance(u: Tensor, v: Tensor) -> float:
-    """Root of the mean, over rows, of the squared Wasserstein-2 distance of (p, n) and (p, m), both ascending."""
-    n, m = u.shape[1], v.shape[1]
-    if n == m:
-        return float((u - v).square_().mean().sqrt())
-    # Both quantile functions are constant between the merged break points k/n and k/m.
-    breaks = torch.unique(torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]))  # in units of 1/(n m)
-    widths = (breaks[1:] - breaks[:-1]).double() / (n * m)
-    left = breaks[:-1]
-    in_u, in_v = (torch.div(left, k, rounding_mode="floor") for k in (m, n))
-    return float(((u[:, in_u] - v[:, in_v]).square_() @ widths).mean().sqrt())
-
-
-def maximum_mean_discrepancy(x: Any, y: Any, bandwidth: float | None = None) -> float:
+@measure(least=1)
+def maximum_mean_discrepancy(x: Cut, y: Cut, bandwidth: float | None = None) -> Tensor:
     """Squared maximum mean discrepancy with a Gaussian kernel, as a V-statistic (never negative up to rounding).
 
         E k(x, x') + E k(y, y') - 2 E k(x, y),     k(a, b) = exp(-|a - b|^2 / (2 h^2))
 
     Args:
-        x, y: arrays or tensors (n, ...) and (m, ...); all but the first axis are flattened.
-        bandwidth: h, positive; None takes the median distance between points of both sets together (at most 2,000).
+        x, y: the sets; y is the real one.
+        bandwidth: h, positive; None takes the median distance of two points of y (of 2,000 at most), so that the kernel
+            is the same for all sets that are compared with y.
 
     Raises:
-        DataError: as for `energy_distance`, or all points equal.  ConfigError: `bandwidth` not positive.
+        DataError: all points of y are equal, and no bandwidth is given.  ConfigError: `bandwidth` is not positive.
 
     Gretton et al., "A kernel two-sample test" (2012).
     """
-    a, b = pair(x, y)
     if bandwidth is None:
-        bandwidth = median_distance(torch.cat([a[:1000], b[:1000]]))
-    if not bandwidth > 0.0:
-        raise ConfigError(f"bandwidth={bandwidth} must be positive")
-    scale = -0.5 / bandwidth**2
-    return _mean_kernel(a, a, scale) + _mean_kernel(b, b, scale) - 2.0 * _mean_kernel(a, b, scale)
+        bandwidth = median_distance(y.points[:2000])
+    scale = -0.5 / checks.number("maximum_mean_discrepancy", "bandwidth", bandwidth, low=0.0, open_low=True) ** 2
+    across, left, right = pair_means(x, y, lambda a, b: euclidean(a, b).square_().mul_(scale).exp_())
+    return left + right - 2 * across
 
 
 def median_distance(a: Tensor) -> float:
@@ -102,59 +59,99 @@ def median_distance(a: Tensor) -> float:
         DataError: all points are equal.
     """
     distances = torch.pdist(a)
-    bandwidth = float(distances.median()) or float(distances.mean())
-    if bandwidth == 0.0:
-        raise DataError("all points of both sets are equal, so there is no median distance; give bandwidth=")
-    return bandwidth
+    width = 0.0 if len(a) < 2 else float(distances.median()) or float(distances.mean())
+    if width == 0.0:
+        raise DataError(f"the {len(a)} real points are all equal, so there is no median distance; give bandwidth=")
+    return width
 
 
-def points(x: Any, name: str = "x") -> Tensor:
-    """`x` as a float64 tensor (n, features) on the CPU.
+@measure(least=2)
+def kernel_distance(x: Cut, y: Cut) -> Tensor:
+    """Kernel distance: squared maximum mean discrepancy with the cubic kernel, without bias (so it may be negative).
+
+        mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{ij} k(x_i, y_j),   k(a, b) = (a.b/d + 1)^3
+
+    Args:
+        x, y: features (n, d) and (m, d), n and m at least 2.
+
+    Bińkowski et al., "Demystifying MMD GANs" (2018), arXiv:1801.01401.
+    """
+    d = x.points.shape[1]
+    across, left, right = pair_means(
+        x, y, lambda a, b: (a @ b.T / d).add_(1.0).pow_(3), lambda a: (a.square().sum(1) / d + 1.0) ** 3
+    )
+    return left + right - 2 * across
+
+
+@measure(least=1)
+def sliced_wasserstein(x: Cut, y: Cut, projections: int = 256, seed: int = 0) -> Tensor:
+    """Sliced Wasserstein-2 distance: root of the mean, over random directions, of the squared 1-D distance.
+
+    The one-dimensional distance is the L2 distance of the two quantile functions, exact for sets of any two sizes.
+
+    Args:
+        x, y: the sets.
+        projections: number of random directions, at least 1.
+        seed: of the directions, whole number in [0, 2^64).
 
     Raises:
-        DataError: no points, or NaN or infinite values.
+        ConfigError: `projections` or `seed` out of range.
+
+    Bonneel et al., "Sliced and Radon Wasserstein barycenters of measures" (2015).
     """
-    tensor = torch.as_tensor(x).detach().to(device="cpu", dtype=torch.float64)
-    if tensor.ndim == 0 or tensor.numel() == 0:
-        raise DataError(f"the set {name} of shape {tuple(tensor.shape)} holds no points; give at least one")
-    tensor = tensor.reshape(len(tensor), -1)
-    bad = ~torch.isfinite(tensor).all(dim=1)
-    if bool(bad.any()):
-        raise DataError(f"the set {name} holds NaN or infinity in {int(bad.sum())} of its {len(tensor)} points")
-    return tensor
+    projections = checks.integer("sliced_wasserstein", "projections", projections)
+    generator = torch.Generator().manual_seed(check_seed(seed) % 2**63)
+    directions = torch.randn(x.points.shape[1], projections, generator=generator, dtype=torch.float64).T
+    directions = directions / directions.norm(dim=1, keepdim=True)
+    sets = []
+    for s in (x, y):
+        values, order = (directions @ s.points.T).sort(dim=1)
+        # What is left of a sorted row is sorted.
+        groups, left_out = s.numbers[order], range(s.groups if s.groups > 1 else 0)
+        sets.append([values, *(values[groups != i].view(projections, -1) for i in left_out)])
+    return torch.stack([_quantile_distance(u, v) for u, v in zip(*sets, strict=True)])
 
 
-def pair(x: Any, y: Any) -> tuple[Tensor, Tensor]:
-    """Both sets as `points`, with equal numbers of features.
+def _quantile_distance(u: Tensor, v: Tensor) -> Tensor:
+    """Root of the mean, over rows, of the squared Wasserstein-2 distance of (p, n) and (p, m), both ascending."""
+    n, m = u.shape[1], v.shape[1]
+    if n == m:
+        return (u - v).square_().mean().sqrt()
+    # Both quantile functions are constant between the merged break points k/n and k/m.
+    breaks = torch.unique(torch.cat([torch.arange(n + 1) * m, torch.arange(m + 1) * n]))  # in units of 1/(n m)
+    widths = (breaks[1:] - breaks[:-1]).double() / (n * m)
+    in_u, in_v = (torch.div(breaks[:-1], k, rounding_mode="floor") for k in (m, n))
+    return ((u[:, in_u] - v[:, in_v]).square_() @ widths).mean().sqrt()
 
-    Raises:
-        DataError: as for `points`, or different numbers of features.
+
+@measure(least=2)
+def frechet_distance(x: Cut, y: Cut) -> Tensor:
+    """Fréchet distance (Wasserstein-2, squared) of the Gaussians with the moments of the two sets.
+
+        |m_x - m_y|^2 + tr(S_x + S_y - 2 (S_x S_y)^(1/2))
+
+    with unbiased covariances. It is biased upwards by about 1/n: compare sets of one size only. Only with the features
+    of the paper's Inception network is it an "FID", and numbers of different features never compare.
+
+    Args:
+        x, y: features (n, d) and (m, d), n and m at least 2.
+
+    Dowson and Landau, "The Fréchet distance between multivariate normal distributions" (1982); Heusel et al. (2017),
+    arXiv:1706.08500.
     """
-    a, b = points(x, "x"), points(y, "y")
-    if a.shape[1] != b.shape[1]:
-        raise DataError(f"the two sets have {a.shape[1]} and {b.shape[1]} features per point; they must agree")
-    return a, b
+    values = []
+    for sets in zip(x.rests(), y.rests(), strict=True):
+        means, factors = zip(*(_moments(s) for s in sets), strict=True)
+        # tr (S_x S_y)^(1/2) is the sum of the singular values of A B^T: no covariance is formed, no root of a rounding
+        # error taken, and fewer points than features are no special case.
+        across = torch.linalg.svdvals(factors[0] @ factors[1].T).sum()
+        spread = factors[0].square().sum() + factors[1].square().sum() - 2 * across
+        values.append((means[0] - means[1]).square().sum() + spread)
+    return torch.stack(values)
 
 
-def blocks(a: Tensor, b: Tensor) -> tuple[Tensor, ...]:
-    """`a` in pieces whose table of pairs with `b` has a bounded size."""
-    return a.split(max(1, _BLOCK // len(b)))
-
-
-def euclidean(a: Tensor, b: Tensor) -> Tensor:
-    """The table of distances |a_i - b_j|."""
-    # Not through the matrix product, which loses half of the digits for near points.
-    return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-
-
-def gaussian_kernel(a: Tensor, b: Tensor, scale: float) -> Tensor:
-    """The table exp(scale |a_i - b_j|^2)."""
-    return euclidean(a, b).square_().mul_(scale).exp_()
-
-
-def _mean_distance(a: Tensor, b: Tensor) -> float:
-    return sum(float(euclidean(block, b).sum()) for block in blocks(a, b)) / (len(a) * len(b))
-
-
-def _mean_kernel(a: Tensor, b: Tensor, scale: float) -> float:
-    return sum(float(gaussian_kernel(block, b, scale).sum()) for block in blocks(a, b)) / (len(a) * len(b))
+def _moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean (d,) of points (n, d), and a factor A, (min(n, d), d), of their unbiased covariance A^T A."""
+    mean = x.mean(0)
+    factor = (x - mean) / (len(x) - 1) ** 0.5
+    return mean, torch.linalg.qr(factor, mode="r").R if len(x) > x.shape[1] else factor

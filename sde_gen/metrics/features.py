@@ -7,8 +7,10 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from sde_gen import checks
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, DataError
-from sde_gen.metrics.distances import points
+from sde_gen.metrics.jackknife import points
 
 _BATCH = 128
 _MEAN, _STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # of ImageNet, which pretrained networks expect
@@ -41,7 +43,8 @@ class NetworkFeatures(Features):
 
     Args:
         module: `module(images) -> Tensor (n, ...)`, or a list or tuple that begins with it; averaged over any axes
-            beyond the second. It is run in evaluation mode, in batches, on the device of its parameters.
+            beyond the second. It is run in evaluation mode (and left in its own), in batches, on the device of its
+            parameters.
         name: of the features, such as "resnet18"; it becomes part of the names of the distances.
         size: side in pixels to which images are enlarged (bilinear, antialiased); None leaves them.
         values: what the network is given: "unit" in [0, 1], "signed" in [-1, 1], "bytes" uint8 in 0..255, or
@@ -55,8 +58,10 @@ class NetworkFeatures(Features):
 
     module: Any
     name: str
-    size: int | None = None
-    values: Literal["unit", "signed", "bytes", "imagenet"] = "unit"
+    size: int | None = checked(None, low=1)
+    values: Literal["unit", "signed", "bytes", "imagenet"] = checked(
+        "unit", choices=("unit", "signed", "bytes", "imagenet")
+    )
     channels: Literal[3] | None = 3
 
     def __post_init__(self) -> None:
@@ -64,10 +69,7 @@ class NetworkFeatures(Features):
             raise ConfigError(f"features: module must be a network, got {type(self.module).__name__}")
         if not isinstance(self.name, str) or not self.name:
             raise ConfigError(f"features: name must be a word that tells which features these are, got {self.name!r}")
-        if self.size is not None and self.size < 1:
-            raise ConfigError(f"features: size={self.size} must be at least 1, or null")
-        if self.values not in ("unit", "signed", "bytes", "imagenet"):
-            raise ConfigError(f"features: values={self.values!r} must be one of unit, signed, bytes, imagenet")
+        checks.fields(self, "features")
         if self.channels not in (3, None):
             raise ConfigError(f"features: channels={self.channels!r} must be 3 or null")
 
@@ -81,11 +83,17 @@ class NetworkFeatures(Features):
                 "use features=pixels"
             )
         points(images)  # refuses NaN, and a set without points
-        module, device = self.module, torch.device("cpu")
-        if isinstance(module, nn.Module):
-            module.eval()
-            device = next((p.device for p in module.parameters()), device)
-        return points(torch.cat([self._of(part.to(device)) for part in images.split(_BATCH)]), f"features {self.name}")
+        device, modes = torch.device("cpu"), dict[nn.Module, bool]()
+        if isinstance(self.module, nn.Module):
+            modes = {m: m.training for m in self.module.modules()}
+            device = next((p.device for p in self.module.parameters()), device)
+            self.module.eval()
+        try:
+            found = torch.cat([self._of(part.to(device)) for part in images.split(_BATCH)])
+        finally:
+            for module, mode in modes.items():
+                module.training = mode
+        return points(found, f"features {self.name}")
 
     def _of(self, images: Tensor) -> Tensor:
         images = images.float().clamp(-1, 1)

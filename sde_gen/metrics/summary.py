@@ -1,6 +1,5 @@
 """All distances of two sets of samples at once, each beside the same distance of two sets of real ones."""
 
-import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -9,18 +8,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sde_gen.errors import ConfigError, DataError
-from sde_gen.metrics import distances as d
+from sde_gen import checks
+from sde_gen.errors import DataError
+from sde_gen.metrics.distances import (
+    energy_distance,
+    frechet_distance,
+    kernel_distance,
+    maximum_mean_discrepancy,
+    sliced_wasserstein,
+)
 from sde_gen.metrics.features import Features, Pixels
-from sde_gen.metrics.frechet import cubic_kernel, cubic_self, gaussian_frechet, moments
-from sde_gen.metrics.jackknife import Estimate, PairSums, group_count, group_numbers, jackknifed
-from sde_gen.metrics.manifold import precision_recall
-from sde_gen.metrics.two_sample import classifier_two_sample, wilson
+from sde_gen.metrics.jackknife import Estimate, pair, wilson
+from sde_gen.metrics.manifold import covered
+from sde_gen.metrics.two_sample import classifier_two_sample
 from sde_gen.rng import check_seed, keyed_generator
-
-_PROJECTIONS = 256
-_FOLDS = 5
-_NEIGHBOURS = 3
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,17 @@ class MetricResult:
 
 
 @dataclass(frozen=True)
-class _Metric:
+class Metric:
+    """A measure as `summary` and the commands know it by name.
+
+    Attributes:
+        title: for people.
+        function: of samples (n, d), real points (m, d) and a seed, the value with its error or interval.
+        better: which way: "lower", "higher", or "half" (the nearer to 0.5 the better).
+        of_features: whether it looks at features rather than at the points.
+        smallest: points that either set must have.
+    """
+
     title: str
     function: Callable[[Tensor, Tensor, int], Estimate]
     better: str = "lower"
@@ -96,27 +107,26 @@ def summary(
         One result for each metric.
 
     Raises:
-        ConfigError: a name that is not a metric, `largest` < 2.
-        DataError: sets that are too small for a metric asked for, hold NaN, or differ in their number of features.
+        ConfigError: a name that is not a metric, `largest` or `seed` out of range.
+        DataError: sets that are too small for a metric asked for (see `check_sizes`), hold NaN, or differ in their
+            number of features.
     """
     names = list(METRICS) if metrics is None else list(metrics)
-    for name in names:
-        if name not in METRICS:
-            raise ConfigError(f"metric {name!r} is not one of {', '.join(METRICS)}")
     check_seed(seed)
-    if largest is not None and largest < 2:
-        raise ConfigError(f"largest={largest} must be at least 2, or None")
-    x, y, z = _sets(samples, real, reference, seed, largest)
-    for name in names:
-        if min(len(x), len(y)) < METRICS[name].smallest:
-            raise DataError(
-                f"{name} needs at least {METRICS[name].smallest} points in each set, got {len(x)} samples and "
-                f"{len(y)} real points"
-            )
+    pair(samples, real, names=("samples", "real"))
+    x, y = (torch.as_tensor(s).detach().cpu() for s in (samples, real))
+    if reference is None:
+        n, m = check_sizes(names, len(x), len(y), None, largest)
+        y, z = _picked(y, len(y), seed, 0).tensor_split(2)
+    else:
+        pair(reference, real, names=("reference", "real"))
+        z = torch.as_tensor(reference).detach().cpu()
+        n, m = check_sizes(names, len(x), len(y), len(z), largest)
+    x, y, z = _picked(x, n, seed, 1), _picked(y, m, seed, 2), _picked(z, n, seed, 3)
     if isinstance(features, Pixels):
         features = None
     shown = features.name if features is not None else "pixels" if x.ndim == 4 else None
-    flat = tuple(d.points(s, title) for s, title in ((x, "samples"), (y, "real"), (z, "reference")))
+    flat = tuple(s.double().flatten(1) for s in (x, y, z))
     looked_at = flat
     if features is not None and any(METRICS[name].of_features for name in names):
         looked_at = tuple(features(s) for s in (x, y, z))
@@ -129,126 +139,69 @@ def summary(
         began = time.perf_counter()
         a, b, c = looked_at if metric.of_features else flat
         found, floor = metric.function(a, b, seed), metric.function(c, b, seed)
-        results.append(
-            MetricResult(
-                name,
-                title,
-                found.value,
-                found.standard_error,
-                found.interval,
-                floor.value,
-                floor.standard_error,
-                floor.interval,
-                len(a),
-                len(b),
-                metric.better,
-                time.perf_counter() - began,
-            )
-        )
+        results.append(MetricResult(
+            name, title, found.value, found.standard_error, found.interval, floor.value, floor.standard_error,
+            floor.interval, len(a), len(b), metric.better, time.perf_counter() - began,
+        ))  # fmt: skip
     return results
 
 
-def _sets(samples: Any, real: Any, reference: Any, seed: int, largest: int | None) -> tuple[Tensor, Tensor, Tensor]:
-    """Samples, real points and reference, picked at random; samples and reference are equally many."""
-    x, y = torch.as_tensor(samples).detach().cpu(), torch.as_tensor(real).detach().cpu()
-    d.pair(x, y)
+def check_sizes(
+    names: Sequence[str], samples: int, real: int, reference: int | None = None, largest: int | None = 2000
+) -> tuple[int, int]:
+    """How many samples (and points of the reference) and how many real points `summary` compares, known beforehand.
+
+    Args:
+        names: of metrics.
+        samples, real, reference: points of each set; None cuts the real ones into two halves.
+        largest: most points of each set, at least 2; None for all.
+
+    Raises:
+        ConfigError: a name that is not a metric, or a `largest` that is too small for one.
+        DataError: a set that is too small for one; it says which.
+    """
+    if largest is not None:
+        largest = checks.integer("summary", "largest", largest, low=2)
+    sizes = {"samples": samples, "real points": real, "points of the reference": reference}
     if reference is None:
-        if len(y) < 4:
-            raise DataError(f"without a reference, at least 4 real points are needed, got {len(y)}")
-        y, z = _picked(y, len(y), seed, 0).tensor_split(2)
-    else:
-        z = torch.as_tensor(reference).detach().cpu()
-        d.pair(z, y)
-    most = math.inf if largest is None else largest
-    n = int(min(len(x), len(z), most))
-    return _picked(x, n, seed, 1), _picked(y, int(min(len(y), most)), seed, 2), _picked(z, n, seed, 3)
+        sizes = {"samples": samples, "real points in each half": real // 2}
+        real, reference = real - real // 2, real // 2
+    for name in names:
+        least = METRICS[checks.choice("summary", "metrics", name, tuple(METRICS))].smallest
+        if largest is not None:
+            checks.integer("summary", f"largest, for {name},", largest, low=least)
+        short = " and ".join(f"{size} {what}" for what, size in sizes.items() if size is not None and size < least)
+        if short:
+            raise DataError(
+                f"{name} needs at least {least} points in each set, but there are {short}; give more, or leave it out"
+            )
+    return min(samples, reference, largest or samples), min(real, largest or real)
 
 
 def _picked(x: Tensor, n: int, seed: int, stream: int) -> Tensor:
     return x[torch.randperm(len(x), generator=keyed_generator(seed, 9, stream))[:n]]
 
 
-def _sliced_wasserstein(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    directions = d.random_directions(x.shape[1], _PROJECTIONS, seed % 2**63)
-    groups = group_count(len(x), len(y))
-    sets = []
-    for s in (x, y):
-        values, order = (directions @ s.T).sort(dim=1)
-        sets.append((values, group_numbers(len(s), groups, seed)[order]))
-
-    def statistic(without: int | None) -> float:
-        # What is left of a sorted row is sorted.
-        return d.quantile_distance(*(v if without is None else v[g != without].view(len(v), -1) for v, g in sets))
-
-    return jackknifed(statistic, groups)
-
-
-def _energy_distance(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    sums = PairSums.of(x, y, seed, d.euclidean, lambda s: s.new_zeros(len(s)))
-
-    def statistic(without: int | None) -> float:
-        across, left, right = sums.means(without)
-        return 2 * across - left - right
-
-    return jackknifed(statistic, sums.groups)
-
-
-def _mmd(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    # The width follows from the real set alone: one kernel for the samples and for the reference.
-    scale = -0.5 / d.median_distance(y[:2000]) ** 2
-    sums = PairSums.of(x, y, seed, lambda a, b: d.gaussian_kernel(a, b, scale), lambda s: s.new_ones(len(s)))
-
-    def statistic(without: int | None) -> float:
-        across, left, right = sums.means(without)
-        return left + right - 2 * across
-
-    return jackknifed(statistic, sums.groups)
-
-
-def _kernel_distance(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    sums = PairSums.of(x, y, seed, cubic_kernel, cubic_self)
-
-    def statistic(without: int | None) -> float:
-        across, left, right = sums.means(without, unbiased=True)
-        return left + right - 2 * across
-
-    return jackknifed(statistic, sums.groups)
-
-
-def _frechet_distance(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    groups = group_count(len(x), len(y))
-    sets = [(s, group_numbers(len(s), groups, seed)) for s in (x, y)]
-
-    def statistic(without: int | None) -> float:
-        (a, b) = (moments(s if without is None else s[g != without]) for s, g in sets)
-        return gaussian_frechet(*a, *b)
-
-    return jackknifed(statistic, groups)
-
-
-def _c2st(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    test = classifier_two_sample(x, y, folds=_FOLDS, seed=seed % 2**32)
+def _classifier(x: Tensor, y: Tensor, seed: int) -> Estimate:
+    test = classifier_two_sample(x, y, seed=seed)
     return Estimate(test.accuracy, None, test.interval)
 
 
 def _precision(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    share = precision_recall(x, y, _NEIGHBOURS).precision
+    share = covered(x, y)
     return Estimate(share, None, wilson(share, len(x)))
 
 
-def _recall(x: Tensor, y: Tensor, seed: int) -> Estimate:
-    share = precision_recall(x, y, _NEIGHBOURS).recall
-    return Estimate(share, None, wilson(share, len(y)))
-
-
 #: Name of every metric, in the order in which they are reported.
-METRICS: dict[str, _Metric] = {
-    "sliced_wasserstein": _Metric("sliced Wasserstein distance", _sliced_wasserstein),
-    "energy_distance": _Metric("energy distance", _energy_distance),
-    "mmd": _Metric("MMD, Gaussian kernel, squared", _mmd),
-    "c2st": _Metric("classifier accuracy", _c2st, better="half", smallest=_FOLDS),
-    "frechet_distance": _Metric("Fréchet distance", _frechet_distance, of_features=True),
-    "kernel_distance": _Metric("kernel distance", _kernel_distance, of_features=True, smallest=2),
-    "precision": _Metric("precision", _precision, "higher", of_features=True, smallest=_NEIGHBOURS + 1),
-    "recall": _Metric("recall", _recall, "higher", of_features=True, smallest=_NEIGHBOURS + 1),
+METRICS: dict[str, Metric] = {
+    "sliced_wasserstein": Metric(
+        "sliced Wasserstein distance", lambda x, y, seed: sliced_wasserstein.estimate(x, y, seed, seed=seed)
+    ),
+    "energy_distance": Metric("energy distance", energy_distance.estimate),
+    "mmd": Metric("MMD, Gaussian kernel, squared", maximum_mean_discrepancy.estimate),
+    "c2st": Metric("classifier accuracy", _classifier, "half", smallest=5),
+    "frechet_distance": Metric("Fréchet distance", frechet_distance.estimate, of_features=True),
+    "kernel_distance": Metric("kernel distance", kernel_distance.estimate, of_features=True),
+    "precision": Metric("precision", _precision, "higher", of_features=True, smallest=4),
+    "recall": Metric("recall", lambda x, y, seed: _precision(y, x, seed), "higher", of_features=True, smallest=4),
 }

@@ -1,22 +1,23 @@
 """Every picture of the project, drawn by matplotlib and Pillow; both are imported when something is drawn."""
 
-from sde_gen.pictures.drawing import (
+from sde_gen.pictures.animation import Frames, forward_strip
+from sde_gen.pictures.drawing import image_grid, save_animation, save_image
+from sde_gen.pictures.evaluation_page import evaluation_picture
+from sde_gen.pictures.plots import (
     bound_terms,
     density,
-    forward_strip,
     has_matplotlib,
-    image_grid,
     limits_of,
     loss_curve,
     picture_of,
-    save_animation,
-    save_image,
     scatter,
 )
 
 __all__ = [
+    "Frames",
     "bound_terms",
     "density",
+    "evaluation_picture",
     "forward_strip",
     "has_matplotlib",
     "image_grid",

@@ -1,11 +1,19 @@
-"""The reverse process as an animation."""
+"""The forward process as a strip of pictures, the reverse process as an animation."""
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
-from sde_gen import pictures
+from sde_gen import checks
 from sde_gen.model import ScoreModel
+from sde_gen.perturbations import Perturbation
+from sde_gen.pictures.drawing import image_grid, save_animation
+from sde_gen.pictures.plots import limits_of, scatter
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _FRAMES = 60  # of an animation, at most
 _IMAGES = 36  # in a frame, at most
@@ -26,7 +34,7 @@ class Frames:
         """Keep every n-th state; n doubles whenever there are too many."""
         if step % self._every == 0 or t == 0.0:
             p = self._model.perturbation
-            size = (float(p.alpha(t)) ** 2 + float(p.sigma(t)) ** 2) ** 0.5
+            size = float(p.size(t))
             kept = _IMAGES if x.ndim == 4 else len(x)
             self._states.append((t, (x[:kept] / max(size, 1e-12)).float().cpu()))
         if len(self._states) > 2 * _FRAMES:
@@ -39,13 +47,33 @@ class Frames:
         Raises:
             WriteError, OutputError: it could not be written.
         """
-        states = self._states[:: max(1, len(self._states) // _FRAMES)]
-        if states[-1] is not self._states[-1]:
-            states = [*states, self._states[-1]]
+        states = self._states[:: -max(1, len(self._states) // _FRAMES)][::-1]
         images = states[-1][1].ndim == 4
-        limits = None if images else pictures.limits_of([state for _, state in states])
-        drawn = [
-            pictures.image_grid(state) if images else pictures.scatter({f"t = {t:.3f}": state}, limits)
-            for t, state in states
-        ]
-        pictures.save_animation(drawn, path)
+        limits = None if images else limits_of([state for _, state in states])
+        drawn = [image_grid(state) if images else scatter({f"t = {t:.3f}": state}, limits) for t, state in states]
+        save_animation(drawn, path)
+
+
+def forward_strip(perturbation: Perturbation, data: Tensor, seed: int = 0, columns: int = 9) -> "Image":
+    """The forward process: the same few samples at times from 0 to the prior, left to right.
+
+    Each state is divided by sqrt(alpha^2 + sigma^2), so that processes that grow can be seen on one scale.
+
+    Args:
+        perturbation: the process.
+        data: (N, C, H, W), of which the first 6 are drawn, or (N, D).
+        seed: of the noise, the same at all times.
+        columns: number of times, at least 2.
+    """
+    checks.integer("forward_strip", "columns", columns, low=2)
+    data = data.detach().double().cpu()
+    kept = data[:6] if data.ndim == 4 else data
+    noise = torch.randn(kept.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    last, states = perturbation.t_max, {}
+    for k in range(columns):
+        t = last * k / (columns - 1)
+        size = float(perturbation.size(t))
+        states[f"t = {t:.2f}"] = perturbation.perturb(kept, t, noise) / max(size, 1e-12)
+    if kept.ndim == 4:
+        return image_grid(torch.stack(list(states.values()), dim=1).flatten(0, 1), columns=columns)
+    return scatter(states, limits=limits_of([kept, noise]))

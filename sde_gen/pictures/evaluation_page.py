@@ -7,14 +7,15 @@ import torch
 from torch import Tensor
 
 from sde_gen.metrics import MetricResult
-from sde_gen.pictures.drawing import _figure, _limits, _points, _rendered, image_grid
+from sde_gen.pictures.drawing import image_grid
+from sde_gen.pictures.plots import BLUE, draw_points, limits_of, new_figure, rendered
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _IMAGES = 36
 _POINTS = 5000
-_COLOURS = ("#27408b", "#9aa5b1")
+_COLOURS = (BLUE, "#9aa5b1")
 
 
 def evaluation_picture(samples: Tensor | None, real: Tensor, metrics: Sequence[MetricResult]) -> "Image":
@@ -31,31 +32,22 @@ def evaluation_picture(samples: Tensor | None, real: Tensor, metrics: Sequence[M
     sets = {"samples": samples, "held-out data": real} if samples is not None else {"held-out data": real}
     columns = 4
     bars = -(-len(metrics) // columns)
-    figure = _figure(10.0, 4.2 + 1.9 * bars)
+    figure = new_figure(10.0, 4.2 + 1.9 * bars)
     grid = figure.add_gridspec(1 + bars, columns * len(sets), height_ratios=[4.2] + [1.9] * bars)
-    for place, (title, points) in enumerate(sets.items()):
+    for place, (title, x) in enumerate(sets.items()):
         axes = figure.add_subplot(grid[0, place * columns : (place + 1) * columns])
-        axes.set_title(f"{title} ({len(points)})", fontsize=10)
-        _draw(axes, points, real)
+        if x.ndim == 4:
+            axes.imshow(image_grid(x[:_IMAGES], zoom=1), cmap="gray", interpolation="nearest")
+            axes.set_axis_off()
+            axes.set_title(f"{title} ({len(x)})")
+        else:
+            draw_points(axes, title, x, limits_of([real]), shown=_POINTS)
+        axes.title.set_fontsize(10)
     for place, metric in enumerate(metrics):
         row, column = divmod(place, columns)
         axes = figure.add_subplot(grid[1 + row, column * len(sets) : (column + 1) * len(sets)])
         _bars(axes, metric)
-    return _rendered(figure)
-
-
-def _draw(axes: Any, points: Tensor, real: Tensor) -> None:
-    points, real = points.detach().float().cpu(), real.detach().float().cpu()
-    if points.ndim == 4:
-        axes.imshow(image_grid(points[:_IMAGES], zoom=1), cmap="gray", interpolation="nearest")
-        axes.set_axis_off()
-        return
-    points, real = points.flatten(1)[:_POINTS], real.flatten(1)
-    box = _limits(real)
-    if points.shape[1] == 1:
-        axes.hist(points[:, 0].numpy(), bins=80, range=box[:2], density=True, color=_COLOURS[0])
-    else:
-        _points(axes, points, box)
+    return rendered(figure)
 
 
 def _bars(axes: Any, metric: MetricResult) -> None:

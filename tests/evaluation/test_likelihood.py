@@ -8,14 +8,14 @@ import torch
 import sde_gen as sg
 import sde_gen.likelihood
 from sde_gen.data import Affine, Mixture, digits
-from sde_gen.errors import SolverError
+from sde_gen.errors import ConfigError, DataError, SolverError
 from sde_gen.evaluation import held_out_likelihood, likelihood, part_length
 from sde_gen.evaluation.likelihood import Values
 from tests.evaluation.helpers import constant_model
 
 
 def _solver(monkeypatch: pytest.MonkeyPatch, values: Values, asked: list | None = None) -> None:
-    def solver(*arguments):
+    def solver(*arguments, **settings):
         if asked is not None:
             asked.append(arguments)
         return values
@@ -65,7 +65,8 @@ def test_the_exact_law_gives_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     law = Mixture(torch.ones(1).double(), torch.zeros(1, 2).double(), torch.eye(2).double()[None])
     found = held_out_likelihood("vlb", constant_model(), torch.tensor([[1.0, 0.0], [9.0, 9.0]]), Affine(), law=law)
     assert found.exact_nll == pytest.approx(math.log(2 * math.pi) + 0.5)
-    assert found.exact_nll_error == 0.0
+    errors = (found.nll_error, found.bits_per_dim_error, found.exact_nll_error)
+    assert errors == (None, None, None), "one sample tells nothing of the spread"
 
 
 NORMAL = sg.GaussianMixture(torch.ones(1).double(), torch.zeros(1, 2).double(), 0.49 * torch.eye(2).double()[None])
@@ -167,6 +168,35 @@ def test_terms_of_parts_are_averaged_over_all_samples() -> None:
     assert whole.arrays["terms"].shape == (50,)
     for name in ("terms", "times"):
         torch.testing.assert_close(parts.arrays[name], whole.arrays[name], rtol=1e-5, atol=1e-6)
+
+
+def test_a_condition_goes_with_its_samples() -> None:
+    asked = []
+
+    def network(x: torch.Tensor, c_noise: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        asked.append(label)
+        return label[:, None] * x
+
+    x, label = NORMAL.sample(7, seed=1).float(), torch.arange(7.0)
+    model = sg.ScoreModel(network, sg.VP())
+    whole, parts = (
+        held_out_likelihood("ode", model, x, Affine(), condition={"label": label}, chunk=chunk, steps=20)
+        for chunk in (None, 3)
+    )
+    assert {tuple(given.tolist()) for given in asked[-20:]} == {(6.0,)}
+    torch.testing.assert_close(parts.log_prob, whole.log_prob, rtol=1e-5, atol=1e-4)
+    with pytest.raises(ConfigError, match="3 rows for 7 samples"):
+        held_out_likelihood("ode", model, x, Affine(), condition={"label": label[:3]})
+
+
+def test_what_cannot_be_used_is_refused() -> None:
+    for x in (torch.zeros(3, 2, dtype=torch.int64), torch.zeros(3, 2, dtype=torch.complex64), torch.zeros(0, 2)):
+        with pytest.raises(DataError, match="floating-point numbers"):
+            held_out_likelihood("ode", constant_model(), x, Affine())
+    with pytest.raises(ConfigError, match="'ode', 'vlb'"):
+        held_out_likelihood("sde", constant_model(), torch.zeros(3, 2), Affine())  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"chunk must be .* at least 1, got 0"):
+        held_out_likelihood("ode", constant_model(), torch.zeros(3, 2), Affine(), chunk=0)
 
 
 @pytest.mark.parametrize(

@@ -2,14 +2,16 @@
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from sde_gen.evaluation import Evaluation, HeldOutLikelihood, evaluation_picture, rows
+from sde_gen.evaluation import Evaluation, HeldOutLikelihood, rows
 from sde_gen.evaluation.report import COLUMNS
 from sde_gen.metrics import summary
+from sde_gen.pictures import evaluation_picture
 
 pytest.importorskip("matplotlib")
 
@@ -53,6 +55,16 @@ def test_lines_for_a_person() -> None:
     assert " ".join(lines[0].split()) == "NLL by the ODE, nats 1.5000 +- 0.1000 (real data: 1.2500 +- 0.2000)"
     assert " ".join(lines[1].split()) == "bits/dim by the ODE 0.7000 +- 0.0500"
     assert "[" in lines[3]
+
+
+def test_without_an_error_there_is_no_error_bar() -> None:
+    evaluation = _evaluation()
+    one = replace(evaluation.likelihoods[0], nll_error=None, bits_per_dim_error=None, exact_nll_error=None)
+    alone = replace(evaluation, likelihoods=[one])
+    lines = [" ".join(line.split()) for line in alone.lines()]
+    assert lines[:2] == ["NLL by the ODE, nats 1.5000 (real data: 1.2500)", "bits/dim by the ODE 0.7000"]
+    assert alone.to_dict()["likelihood"]["ode"]["nll_error"] is None
+    assert rows(alone)[0]["standard_error"] is None
 
 
 @pytest.mark.parametrize("shape", [(1,), (2,), (3,), (1, 4, 4)])

@@ -6,7 +6,7 @@ from scipy.stats import binomtest
 
 from sde_gen import metrics
 from sde_gen.errors import ConfigError, DataError
-from sde_gen.metrics.two_sample import wilson
+from sde_gen.metrics.jackknife import wilson
 
 
 @pytest.mark.parametrize(("hits", "n"), [(0, 7), (3, 10), (50, 100), (100, 100)])
@@ -49,7 +49,7 @@ def test_equally_many_points_of_each_set_take_part() -> None:
 
 def test_bad_arguments() -> None:
     x = np.zeros((10, 2))
-    with pytest.raises(ConfigError, match="folds=1"):
+    with pytest.raises(ConfigError, match=r"folds must be .* at least 2, got 1"):
         metrics.classifier_two_sample(x, x, folds=1)
     with pytest.raises(ConfigError, match="largest"):
         metrics.classifier_two_sample(x, x, largest=1)

@@ -52,6 +52,18 @@ def test_size_channels_and_batches() -> None:
     assert metrics.NetworkFeatures(module, "flat")(torch.rand(2, 3, 4, 4)).shape == (2, 48)
 
 
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_keeps_the_mode_of_every_part(training: bool) -> None:
+    module = nn.Sequential(nn.BatchNorm2d(3), _Flat()).train(training)
+    module[0].train(not training)  # one part apart from the others
+    before = [m.training for m in module.modules()]
+    metrics.NetworkFeatures(module, "flat")(IMAGES)
+    assert [m.training for m in module.modules()] == before
+    with pytest.raises(ConfigError):
+        metrics.NetworkFeatures(nn.Sequential(module[0], nn.Flatten(0)), "flat")(IMAGES)
+    assert [m.training for m in module.modules()] == before
+
+
 def test_maps_are_averaged_and_other_shapes_refused() -> None:
     found = metrics.NetworkFeatures(lambda x: x, "map")(torch.stack([-torch.ones(3, 2, 2), torch.ones(3, 2, 2)]))
     assert found.tolist() == [[0.0] * 3, [1.0] * 3]

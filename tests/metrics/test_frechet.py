@@ -71,7 +71,7 @@ def test_kernel_distance_is_unbiased() -> None:
 def test_kernel_distance_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     x, y = torch.randn(40, 3), torch.randn(30, 3)
     whole = metrics.kernel_distance(x, y)
-    monkeypatch.setattr("sde_gen.metrics.distances._BLOCK", 64)
+    monkeypatch.setattr("sde_gen.metrics.jackknife._BLOCK", 64)
     assert metrics.kernel_distance(x, y) == pytest.approx(whole, rel=1e-10)
 
 

@@ -3,12 +3,13 @@
 import numpy as np
 import pytest
 import torch
+from scipy.spatial.distance import pdist
 from scipy.stats import energy_distance as scipy_energy
 from scipy.stats import wasserstein_distance
 
 from sde_gen import metrics
 from sde_gen.errors import ConfigError, DataError
-from sde_gen.metrics import distances
+from sde_gen.metrics import jackknife
 
 
 def _normal(n: int, d: int, shift: float = 0.0, seed: int = 0) -> np.ndarray:
@@ -25,7 +26,7 @@ def test_energy_distance_is_zero_for_equal_sets_and_symmetric(monkeypatch: pytes
     assert metrics.energy_distance(x, x[::-1].copy()) == pytest.approx(0.0, abs=1e-12)
     whole = metrics.energy_distance(x, y)
     assert whole == pytest.approx(metrics.energy_distance(y, x), rel=1e-12)
-    monkeypatch.setattr(distances, "_BLOCK", 64)
+    monkeypatch.setattr(jackknife, "_BLOCK", 64)
     assert metrics.energy_distance(x, y) == pytest.approx(whole, rel=1e-12)
 
 
@@ -69,6 +70,15 @@ def test_mmd_grows_with_the_shift_and_matches_the_definition() -> None:
     assert metrics.maximum_mean_discrepancy(x, y) < metrics.maximum_mean_discrepancy(x, y + 2)
 
 
+def test_the_bandwidth_of_mmd_is_the_median_distance_of_the_real_points_whatever_the_samples() -> None:
+    y = _normal(22, 2, 1.0, 1)  # an odd number of distances
+    width = float(np.median(pdist(y)))
+    for x in (_normal(30, 2), 50 * _normal(10, 2)):
+        assert metrics.maximum_mean_discrepancy(x, y) == pytest.approx(
+            metrics.maximum_mean_discrepancy(x, y, bandwidth=width), rel=1e-12
+        )
+
+
 def test_classifier_cannot_tell_equal_laws_and_can_tell_others() -> None:
     x, y = _normal(200, 4), _normal(200, 4, 0.0, 1)
     assert metrics.classifier_accuracy(x, y) == pytest.approx(0.5, abs=0.15)
@@ -93,6 +103,11 @@ def test_unusable_sets_are_refused(function) -> None:
         function(torch.zeros(0, 2), good)
     with pytest.raises(DataError, match="features"):
         function(good, torch.rand(5, 3))
+    with pytest.raises(DataError, match=r"real numbers, got torch.complex64"):
+        function(good, torch.rand(5, 2, dtype=torch.complex64))
+    with pytest.raises(DataError, match="array of real numbers, got list"):
+        function(good, ["a", "b"])
+    assert function(good.round().long().numpy(), good) == function(good.round(), good), "whole numbers are numbers"
 
 
 def test_arguments_out_of_range_are_refused() -> None:

@@ -1,7 +1,9 @@
 """All metrics at once, and their standard errors."""
 
+import inspect
 import json
 import math
+import pickle
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ import torch
 
 from sde_gen import metrics
 from sde_gen.errors import ConfigError, DataError
-from sde_gen.metrics import distances, jackknife
+from sde_gen.metrics import jackknife
 from sde_gen.metrics.summary import METRICS
 
 WITH_ERRORS = ["sliced_wasserstein", "energy_distance", "mmd", "frechet_distance", "kernel_distance"]
@@ -25,11 +27,10 @@ def test_values_are_those_of_the_functions() -> None:
     x, y, z = _sets(shift=2.0)
     found = {r.name: r for r in metrics.summary(x, y, z)}
     assert list(found) == list(METRICS)
-    width = distances.median_distance(y)
     expected = {
         "sliced_wasserstein": metrics.sliced_wasserstein,
         "energy_distance": metrics.energy_distance,
-        "mmd": lambda a, b: metrics.maximum_mean_discrepancy(a, b, bandwidth=width),
+        "mmd": metrics.maximum_mean_discrepancy,
         "frechet_distance": metrics.frechet_distance,
         "kernel_distance": metrics.kernel_distance,
         "precision": lambda a, b: metrics.precision_recall(a, b).precision,
@@ -48,36 +49,67 @@ def test_values_are_those_of_the_functions() -> None:
     assert json.loads(json.dumps(found["recall"].to_dict()))["interval"] == list(found["recall"].interval or ())
 
 
+MEASURES = [value for value in vars(metrics).values() if isinstance(value, metrics.Measure)]
+
+
+@pytest.mark.parametrize("measure", MEASURES, ids=lambda measure: measure.__name__)
+def test_a_measure_has_one_value_with_and_without_its_error(measure: metrics.Measure) -> None:
+    x, y, _ = _sets(23, 31)
+    found = measure.estimate(x, y, 3)
+    assert found.value == pytest.approx(measure(x, y), rel=1e-12)
+    assert found.standard_error > 0
+    assert measure.estimate(x, y, 3) == found
+    assert measure.estimate(x, y, 4).standard_error != found.standard_error
+    assert pickle.loads(pickle.dumps(measure)) is measure  # noqa: S301
+    assert inspect.getdoc(measure)
+    few = measure.estimate(x[:3], y)
+    assert (few.value, few.standard_error) == (pytest.approx(measure(x[:3], y), rel=1e-12), None)
+
+
+def test_every_metric_is_a_function_of_the_package() -> None:
+    assert len(MEASURES) == len(WITH_ERRORS)
+    x, y, _ = _sets(23, 31)
+    assert METRICS["mmd"].function(x, y, 3) == metrics.maximum_mean_discrepancy.estimate(x, y, 3)
+    assert METRICS["sliced_wasserstein"].function(x, y, 3).value == metrics.sliced_wasserstein(x, y, seed=3)
+    test = metrics.classifier_two_sample(x, y, seed=3)
+    assert METRICS["c2st"].function(x, y, 3) == metrics.Estimate(test.accuracy, None, test.interval)
+    assert metrics.classifier_accuracy(x, y, seed=3) == test.accuracy
+
+
 def test_jackknife_of_a_mean_is_its_standard_error() -> None:
     values = np.random.default_rng(0).normal(size=30)
-    found = jackknife.jackknifed(
-        lambda without: float((values if without is None else np.delete(values, without)).mean()), 30
-    )
+    without = [np.delete(values, i).mean() for i in range(30)]
+    found = metrics.Estimate.jackknifed(torch.tensor([values.mean(), *without], dtype=torch.float64))
     assert found.value == pytest.approx(values.mean())
     assert found.standard_error == pytest.approx(values.std(ddof=1) / math.sqrt(30), rel=1e-10)
-    assert jackknife.jackknifed(lambda without: 1.0, 1).standard_error is None
+    assert metrics.Estimate.jackknifed(torch.ones(1)) == metrics.Estimate(1.0)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
 def test_pairs_without_a_group_are_those_of_the_rest(unbiased: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(distances, "_BLOCK", 64)
+    monkeypatch.setattr(jackknife, "_BLOCK", 64)
     x, y, _ = _sets(23, 31)
 
     def kernel(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
         return (a @ b.T + 1) ** 2
 
-    sums = jackknife.PairSums.of(x, y, 5, kernel, lambda s: (s.square().sum(1) + 1) ** 2)
-    assert sums.groups == 11
-    a, b = (jackknife.group_numbers(len(s), 11, 5) for s in (x, y))
+    cuts = [jackknife.Cut.of(s, 11, 5) for s in (x, y)]
+    a, b = (cut.numbers for cut in cuts)
     assert sorted(a.bincount().tolist()) == [2] * 10 + [3]
+    itself = (lambda s: (s.square().sum(1) + 1) ** 2) if unbiased else None
+    found = torch.stack(jackknife.pair_means(*cuts, kernel, itself), dim=1)
+    assert found.shape == (12, 3)
     for i in (None, 0, 7):
         u, v = (x, y) if i is None else (x[a != i], y[b != i])
+        rests = [list(cut.rests())[0 if i is None else i + 1] for cut in cuts]
+        assert [s.tolist() for s in rests] == [u.tolist(), v.tolist()]
         tables = kernel(u, v), kernel(u, u), kernel(v, v)
         if unbiased:
             means = [float((t.sum() - t.diagonal().sum()) / (len(t) * (len(t) - 1))) for t in tables[1:]]
         else:
             means = [float(t.mean()) for t in tables[1:]]
-        assert sums.means(i, unbiased) == pytest.approx((float(tables[0].mean()), *means), rel=1e-12)
+        row = found[0 if i is None else i + 1].tolist()
+        assert row == pytest.approx([float(tables[0].mean()), *means], rel=1e-12)
 
 
 def test_standard_errors_are_the_spread_of_repeated_values() -> None:
@@ -124,17 +156,41 @@ def test_images_and_progress() -> None:
     assert found[1].value == pytest.approx(metrics.frechet_distance(x.flatten(1), y.flatten(1)))
 
 
+@pytest.mark.parametrize("name", METRICS)
+def test_too_few_points_are_told_beforehand_and_of_which_set(name: str) -> None:
+    least, many = METRICS[name].smallest, 100
+    assert metrics.check_sizes([name], least, least, least) == (least, least)
+    assert metrics.check_sizes([name], many, many, least, None) == (least, many)
+    assert metrics.check_sizes([name], many, 2 * least + 1, largest=least) == (least, least)
+    for sizes, words in (
+        ((least - 1, many, many), "samples"),
+        ((many, least - 1, many), "real points"),
+        ((many, many, least - 1), "points of the reference"),
+    ):
+        with pytest.raises(DataError, match=f"{name} needs at least {least} .* {least - 1} {words};"):
+            metrics.check_sizes([name], *sizes)
+        x, y, z = (torch.rand(n, 2) for n in sizes)
+        with pytest.raises(DataError, match=f"{least - 1} {words};"):
+            metrics.summary(x, y, z, metrics=[name])
+    if least > 2:
+        with pytest.raises(DataError, match=f"at least {least}"):
+            METRICS[name].function(torch.rand(least - 1, 2), torch.rand(9, 2), 0)
+        with pytest.raises(ConfigError, match=f"largest, for {name}, must be .* at least {least}, got 2"):
+            metrics.check_sizes([name], many, many, many, 2)
+    metrics.summary(torch.rand(least, 2), torch.rand(least, 2), torch.rand(least, 2), metrics=[name])
+
+
 def test_bad_input() -> None:
     x, y, z = _sets()
-    with pytest.raises(ConfigError, match="metric 'fid' is not one of sliced_wasserstein, "):
+    with pytest.raises(ConfigError, match=r"one of 'sliced_wasserstein', .* got 'fid'"):
         metrics.summary(x, y, z, metrics=["fid"])
     with pytest.raises(ConfigError, match="largest"):
         metrics.summary(x, y, z, largest=1)
-    with pytest.raises(DataError, match="recall needs at least 4"):
+    with pytest.raises(DataError, match=r"recall needs at least 4 points .* 3 samples;"):
         metrics.summary(x[:3], y, z, metrics=["energy_distance", "recall"])
     with pytest.raises(DataError, match="NaN"):
         metrics.summary(x * math.nan, y, z)
     with pytest.raises(DataError, match="features"):
         metrics.summary(x, y, torch.rand(20, 3))
-    with pytest.raises(DataError, match="at least 4 real"):
+    with pytest.raises(DataError, match=r"needs at least 2 points .* 1 real points in each half"):
         metrics.summary(x, y[:3])

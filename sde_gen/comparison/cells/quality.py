@@ -11,7 +11,7 @@ from sde_gen.data import Dataset
 from sde_gen.errors import SolverError
 from sde_gen.likelihood import log_likelihood
 from sde_gen.metrics import METRICS
-from sde_gen.metrics.distances import points
+from sde_gen.metrics.jackknife import points
 from sde_gen.model import ScoreModel
 
 
