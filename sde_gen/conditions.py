@@ -128,9 +128,10 @@ NOTHING = Condition({})
 
 
 def gathered(
-    where: str, network: Any, condition: Mapping[str, Any] | Condition | None, named: Mapping[str, Any]
-) -> Mapping[str, Any] | Condition | None:
-    """`condition=` and the keywords that a call was given besides its own arguments, as one.
+    where: str, network: Any, condition: Mapping[str, Any] | Condition | None, named: Mapping[str, Any],
+    call: Callable[..., Any],
+) -> Mapping[str, Any] | Condition | None:  # fmt: skip
+    """`condition=` and the keywords that `call` was given besides its own arguments, as one.
 
     Raises:
         ConfigError: for a keyword that the network does not take (a misspelt argument), or one that is given twice.
@@ -142,19 +143,20 @@ def gathered(
     for name in named:
         if name in before:
             raise ConfigError(f"{where}: {name!r} is given twice, as a keyword and in condition=")
-        if takes is not None and name not in takes:
-            near = checks.nearest(name, takes)
+        near = checks.nearest(name, inspect.signature(call).parameters, 0.75)
+        if near or (takes is not None and name not in takes):
+            near = near or checks.nearest(name, takes or ())
             raise ConfigError(
                 f"{where}: {name!r} is no argument of this call, and its network takes "
-                f"{', '.join(takes) or 'no condition'}" + (f"; did you mean {near!r}?" if near else "")
+                f"{', '.join(takes or ()) or 'no condition'}" + (f"; did you mean {near!r}?" if near else "")
             )
     return {**before, **named}
 
 
 def _parameters(network: Any) -> list[str] | None:
     """Names of what a network takes besides x and the noise level; None where that cannot be told, or it takes any."""
-    if network is None:
-        return []
+    if network is None:  # an oracle, which speaks for itself
+        return None
     try:
         given = inspect.signature(getattr(network, "forward", network)).parameters
     except (TypeError, ValueError):

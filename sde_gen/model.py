@@ -193,7 +193,7 @@ class Levels:
                                   "clone the input in its forward")  # fmt: skip
         else:
             raw = self._tried(handed.clone() if handed is x else handed, noise.clone())
-        if not isinstance(raw, Tensor) or raw.shape != x.shape:
+        if not isinstance(raw, Tensor) or raw.shape != x.shape or self.learned_variance:
             raw = tensor_of(raw, x, self.learned_variance)
         return raw if raw.dtype == x.dtype else tensor_of(raw, x, self.learned_variance).to(x.dtype)
 
@@ -309,7 +309,8 @@ class ScoreModel(nn.Module):
         if self.network is not None and isinstance(self.trained_under, Chain):
             self.warn_between_nodes(alpha.log() - sigma.log())
         if condition or named:
-            condition = Condition.of("model(x, t)", gathered("model(x, t)", self.network, condition, named), len(x))
+            told = gathered("model(x, t)", self.network, condition, named, self.forward)
+            condition = Condition.of("model(x, t)", told, len(x))
         return self.levels(alpha.clamp_min(_TINY)[None], sigma.clamp_min(_TINY)[None], x, condition).prediction(0, x)
 
     def under(self, perturbation: Perturbation) -> "ScoreModel":

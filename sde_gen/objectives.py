@@ -138,6 +138,8 @@ class DenoisingScoreMatching:
         Raises:
             ConfigError: for a law that the perturbation does not have ("nodes" of a continuous process).
         """
+        if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
+            batch = checks.integer("times", "batch", batch)
         device = model.device if device is None else torch.device(device)
         law, p = self.law_for(model), model.perturbation
         # Drawn where the generator lives, so that one seed gives one answer; these are B numbers.
@@ -242,8 +244,8 @@ class DenoisingScoreMatching:
             raise ConfigError(f"objective: x0 must be a floating tensor of shape (B, *shape), got {what}")
         p, told = model.perturbation, NOTHING
         if condition or named or self.label_dropout:
-            told = Condition.of("objective", gathered("objective", model.network, condition, named), len(x0))
-            told = self._dropped(told, generator)
+            given = gathered("objective", model.network, condition, named, self.__call__)
+            told = self._dropped(Condition.of("objective", given, len(x0)), generator)
         if t is None:
             t = self.times(model, x0.shape[0], generator=generator, device=x0.device)
         if noise is None:

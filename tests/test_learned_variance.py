@@ -104,8 +104,7 @@ def test_the_second_half_changes_no_prediction(p, parameterization):
     for name in ("denoised", "noise", "score", "v"):
         assert torch.equal(getattr(a, name), getattr(b, name))
     assert torch.equal(b.log_variance_fraction, ((1 + two.network.v) / 2).expand(5, 3))
-    c = one.coefficients(p.alpha(t), p.sigma(t))
-    assert torch.equal(*(m.raw(states(), p.alpha(t), p.sigma(t), c, {}) for m in (one, two)))
+    assert torch.equal(*(m.levels(*(c[None] for c in p.curves(t)), states()).raw(0, states()) for m in (one, two)))
 
 
 @pytest.mark.filterwarnings("ignore::sde_gen.errors.BetweenNodesWarning")

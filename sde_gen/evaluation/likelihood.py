@@ -266,7 +266,7 @@ def _bound(
 ) -> Values:
     kept, failed = torch.arange(len(x)), dict[int, str]()
     while True:
-        given = condition[kept].arguments
+        given = condition[kept]
         try:
             found = variational_bound(model, x[kept], transform=transform, condition=given, first=first, **settings)
             break

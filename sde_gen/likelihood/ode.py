@@ -116,7 +116,7 @@ def log_likelihood(
     starts = range(0, len(x), size)
     if progress:
         starts = tqdm(starts, desc="likelihood", leave=False)
-    told = Condition.of(_WHERE, gathered(_WHERE, model.network, condition, named), len(x))
+    told = Condition.of(_WHERE, gathered(_WHERE, model.network, condition, named, log_likelihood), len(x))
     parts = []
     with evaluating(model):
         for start in starts:

@@ -135,7 +135,8 @@ class Sampler(abc.ABC):
         told = NOTHING
         if condition or named:
             where = type(self).__name__
-            told = Condition.of(where, gathered(where, model.network, condition, named), len(like))
+            given = gathered(where, model.network, condition, named, Sampler.__call__)
+            told = Condition.of(where, given, len(like))
         size = self._chunk_size(like, chunk, deterministic, source)
         parts: list[Tensor] = []
         counts: list[Tensor] = []

@@ -10,7 +10,7 @@ import torch
 
 import sde_gen as sg
 from sde_gen.perturbations import Perturbation
-from sde_gen.shapes import float64
+from sde_gen.perturbations.base import float64
 from tests.perturbations import cases
 from tests.perturbations.cases import ALL, DEFAULTS
 
@@ -217,7 +217,7 @@ def test_misspelt_and_surplus_arguments_are_errors():
     with pytest.raises(NotImplementedError):
         sg.Chain.length.fget(sg.DDPM())
     with pytest.raises(NotImplementedError):
-        sg.Chain._table(sg.DDPM())
+        sg.Chain.table(sg.DDPM())
 
 
 @pytest.mark.parametrize("p", ALL, ids=str)

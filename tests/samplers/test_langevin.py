@@ -139,7 +139,9 @@ def test_too_large_a_step_is_refused_at_its_limit() -> None:
 def test_defaults() -> None:
     assert sg.Langevin() == sg.Langevin(snr=0.16, steps=1, step="adaptive", norm="sample", cap=1.0)
     assert sg.AnnealedLangevin() == sg.AnnealedLangevin(steps_per_level=5, snr=0.176, step_size=None)
-    assert sg.PredictorCorrector() == sg.PredictorCorrector(predictor=sg.ReverseDiffusion(), corrector=sg.Langevin())
+    assert sg.PredictorCorrector() == sg.PredictorCorrector(
+        predictor=sg.ReverseDiffusion(), corrector=sg.Langevin(snr=0.05)
+    )
     assert sg.EulerMaruyama() == sg.EulerMaruyama(eta=1.0)
     assert sg.DDIM() == sg.DDIM(eta=0.0)
     assert sg.Ancestral() == sg.Ancestral(variance="small")

@@ -145,15 +145,15 @@ def test_start_up_keeps_the_order_on_a_coarse_start() -> None:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: sg.AdamsBashforth(order=5), "order must be at most 4, got 5"),
-        (lambda: sg.AdamsBashforth(order=0), "order must be a whole number, at least 1"),
+        (lambda: sg.AdamsBashforth(order=5), "order must be a whole number, between 1 and 4, got 5"),
+        (lambda: sg.AdamsBashforth(order=0), "order must be a whole number, between 1 and 4, got 0"),
         (lambda: sg.AdamsBashforth(prediction="dat"), "did you mean 'data'"),
         (lambda: sg.AdamsBashforth(variable="sigma"), "variable must be one of"),
-        (lambda: sg.UniPC(order=1), "order must be a whole number, at least 2"),
-        (lambda: sg.DEIS(order=5), "DEIS: order must be at most 4"),
+        (lambda: sg.UniPC(order=1), "order must be a whole number, between 2 and 4, got 1"),
+        (lambda: sg.DEIS(order=5), "DEIS: order must be a whole number, between 1 and 4, got 5"),
         (lambda: sg.LMS(order=0), "LMS: order must be a whole number"),
-        (lambda: sg.SingleStep(order=4), "order must be 2 or 3, got 4"),
-        (lambda: sg.SingleStep(order=1), "at least 2"),
+        (lambda: sg.SingleStep(order=4), "order must be a whole number, between 2 and 3, got 4"),
+        (lambda: sg.SingleStep(order=1), "between 2 and 3, got 1"),
         (lambda: sg.SingleStep(prediction="x"), "prediction must be one of"),
     ],
 )

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import sde_gen as sg
 from sde_gen.samplers import adaptive_sde
-from sde_gen.samplers.sde_exponential import moments
+from sde_gen.samplers.stochastic import moments
 from tests.properties.discovery import PERTURBATIONS
 
 MIXTURE = sg.GaussianMixture(
@@ -144,7 +144,8 @@ def by_hand(x: np.ndarray, z: np.ndarray, eta: float, rtol: float, atol: float, 
 
     def denoised(u: np.ndarray, v: float) -> np.ndarray:
         a = torch.tensor(alpha(v), dtype=torch.float64)
-        return model.predict(torch.from_numpy(u)[None], a, (1 - a**2).sqrt(), {}).denoised[0].numpy()
+        state = torch.from_numpy(u)[None]
+        return model.levels(a[None], (1 - a**2).sqrt()[None], state).denoised(0, state)[0].numpy()
 
     def clock(v: float) -> float:  # of dB = eta sqrt(2) e^(-v) e^(cv) dw
         return math.exp(2 * eta**2 * v)
