@@ -105,9 +105,11 @@ def _of(value: Any, known: dict[int, str]) -> str:
             plain = given.cpu().resolve_conj().resolve_neg().contiguous().flatten().view(torch.uint8)
             return _hash("tensor", f"{given.dtype} {tuple(given.shape)} ", plain.numpy().tobytes())
         described = _described(value)
+    except ConfigError:  # of a part
+        raise
     except (TypeError, AttributeError, ValueError, RuntimeError, PickleError) as error:
-        raise ConfigError(f"digest: {type(value).__name__} {value!r:.200} has no content that can be read; give "
-                          "numbers, text, dense tensors, functions, or objects of these") from error  # fmt: skip
+        raise ConfigError(f"digest: a {type(value).__name__} here has no content that can be read; give numbers, text, "
+                          "dense tensors, functions, or objects of these") from error  # fmt: skip
     if not isinstance(value, FunctionType | type):
         return _hash("object", _of(described, known))
     known[id(value)] = f"the one met after {len(known)} others"

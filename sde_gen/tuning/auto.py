@@ -110,7 +110,7 @@ class Auto(Sampler):
 
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
         """What is kept for these, or measured now; `of_rows` if it has to be measured with the condition's rows."""
-        settings = (self, shape, id(model.network), digest_here(_shared(condition.parts)))
+        settings = (self, shape, id(model.network), digest(_shared(condition.parts)))
         rows = [(name, leaf) for name, leaf in condition.leaves() if isinstance(leaf, Rows)]
         with _LOCK:
             choices, before = _KEPT.setdefault(model, {}), parts(model, digest_here)
@@ -172,12 +172,12 @@ class Auto(Sampler):
 
 
 def _shared(value: Any) -> Any:
-    """A condition without what differs between samples."""
+    """A condition in digests, without what differs between samples."""
     if isinstance(value, Mapping):
         return {name: _shared(inner) for name, inner in value.items()}
     if isinstance(value, list):
         return [_shared(inner) for inner in value]
-    return "a row for each sample" if isinstance(value, Rows) else value
+    return "a row for each sample" if isinstance(value, Rows) else digest_here(value)
 
 
 #: For a model and settings: digest of the rows that it was measured with, the parts of the model that decide, a choice.
