@@ -17,6 +17,7 @@ import warnings
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cached_property
 from threading import RLock
 from typing import Any
@@ -44,6 +45,7 @@ _TINY = 1e-150
 _HUGE = 1e30
 
 
+@dataclass(repr=False, eq=False)
 class Prediction:
     """What a model says about (x, t), each quantity computed on first use from the one network call.
 
@@ -61,22 +63,17 @@ class Prediction:
     a mixture of Gaussians.
     """
 
-    def __init__(
-        self,
-        x: Tensor,
-        raw: Tensor,
-        alpha: Tensor,
-        sigma: Tensor,
-        skip: Tensor,
-        out: Tensor,
-        variance: Tensor | None = None,
-    ) -> None:
-        self._x, self._raw, self._variance = x, raw, variance
-        self._alpha, self._sigma, self._skip, self._out = alpha, sigma, skip, out
+    _x: Tensor
+    _raw: Tensor
+    _alpha: Tensor
+    _sigma: Tensor
+    _skip: Tensor
+    _out: Tensor
+    _variance: Tensor | None = None
 
     def _combine(self, of_x: Tensor, of_raw: Tensor) -> Tensor:
         x, raw = self._x, self._raw
-        if of_x.device.type == "cpu" and float(torch.maximum(of_x.abs(), of_raw.abs()).max()) > _HUGE:
+        if of_x.device.type == "cpu" and float(torch.maximum(of_x.abs(), of_raw.abs()).detach().max()) > _HUGE:
             # Where alpha or sigma is 0: no overflow before the difference is formed, and nothing times 0 is NaN.
             scale = (torch.maximum(of_x.abs(), of_raw.abs()) / _HUGE).clamp(1.0, torch.finfo(x.dtype).max)
             part = Prediction(x, raw, *[self._alpha] * 4)._combine(of_x / scale, of_raw / scale)
@@ -144,34 +141,38 @@ class Levels:
     def __init__(self, model: "ScoreModel", alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
         self.model, self.alpha, self.sigma, self.condition = model, alpha, sigma, condition
         c = self.coefficients = model.parameterization.coefficients(alpha, sigma)
-        self.skip, self.out, self.learned_variance = c.skip, c.out, model.learned_variance
-        self._like, self._count = like, [0]
+        self.skip, self.out = c.skip, c.out
+        network = model.network
+        self.learned_variance = bool(getattr(network, "learned_variance", False))
+        if not self.learned_variance:
+            self.raw = self.output
+        self._like, self.calls, self._first = like, 0, self
         # One number a level, read without asking a device or cutting a gradient.
         self._single = alpha.ndim == 1 and alpha.device.type == "cpu" and not alpha.requires_grad
-        if model.network is None:
+        if self._single:
+            self._floats = self.skip.tolist(), self.out.tolist()
+        if network is None:
             return
-        dtype = model.network_dtype
+        weights = network.parameters() if isinstance(network, nn.Module) else ()
+        dtype = next((w.dtype for w in weights if w.is_floating_point()), None)
         self._cast = dtype if dtype is not None and dtype != like.dtype else None
-        wanted = getattr(model.network, "noise_dtype", None) or dtype or torch.float32
+        wanted = getattr(network, "noise_dtype", None) or dtype or torch.float32
         noise = c.noise.to(wanted).to(like.device)
         if self._single:
             # alpha^2 + sigma^2 = 1 up to rounding needs no scaling, and is spared it.
             self._input: list[Any] = [1.0 if abs(v - 1) < 1e-12 else v for v in c.input.tolist()]
         else:
-            self._input = [trailing(v, like.ndim) for v in c.input.to(like.dtype).to(like.device).unbind(0)]
+            scales = c.input.to(like.dtype).to(like.device)
+            scales = scales.reshape(scales.shape + (1,) * (like.ndim - 1)) if scales.ndim > 1 else scales
+            self._input = list(scales.unbind(0))
         self._noise = (noise[:, None] if noise.ndim == 1 else noise).expand(len(noise), len(like)).unbind(0)
-        self._arguments: dict[str, Any] = condition.arguments
+        self._arguments: dict[str, Any] = {} if condition is NOTHING else condition.arguments
         self._harmless: bool | None = None  # whether the network may be handed the state itself; None: not known yet
 
-    @property
-    def calls(self) -> int:
-        """Network calls made so far."""
-        return self._count[0]
-
     def at(self, alpha: Tensor, sigma: Tensor) -> "Levels":
-        """The same model at other levels, with one count of calls for both."""
+        """The same model at other levels; its calls are counted here."""
         other = type(self)(self.model, alpha, sigma, self._like, self.condition)
-        other._count = self._count
+        other._first = self._first
         return other
 
     def output(self, k: int, x: Tensor) -> Tensor:
@@ -180,7 +181,7 @@ class Levels:
             raise ConfigError(
                 "ScoreModel: this model has no network; give one, or use an oracle's .model(perturbation)"
             )
-        self._count[0] += 1
+        self._first.calls += 1
         scale, noise = self._input[k], self._noise[k]
         handed = x if self._single and scale == 1.0 else x * scale
         if self._cast is not None:
@@ -199,11 +200,11 @@ class Levels:
 
     def _tried(self, handed: Tensor, noise: Tensor) -> Any:
         """A call with memory of its own, which shows whether the network works in place or keeps its input."""
-        copy, network = self.condition.copied(), self.model.network
-        arguments = copy.arguments
+        copy, network = self.condition if self.condition is NOTHING else self.condition.copied(), self.model.network
+        arguments = self._arguments if copy is NOTHING else copy.arguments
         if self._harmless is False or handed.is_inference() or torch.compiler.is_compiling():
             return network(handed, noise, **arguments)  # pyright: ignore[reportOptionalCall]
-        watched = [handed, noise, *copy.tensors()]
+        watched = [handed, noise] if copy is NOTHING else [handed, noise, *copy.tensors()]
         before = [tensor._version for tensor in watched]
         raw = network(handed, noise, **arguments)  # pyright: ignore[reportOptionalCall]
         self._harmless = before == [tensor._version for tensor in watched]
@@ -222,11 +223,8 @@ class Levels:
         """x0hat at level k."""
         if not self._single:
             return self.prediction(k, x).denoised
-        return combine(x, self._floats[0][k], self.raw(k, x), self._floats[1][k], out)
-
-    @cached_property
-    def _floats(self) -> tuple[list[float], list[float]]:
-        return self.skip.tolist(), self.out.tolist()
+        raw, (skip, of_raw) = self.raw(k, x), self._floats
+        return torch.mul(x, skip[k], out=out).add_(raw, alpha=of_raw[k])
 
     def prediction(self, k: int, x: Tensor) -> Prediction:
         """All that follows from one call at level k."""

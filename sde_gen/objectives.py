@@ -174,7 +174,8 @@ class DenoisingScoreMatching:
                 f"DenoisingScoreMatching: times_law='nodes' needs a chain such as DDPM or NCSN, "
                 f"but the perturbation is {model.perturbation}"
             )
-        self._weight.refuse(model)
+        if not self._weight.is_one:
+            self._weight.refuse(model)
         if self.times_law != "auto":
             return self.times_law
         return "nodes" if is_chain and not self._weight.by_importance else self._weight.law
@@ -242,7 +243,7 @@ class DenoisingScoreMatching:
         if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.ndim < 2:
             what = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
             raise ConfigError(f"objective: x0 must be a floating tensor of shape (B, *shape), got {what}")
-        p, told = model.perturbation, NOTHING
+        told = NOTHING
         if condition or named or self.label_dropout:
             given = gathered("objective", model.network, condition, named, self.__call__)
             told = self._dropped(Condition.of("objective", given, len(x0)), generator)
@@ -251,8 +252,15 @@ class DenoisingScoreMatching:
         if noise is None:
             home = generator.device if generator is not None else x0.device
             noise = torch.randn(x0.shape, dtype=x0.dtype, device=home, generator=generator).to(x0.device)
-        x = p.perturb(x0, t, noise)
-        out = model.levels(*(c.expand(len(x0))[None] for c in p.curves(t)), x, told).prediction(0, x)
+        alpha, sigma = (c if c.ndim else c.expand(len(x0)) for c in model.perturbation.curves(t))
+        if alpha.shape != x0.shape[:1] or noise.shape != x0.shape:
+            raise ConfigError(f"objective: t must have shape ({len(x0)},) and noise must be shaped like x0, "
+                              f"{tuple(x0.shape)}, got {tuple(alpha.shape)} and {tuple(noise.shape)}")  # fmt: skip
+        a, s = (c.to(x0.dtype).to(x0.device).reshape(-1, *[1] * (x0.ndim - 1)) for c in (alpha, sigma))
+        x = a * x0 + s * noise
+        out = model.levels(alpha[None], sigma[None], x, told).prediction(0, x)
+        if self._weight.is_one:
+            return (out.noise - noise).square().flatten(1).mean(1)
         return self._weight.loss(model, out, x0, noise, t, self._mean_weight(model))
 
     def _dropped(self, condition: Condition, generator: torch.Generator | None) -> Condition:

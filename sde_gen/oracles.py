@@ -75,7 +75,7 @@ class OracleLevels(Levels):
         self._there = [c.to(like.device).unbind(0) for c in (alpha, sigma)]
 
     def output(self, k: int, x: Tensor) -> Tensor:
-        self._count[0] += 1
+        self._first.calls += 1
         alpha, sigma = self._there
         return self._law.denoise(x.to(torch.float64), alpha[k], sigma[k]).to(x.dtype)
 

@@ -51,7 +51,8 @@ def keyed_generator(seed: int, *keys: int, device: torch.device | str = "cpu") -
     counter = np.array([k & _MASK for k in keys] + [0] * (4 - len(keys)), dtype=np.uint64)
     # The second key word separates these streams from other uses of Philox with the same seed; the first counter
     # word is the one that Philox itself advances, so the keys are placed above it and the fourth joins the key.
-    key = np.array([check_seed(seed), (0x5DE6E4 + int(counter[3]) * 0x9E3779B97F4A7C15) & _MASK], dtype=np.uint64)
+    seed = seed if type(seed) is int and 0 <= seed <= _MASK else check_seed(seed)
+    key = np.array([seed, (0x5DE6E4 + int(counter[3]) * 0x9E3779B97F4A7C15) & _MASK], dtype=np.uint64)
     start = np.array([0, counter[0], counter[1], counter[2]], dtype=np.uint64)
     bits = np.random.Philox(key=key, counter=start)
     device = torch.device(device)
@@ -95,7 +96,9 @@ class SeededNoise:
     """
 
     def __init__(self, seed: int, first: int = 0) -> None:
-        self.seed, self.first = check_seed(seed), int(first)
+        # As it is drawn from at every step, a seed is looked at twice only where something is wrong with it.
+        self.seed = seed if type(seed) is int and 0 <= seed <= _MASK else check_seed(seed)
+        self.first = int(first)
 
     def starting_at(self, first: int) -> "SeededNoise":
         """The same noise for samples `first`, `first` + 1, ..."""
@@ -119,11 +122,16 @@ class SeededNoise:
             index, offset = divmod(self.first + done, block)
             count = min(block - offset, rows - done)
             generator = keyed_generator(self.seed, index, step + 1, draw, device=device)
-            fill(flat if count == rows else flat[done : done + count], offset, block, size, generator)
+            part = flat if count == rows else flat[done : done + count]
+            if offset == 0 and count * size % _GROUP == 0 and device.type == "cpu":
+                part.view(-1).normal_(generator=generator)
+            else:
+                fill(part, offset, block, size, generator)
             done += count
         return out if out.dtype == like.dtype and device == like.device else out.to(like)
 
 
+@lru_cache(maxsize=64)
 def block_size(size: int) -> int:
     """Samples per block, for samples of `size` numbers."""
     block = _BLOCK_SAMPLES

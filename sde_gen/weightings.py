@@ -38,7 +38,7 @@ class Weighting(abc.ABC):
 
     Attributes:
         law: the law of times that "auto" takes on a continuous process.
-        is_one: whether w is 1 at all times.
+        is_one: whether w is 1 at all times, and nothing else is asked of the model.
         by_importance: whether times may be drawn in proportion to w, which then states `mean` too.
     """
 
@@ -69,8 +69,6 @@ class Weighting(abc.ABC):
     ) -> Tensor:
         """Losses (B,) of predictions at times t; `mean` is that of w where times were drawn by it, else None."""
         error = (out.noise - noise).square().flatten(1).mean(1)
-        if self.is_one:
-            return error
         weight = self.weight(model.perturbation, t) if mean is None else mean.to(t.device).expand(t.shape)
         return weight.to(x0.dtype).to(x0.device) * error
 

@@ -1,12 +1,79 @@
-"""A residual MLP for vectors."""
+"""A residual MLP for vectors, and the embedding of what every network is told besides its input."""
+
+import math
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.networks import _checks
-from sde_gen.networks.embedding import ConditionEmbedding
+
+C_NOISE_LIMIT = 20.0  # half log-SNRs in use lie in about -10..15; beyond the limit a state is pure noise or pure data
+LOWEST_FREQUENCY = 0.05  # radians per unit: a third of a turn over the whole clamped range, so monotone across it
+HIGHEST_FREQUENCY = 10.0  # resolves steps of about 0.1, also in the compressed scale -lambda/4 of EDM
+
+
+def fourier_features(c_noise: Tensor, size: int) -> Tensor:
+    """Sine and cosine features of the noise level, always in float32.
+
+    feature_k = sin(w_k c), cos(w_k c) with w_k geometric from 0.05 to 10 radians per unit, fixed (nothing random, no
+    buffer that a `.bfloat16()` would round). `c_noise` is clamped to [-20, 20], so that infinite values, which are the
+    half log-SNR of pure data and pure noise, give finite features; NaN stays NaN.
+
+    Args:
+        c_noise: (B,), any real dtype; usually the half log-SNR, or -1/4 of it.
+        size: number of features, even and at least 4.
+
+    Returns:
+        (B, size) float32.
+    """
+    half = size // 2
+    ramp = torch.arange(half, dtype=torch.float32, device=c_noise.device) / (half - 1)
+    frequencies = LOWEST_FREQUENCY * torch.exp(ramp * math.log(HIGHEST_FREQUENCY / LOWEST_FREQUENCY))
+    angles = c_noise.to(torch.float32).clamp(-C_NOISE_LIMIT, C_NOISE_LIMIT)[:, None] * frequencies
+    return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
+
+
+class ConditionEmbedding(nn.Module):
+    """Noise level and optional class label to one vector: MLP(fourier(c_noise)) + table[label], then SiLU.
+
+    Args:
+        size: width of the vector, even and at least 4.
+        num_classes: number of classes; 0: none. Row `num_classes` of the table means "no label".
+        owner: name used in error messages.
+    """
+
+    def __init__(self, size: int, num_classes: int, owner: str) -> None:
+        super().__init__()
+        self.size, self.num_classes, self.owner = size, num_classes, owner
+        self.first = nn.Linear(size, size)
+        self.second = nn.Linear(size, size)
+        self.table = nn.Embedding(num_classes + 1, size) if num_classes else None
+
+    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int) -> Tensor:
+        """(B, size) in the dtype of the weights; see the networks for the shapes of `c_noise` and `label`.
+
+        A missing label becomes `num_classes`, which means "no label". The values are not checked here, since that would
+        wait for the device on every call; the table's own bounds check speaks up.
+        """
+        if c_noise.dim() > 1 or (c_noise.dim() == 1 and len(c_noise) != batch):
+            raise ConfigError(f"{self.owner}: c_noise must have shape () or ({batch},), one number a sample, got "
+                              f"{tuple(c_noise.shape)}")  # fmt: skip
+        features = fourier_features(c_noise.expand(batch), self.size).to(self.first.weight.dtype)
+        vector = self.second(F.silu(self.first(features)))
+        if self.table is None:
+            if label is not None:
+                raise ConfigError(
+                    f"{self.owner}: got a label, but was built with num_classes=0; build it with num_classes >= 1"
+                )
+            return F.silu(vector)
+        label = torch.as_tensor(self.num_classes if label is None else label, device=c_noise.device)
+        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+            raise ConfigError(f"{self.owner}: label must hold whole numbers (int64), got {label.dtype}")
+        if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
+            raise ConfigError(f"{self.owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
+        return F.silu(vector + self.table(label.to(torch.int64).expand(batch)))
 
 
 class _ResidualBlock(nn.Module):
@@ -55,6 +122,9 @@ class MLP(nn.Module):
         (B, 2 D) with learned_variance.
     """
 
+    #: The embedding works in float32, whatever the weights are in: a noise level in half precision is a coarse one.
+    noise_dtype = torch.float32
+
     def __init__(
         self,
         features: int = 2,
@@ -67,13 +137,13 @@ class MLP(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
-        self.features = _checks.whole("MLP", "features", features, 1)
-        hidden = _checks.whole("MLP", "hidden", hidden, 4)
-        layers = _checks.whole("MLP", "layers", layers, 1)
-        self.frequencies = _checks.whole("MLP", "frequencies", frequencies, 0)
-        dropout = _checks.probability("MLP", "dropout", dropout)
-        self.num_classes = _checks.whole("MLP", "num_classes", num_classes, 0)
-        self.learned_variance = _checks.switch("MLP", "learned_variance", learned_variance)
+        self.features = checks.integer("MLP", "features", features, low=1)
+        hidden = checks.integer("MLP", "hidden", hidden, low=4)
+        layers = checks.integer("MLP", "layers", layers, low=1)
+        self.frequencies = checks.integer("MLP", "frequencies", frequencies, low=0)
+        dropout = checks.number("MLP", "dropout", dropout, low=0.0, high=1.0, open_high=True)
+        self.num_classes = checks.integer("MLP", "num_classes", num_classes, low=0)
+        self.learned_variance = checks.boolean("MLP", "learned_variance", learned_variance)
         if hidden % 2:
             raise ConfigError(f"MLP: hidden must be even, got {hidden}; try {hidden + 1}")
         self.embedding = ConditionEmbedding(hidden, self.num_classes, "MLP")
@@ -86,7 +156,7 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.features:
             raise ConfigError(
                 f"MLP: x must have shape (batch, {self.features}), got {tuple(x.shape)}; "

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.networks import _checks
-from sde_gen.networks.embedding import ConditionEmbedding
+from sde_gen.networks.mlp import ConditionEmbedding
 
 
 def _norm(channels: int) -> nn.GroupNorm:
@@ -108,6 +108,8 @@ class UNet(nn.Module):
         Returns the shape and dtype of x, (B, 2 channels, H, W) with learned_variance.
     """
 
+    noise_dtype = torch.float32  # as for the MLP
+
     def __init__(
         self,
         channels: int = 1,
@@ -121,13 +123,13 @@ class UNet(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
-        self.channels = _checks.whole("UNet", "channels", channels, 1)
-        width = _checks.whole("UNet", "width", width, 4)
-        widths = [width * m for m in _checks.wholes("UNet", "multipliers", multipliers, 1)]
-        self.blocks = _checks.whole("UNet", "blocks", blocks, 1)
-        dropout = _checks.probability("UNet", "dropout", dropout)
-        self.num_classes = _checks.whole("UNet", "num_classes", num_classes, 0)
-        self.learned_variance = _checks.switch("UNet", "learned_variance", learned_variance)
+        self.channels = checks.integer("UNet", "channels", channels, low=1)
+        width = checks.integer("UNet", "width", width, low=4)
+        widths = [width * m for m in checks.integers("UNet", "multipliers", multipliers, low=1)]
+        self.blocks = checks.integer("UNet", "blocks", blocks, low=1)
+        dropout = checks.number("UNet", "dropout", dropout, low=0.0, high=1.0, open_high=True)
+        self.num_classes = checks.integer("UNet", "num_classes", num_classes, low=0)
+        self.learned_variance = checks.boolean("UNet", "learned_variance", learned_variance)
         if not widths:
             raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
         attends = _levels(attention, len(widths))
@@ -155,7 +157,7 @@ class UNet(nn.Module):
         self.head_norm = _norm(widths[0])
         self.head = _zeroed(nn.Conv2d(widths[0], channels * (2 if learned_variance else 1), 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | None = None) -> Tensor:
+    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ConfigError(
                 f"UNet: x must have shape (batch, {self.channels}, height, width), got {tuple(x.shape)}; "
@@ -180,7 +182,7 @@ class UNet(nn.Module):
 
 def _levels(attention: Sequence[int], count: int) -> set[int]:
     """The levels that attend, negative ones counted from the end; raises ConfigError for a level that is not there."""
-    levels = _checks.wholes("UNet", "attention", attention, -count)
+    levels = checks.integers("UNet", "attention", attention, low=-count)
     for level in levels:
         if level >= count:
             raise ConfigError(f"UNet: attention names level {level}, but multipliers give levels 0..{count - 1}")

@@ -282,12 +282,15 @@ class Perturbation(abc.ABC):
             raise ConfigError(f"{self}: t must lie in [0, 1], got {t[wrong].flatten()[0].item():.6g}")
 
     def _pair(self, s: Tensor | float, t: Tensor | float) -> tuple[tuple[Tensor, Tensor], torch.dtype, torch.device]:
-        s64, s_dtype, s_device = float64(s, "s")
-        t64, t_dtype, t_device = float64(t, "t")
-        dtype = torch.promote_types(
-            s_dtype if isinstance(s, Tensor) else t_dtype, t_dtype if isinstance(t, Tensor) else s_dtype
-        )
-        device = t_device if t_device.type != "cpu" else s_device
+        if isinstance(s, Tensor) and isinstance(t, Tensor) and s.dtype == t.dtype == torch.float64:
+            s64, t64, dtype, device = s, t, s.dtype, t.device if t.device.type != "cpu" else s.device
+        else:
+            s64, s_dtype, s_device = float64(s, "s")
+            t64, t_dtype, t_device = float64(t, "t")
+            dtype = torch.promote_types(
+                s_dtype if isinstance(s, Tensor) else t_dtype, t_dtype if isinstance(t, Tensor) else s_dtype
+            )
+            device = t_device if t_device.type != "cpu" else s_device
         home = "cpu" if device.type == "mps" else device
         s64, t64 = torch.broadcast_tensors(s64.to(home), t64.to(home))
         self._check(s64)

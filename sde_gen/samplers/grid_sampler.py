@@ -52,26 +52,6 @@ def estimate(of_x: Tensor, of_raw: Tensor) -> tuple[Tensor, Estimate]:
 
 
 @dataclass
-class Scratch:
-    """Two buffers used in turn for a state: fresh memory at each step costs more than the arithmetic on it.
-
-    Switched off where somebody may keep the states, as a callback does.
-    """
-
-    enabled: bool
-    pair: tuple[Tensor, Tensor] | None = None
-
-    def other(self, x: Tensor) -> Tensor | None:
-        """A buffer like x that is not x; None when switched off, for fresh memory."""
-        if not self.enabled:
-            return None
-        if self.pair is None:
-            self.pair = (torch.empty_like(x), torch.empty_like(x))
-        first, second = self.pair
-        return second if x is first else first
-
-
-@dataclass
 class Run:
     """What a rule knows of one run."""
 
@@ -81,9 +61,19 @@ class Run:
     levels: Levels
     """The model at these times."""
     noise: NoiseSource
+    state: Tensor
+    """What the states are like."""
     reuse: bool = False
     """Whether states may be overwritten two steps later."""
     drawn: Tensor | None = field(default=None, repr=False)
+
+    def buffers(self) -> tuple[Tensor | None, Tensor | None]:
+        """Two buffers like the state: `b[x is b[0]]` is the one that x is not in.
+
+        Fresh memory at each step costs more than the arithmetic on it. Both are None, for fresh memory, where somebody
+        may keep the states, as a callback does.
+        """
+        return (torch.empty_like(self.state), torch.empty_like(self.state)) if self.reuse else (None, None)
 
     def draw(self, like: Tensor, step: int, draw: int, out: Tensor | None = None) -> Tensor:
         """Noise for one use: the next draw may overwrite it. It lies in `out` if that is given and the source can."""
@@ -172,7 +162,7 @@ class GridSampler(Sampler):
         levels = model.levels(*model.perturbation.curves(times), x, job.condition)
         if isinstance(model.trained_under, Chain):
             model.warn_between_nodes(levels.alpha.log() - levels.sigma.log())
-        run = Run(model.perturbation, times, levels, job.noise, reuse=callback is None)
+        run = Run(model.perturbation, times, levels, job.noise, x, reuse=callback is None)
         listed, intervals = times.tolist(), len(times) - 1
         step, last = self.stepper(run), self.last_stepper(run)
         numbers = range(intervals + (last is not None))

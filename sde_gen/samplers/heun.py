@@ -28,7 +28,7 @@ from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.model import combine
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.grids import KarrasRho
 
 
@@ -57,15 +57,15 @@ class Heun(GridSampler):
         x_coef, d_coef = (grow * (1 + half)).tolist(), (-alpha[1:] * half).tolist()
         end_coef, end_d = end.tolist(), (-alpha[1:] * end).tolist()
         two_calls = whole.tolist()
-        denoised, states, middles = e.denoised, Scratch(run.reuse), Scratch(run.reuse)
+        denoised, states, middles = e.denoised, run.buffers(), run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             d = denoised(k, x)
             if not two_calls[k]:
-                return combine(x, of_x[k], d, of_d[k], states.other(x)), None
-            euler = combine(x, of_x[k], d, of_d[k], middles.other(x))
+                return combine(x, of_x[k], d, of_d[k], states[x is states[0]]), None
+            euler = combine(x, of_x[k], d, of_d[k], middles[x is middles[0]])
             d_end = denoised(k + 1, euler)
-            new = combine(x, x_coef[k], d, d_coef[k], states.other(x))
+            new = combine(x, x_coef[k], d, d_coef[k], states[x is states[0]])
             return new.add_(euler, alpha=end_coef[k]).add_(d_end, alpha=end_d[k]), None
 
         return step
@@ -136,17 +136,17 @@ class EDMChurn(GridSampler):
         x_coef, d_coef = (scale * (1 + half)).tolist(), (-end.alpha[1:] * half).tolist()
         end_coef, end_d = half_end.tolist(), (-end.alpha[1:] * half_end).tolist()
         of_raised, of_z = grow.tolist(), added.tolist()
-        noise, states, middles, hats = run.draw, Scratch(run.reuse), Scratch(run.reuse), Scratch(run.reuse)
+        noise, states, middles, hats = run.draw, run.buffers(), run.buffers(), run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             if of_z[k]:
-                x = combine(x, of_raised[k], noise(x, k, 0), of_z[k], hats.other(x))
+                x = combine(x, of_raised[k], noise(x, k, 0), of_z[k], hats[x is hats[0]])
             d = begin.denoised(k, x)
-            euler = combine(x, of_x[k], d, of_d[k], middles.other(x))
+            euler = combine(x, of_x[k], d, of_d[k], middles[x is middles[0]])
             if not end_coef[k]:
                 return euler, None
             d_end = end.denoised(k + 1, euler)
-            new = combine(x, x_coef[k], d, d_coef[k], states.other(x))
+            new = combine(x, x_coef[k], d, d_coef[k], states[x is states[0]])
             return new.add_(euler, alpha=end_coef[k]).add_(d_end, alpha=end_d[k]), None
 
         return step

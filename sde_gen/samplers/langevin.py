@@ -24,7 +24,7 @@ from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.model import combine
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step
 from sde_gen.shapes import trailing
 
 #: A corrector's move at one time: (k, x) -> x.
@@ -164,11 +164,11 @@ class AnnealedLangevin(GridSampler):
         of_x = (1 - share + share * e.alpha * e.skip).tolist()
         of_raw = (share * e.alpha * e.out).tolist()
         of_z = ((2 * share) ** 0.5 * e.sigma).tolist()
-        raw, noise, scratch = e.raw, run.draw, Scratch(run.reuse)
+        raw, noise, scratch = e.raw, run.draw, run.buffers()
 
         def move(k: int, x: Tensor) -> Tensor:
             for j in range(self.steps_per_level):
-                new = combine(x, of_x[k], raw(k, x), of_raw[k], scratch.other(x))
+                new = combine(x, of_x[k], raw(k, x), of_raw[k], scratch[x is scratch[0]])
                 x = new.add_(noise(x, k, j), alpha=of_z[k])
             return x
 

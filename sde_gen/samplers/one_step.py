@@ -30,7 +30,7 @@ from sde_gen.bound_terms import VARIANCES, chosen_variance, log_variance_gap
 from sde_gen.checks import checked
 from sde_gen.model import combine
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
 from sde_gen.shapes import halves
 
 
@@ -51,12 +51,12 @@ class OneStepSampler(GridSampler):
         e = run.levels
         # x0hat = skip x + out raw is folded in, which also removes the cancellation that a detour through x0hat has.
         of_x, of_raw = (a + b * e.skip[:-1]).tolist(), (b * e.out[:-1]).tolist()
-        of_z, raw, noise, scratch = c.tolist(), e.raw, run.draw, Scratch(run.reuse)
+        of_z, raw, noise, scratch = c.tolist(), e.raw, run.draw, run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            f, new = raw(k, x), scratch.other(x)
+            f, new = raw(k, x), scratch[x is scratch[0]]
             if not of_z[k]:
-                return combine(x, of_x[k], f, of_raw[k], new), None
+                return torch.mul(x, of_x[k], out=new).add_(f, alpha=of_raw[k]), None
             # The noise is drawn where the new state will lie, which keeps a buffer out of the cache.
             new = torch.mul(noise(x, k, 0, new), of_z[k], out=new)
             return new.add_(x, alpha=of_x[k]).add_(f, alpha=of_raw[k]), None
@@ -137,10 +137,10 @@ class Ancestral(OneStepSampler):
         # log std = log small + (1 + v)/4 gap, v the second half of the output
         quarter = 0.25 * log_variance_gap(run.perturbation, s, t, e.model.trained_under)
         drawn, middle, slope = (small > 0).tolist(), (small.log() + quarter).tolist(), quarter.tolist()
-        noise, scratch = run.draw, Scratch(run.reuse)
+        noise, scratch = run.draw, run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            (f, v), new = halves(e.output(k, x), x), scratch.other(x)
+            (f, v), new = halves(e.output(k, x), x), scratch[x is scratch[0]]
             if not drawn[k]:
                 return combine(x, of_x[k], f, of_raw[k], new), None
             std = torch.mul(v, slope[k]).add_(middle[k]).exp_()

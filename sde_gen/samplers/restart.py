@@ -18,7 +18,7 @@ from sde_gen import checks
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel, combine
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step
 from sde_gen.samplers.grids import KarrasRho, TimeGrid
 from sde_gen.samplers.heun import Heun
 
@@ -105,15 +105,15 @@ class Restart(GridSampler):
             part = times[begin:end]
             key = tuple(part.tolist())
             if key not in laps:
-                laps[key] = self.rule.stepper(Run(p, part, e.at(*p.curves(part)), run.noise, run.reuse))
+                laps[key] = self.rule.stepper(Run(p, part, e.at(*p.curves(part)), run.noise, run.state, run.reuse))
             plan += [(laps[key], j) for j in range(len(part) - 1)] + [(None, 0)]
         a, b = (c.tolist() for c in p.transition(torch.minimum(times[:-1], times[1:]), times[1:]))
-        noise, scratch = run.draw, Scratch(run.reuse)
+        noise, scratch = run.draw, run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             rule, j = plan[k]
             if rule is None:
-                return combine(x, a[k], noise(x, k, 0), b[k], scratch.other(x)), None
+                return combine(x, a[k], noise(x, k, 0), b[k], scratch[x is scratch[0]]), None
             return rule(j, x, memory)
 
         return step

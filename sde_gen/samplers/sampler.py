@@ -130,14 +130,15 @@ class Sampler(abc.ABC):
         """
         began = time.perf_counter()
         source, like = self._begin(shape, start, seed, noise, first, dtype, device, model)
-        if like.shape[0] == 0:
+        if len(like) == 0:
             return Samples(like, 0, time.perf_counter() - began)
         told = NOTHING
         if condition or named:
             where = type(self).__name__
             given = gathered(where, model.network, condition, named, Sampler.__call__)
             told = Condition.of(where, given, len(like))
-        size = self._chunk_size(like, chunk, deterministic, source)
+        few = chunk is None and not deterministic and like.numel() <= _CHUNK_NUMBERS
+        size = len(like) if few else self._chunk_size(like, chunk, deterministic, source)
         parts: list[Tensor] = []
         counts: list[Tensor] = []
         calls, done = 0, 0
@@ -181,14 +182,15 @@ class Sampler(abc.ABC):
             source = source.starting_at(first + rows.start)
         part = like[rows]
         x = None if start is None else start[rows].to(dtype=like.dtype, device=like.device)
-        if count < whole and condition:
+        if count < whole and condition is not NOTHING:
             condition = condition[rows]
         if padded is not None and count < padded:
             part, x = _pad(part, padded), None if x is None else _pad(x, padded)
             condition = condition.padded(padded)
         if x is None:
             t = self.times(model)[0]
-            _warn_of_late_start(model, float(t))
+            if float(t) < model.times_within()[1]:
+                _warn_of_late_start(model, float(t))
             x = source(part, -1, 0) * float(model.perturbation.curves(t)[1])
         x, calls, each = self.solve(Job(model, x, condition, source, callback, progress, first + rows.start, count))
         return x[:count], calls, None if each is None else each[:count]
@@ -258,8 +260,6 @@ class Sampler(abc.ABC):
 def _warn_of_late_start(model: ScoreModel, t: float) -> None:
     """A draw of noise alone is the law of the process at its last time, not where a good part of the data is left."""
     latest = model.times_within()[1]
-    if t >= latest:
-        return
     alpha, sigma = map(float, model.perturbation.curves(t))
     last, least = map(float, model.perturbation.curves(latest))
     if alpha > _SIGNAL * sigma and alpha * least > 1.1 * last * sigma:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sde_gen.checks import checked
 from sde_gen.model import combine
 from sde_gen.samplers.exponential import NATURAL, PREDICTIONS, Points, from_state_and_data, integrals
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step, estimate, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, estimate, require_finite
 from sde_gen.samplers.grids import ChainNodes, UniformLambda
 
 
@@ -69,17 +69,17 @@ class SingleStep(GridSampler):
                 landing = float(-a[-2]) * onto, onto * float(scale[-2])
         carries = [carry.tolist() for carry, _ in rows]
         weights = [weight.tolist() for _, weight in rows]
-        scratch = Scratch(run.reuse)
+        scratch = run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             (scale, keep, raw), *others = estimates
             d = keep(k, x, raw(k, x))
             if k == len(whole):
-                return combine(x, landing[0], d, landing[1], scratch.other(x)), None
+                return combine(x, landing[0], d, landing[1], scratch[x is scratch[0]]), None
             moved = combine(x, carries[0][k], d, weights[0][k][0] * scale[k])
             for stage, (scale_r, keep_r, raw_r) in enumerate(others, 1):
                 inner = keep_r(k, moved, raw_r(k, moved))
-                out = scratch.other(x) if stage == len(others) else None
+                out = scratch[x is scratch[0]] if stage == len(others) else None
                 moved = combine(x, carries[stage][k], d, weights[stage][k][0] * scale[k], out)
                 moved.add_(inner, alpha=weights[stage][k][1] * scale_r[k])
             return moved, None

@@ -36,7 +36,7 @@ from torch import Tensor
 from sde_gen.checks import checked
 from sde_gen.model import combine
 from sde_gen.perturbations import Perturbation
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Scratch, Step, estimate, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, estimate, require_finite
 from sde_gen.samplers.grids import ArctanLambda
 from sde_gen.samplers.one_step import OneStepSampler
 
@@ -152,12 +152,12 @@ class SDEDPMSolverPP(GridSampler):
         weights[0] *= scale[:-1]
         of_x, of_z = decay.tolist(), std.tolist()
         of_d = weights[: self.solver_order].T.tolist()
-        raw, noise, scratch, kept = e.raw, run.draw, Scratch(run.reuse), self.solver_order
+        raw, noise, scratch, kept = e.raw, run.draw, run.buffers(), self.solver_order
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             # The oldest estimate is not needed again: the newest takes its place.
             old, free = ((), None) if memory is None else memory
-            d, new = keep(k, x, raw(k, x), free), scratch.other(x)
+            d, new = keep(k, x, raw(k, x), free), scratch[x is scratch[0]]
             if of_z[k]:
                 new = torch.mul(noise(x, k, 0, new), of_z[k], out=new).add_(x, alpha=of_x[k])
             else:
@@ -201,11 +201,11 @@ class StochasticHeun(GridSampler):
         of_x, of_z, of_d = decay.tolist(), std.tolist(), (e.alpha[1:] * flat).tolist()
         # Onto sigma = 0 the first-order step lands on x0hat, and the denoiser there would change nothing.
         turn = torch.where(e.sigma[1:] > 0, e.alpha[1:] * linear, 0.0).tolist()
-        denoised, noise, states = e.denoised, run.draw, Scratch(run.reuse)
+        denoised, noise, states = e.denoised, run.draw, run.buffers()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
             d = denoised(k, x)
-            new = combine(x, of_x[k], d, of_d[k], states.other(x))
+            new = combine(x, of_x[k], d, of_d[k], states[x is states[0]])
             if of_z[k]:
                 new.add_(noise(x, k, 0), alpha=of_z[k])
             if turn[k]:

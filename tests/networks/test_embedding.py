@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from sde_gen.networks.embedding import C_NOISE_LIMIT, fourier_features
+from sde_gen.networks.mlp import C_NOISE_LIMIT, fourier_features
 
 
 @pytest.mark.parametrize("size", [4, 16, 128])

@@ -10,11 +10,11 @@ from sde_gen.networks import MLP
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"features": 0}, "features must be a whole number >= 1, got 0"),
-        ({"hidden": 2}, "hidden must be a whole number >= 4, got 2"),
+        ({"features": 0}, "features must be a whole number, at least 1, got 0"),
+        ({"hidden": 2}, "hidden must be a whole number, at least 4, got 2"),
         ({"hidden": 17}, "hidden must be even, got 17; try 18"),
-        ({"layers": 0}, "layers must be a whole number >= 1, got 0"),
-        ({"layers": 2.0}, "layers must be a whole number >= 1, got 2.0"),
+        ({"layers": 0}, "layers must be a whole number, at least 1, got 0"),
+        ({"layers": 2.0}, "layers must be a whole number, at least 1, got 2.0"),
     ],
 )
 def test_refuses_bad_arguments(options: dict, message: str) -> None:

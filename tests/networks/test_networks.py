@@ -268,12 +268,12 @@ def test_unknown_arguments_are_errors(kind: str) -> None:
 @EVERY
 @pytest.mark.parametrize("dropout", [-0.1, 1.0, 2, math.nan, "a", True])
 def test_refuses_a_bad_dropout(kind: str, dropout: object) -> None:
-    with pytest.raises(ConfigError, match=r"dropout must be a number in \[0, 1\)"):
+    with pytest.raises(ConfigError, match=r"dropout must be a (finite )?number in \[0, 1\)"):
         MAKERS[kind][0](dropout=dropout)
 
 
 @EVERY
 @pytest.mark.parametrize("num_classes", [-1, 1.5, "3", None, True])
 def test_refuses_a_bad_class_count(kind: str, num_classes: object) -> None:
-    with pytest.raises(ConfigError, match="num_classes must be a whole number >= 0"):
+    with pytest.raises(ConfigError, match="num_classes must be a whole number, at least 0"):
         MAKERS[kind][0](num_classes=num_classes)
