@@ -1,6 +1,6 @@
 """Data from the Hugging Face hub, or local parquet files and image folders, through the optional library `datasets`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen.data.base import Dataset, class_labels, from_raw
+from sde_gen.data.base import Dataset, from_raw
 from sde_gen.data.images import Source, load_images
+from sde_gen.data.labels import encode
+from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, MissingInputError, SDEGenError
 
@@ -44,7 +46,7 @@ def hub(
         test_split: the held-out part; None: taken out of `split` by `held_out` and `seed`.
         column: the images, or vectors of one length; None: the only image column, else the only column of lists, else
             all columns of numbers side by side.
-        label_column: whole numbers or strings; None: the only column with class names, if there is one.
+        label_column: whole numbers (-1: no label) or strings; None: the only column with class names, if there is one.
         image_size: see `image_folder`.
         channels: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
@@ -65,10 +67,9 @@ def hub(
     features = dict(table.features)
     label_column = _label_column(datasets, where, features, label_column)
     columns = _columns(datasets, where, features, column, label_column)
-    classes, labels = 0, None
+    classes, labels = (), None
     if label_column is not None:
-        labels, classes = class_labels(where, np.array(table[label_column][:]))
-        classes = max(classes, getattr(features[label_column], "num_classes", None) or 0)
+        labels, classes = _labels(where, table[label_column][:], getattr(features[label_column], "names", None))
     test_from = None if test_split is None else len(parts[0])
     if isinstance(features[columns[0]], datasets.Image):
         encoded = table.cast_column(columns[0], datasets.Image(decode=False))
@@ -84,6 +85,10 @@ def hub(
 
 def _load(datasets: Any, name: str | Path, config: str | None, revision: str | None, split: str) -> Any:
     path = Path(name).expanduser()
+    if path.exists():  # not opened by any reader: what is no plain file
+        for inside in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if not inside.is_dir():
+                located(inside, "data must be in plain files; remove it")
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
@@ -98,12 +103,12 @@ def _load(datasets: Any, name: str | Path, config: str | None, revision: str | N
         raise
     except (FileNotFoundError, ConnectionError) as error:
         raise MissingInputError(
-            f"{name}: no such file, folder or data set on the hub, or the hub cannot be reached ({_line(error)})"
+            f"{name}: no such file, folder or data set on the hub, or the hub cannot be reached ({sentence(error)})"
         ) from None
     except Exception as error:  # noqa: BLE001  # the library wraps whatever its readers raise in classes of its own
         if type(error) in (ValueError, KeyError):  # an unknown split or configuration; damaged files raise subclasses
-            raise ConfigError(f"{name}, split {split!r}, config {config!r}: {_line(error)}") from None
-        raise DataError(f"{name}: cannot be read ({_line(error)})") from None
+            raise ConfigError(f"{name}, split {split!r}, config {config!r}: {sentence(error)}") from None
+        raise DataError(f"{name}: cannot be read ({sentence(error)})") from None
     finally:
         if not shown:
             datasets.enable_progress_bars()
@@ -116,6 +121,17 @@ def _label_column(datasets: Any, where: str, features: dict[str, Any], label_col
         return label_column
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     return named[0] if len(named) == 1 else None
+
+
+def _labels(where: str, values: list, names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels and class names: those that the data set states (all of them, and in its order), else what is found."""
+    empty = next((row for row, value in enumerate(values) if value is None), None)
+    if empty is not None:
+        raise DataError(f"{where}: row {empty} has an empty label; write -1 for a sample without a label")
+    if names is None:
+        return encode(where, np.array(values))
+    labels = torch.tensor(values)
+    return torch.where(labels < 0, len(names), labels), tuple(names)
 
 
 def _columns(
@@ -173,7 +189,3 @@ def _opener(table: Any, column: str, row: int) -> Callable[[], IO[bytes]]:
         return BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")
 
     return open_it
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

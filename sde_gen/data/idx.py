@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sde_gen.checks import integer
 from sde_gen.data.base import Dataset
-from sde_gen.data.order import check_whole
+from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import DataError, MissingInputError
 
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"  # where the Debian package dataset-fashion-mnist puts the files
 _LARGEST = 2**32  # bytes; a header that promises more is a broken one
 _PIECE = 2**24
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -> Dataset:
@@ -31,12 +33,14 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
         root: folder of the files; None: the folder of the Debian package `dataset-fashion-mnist`.
         limit: use only the first samples, at most so many of each part; None: all.
 
+    The classes have the names of Fashion-MNIST ("Trouser") where `root` is None or names a folder "...fashion...".
+
     Raises:
         MissingInputError: a folder or file that is not there.
         DataError: a file that is not an IDX file, is cut short, or does not fit the others.
     """
     if limit is not None:
-        limit = check_whole("fashion_mnist: limit", limit, 1)
+        limit = integer("fashion_mnist", "limit", limit)
     folder = _folder(root)
     parts = {}
     for part in ("train", "t10k"):
@@ -56,7 +60,8 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
     transform = Affine.to_unit(0, 255, 256)
     scaled = {part: transform.forward(torch.from_numpy(images)[:, None]) for part, (images, _) in parts.items()}
     labels = {part: torch.from_numpy(values).to(torch.int64) for part, (_, values) in parts.items()}
-    classes = 1 + int(max(values.max() for values in labels.values()))
+    count = max(10, 1 + int(max(values.max() for values in labels.values())))
+    named = count == 10 and (root is None or "fashion" in folder.name.lower())
     return Dataset(
         "fashion_mnist" if root is None else folder.name,
         "image",
@@ -65,7 +70,8 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
         transform,
         labels["train"],
         labels["t10k"],
-        max(classes, 10),
+        count,
+        classes=_FASHION if named else (),
     )
 
 
@@ -76,18 +82,16 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
         MissingInputError: no such file.
         DataError: another format or type, a header that promises an absurd size, too few or too many bytes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
-    with path.open("rb") as probe:
-        zipped = probe.read(2) == b"\x1f\x8b"
+    path = located(path, "it must be an IDX file")
     try:
+        with path.open("rb") as probe:
+            zipped = probe.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if zipped else path.open("rb") as file:
             return _read(path, file)
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise DataError(f"{path}: the gzip data is damaged or cut short ({error}); fetch the file again") from None
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+        raise DataError(f"{path}: cannot be read ({sentence(error)})") from None
 
 
 def _read(path: Path, file: BufferedIOBase) -> NDArray[np.uint8]:
@@ -115,20 +119,19 @@ def _read(path: Path, file: BufferedIOBase) -> NDArray[np.uint8]:
 
 
 def _folder(root: str | Path | None) -> Path:
-    folder = Path(DEBIAN_FOLDER if root is None else root).expanduser()
-    if folder.is_dir():
-        return folder
-    if root is None:
+    if root is not None:
+        return located(root, "root (data.root) must be the folder that holds the IDX files", folder=True)
+    if not Path(DEBIAN_FOLDER).is_dir():
         raise MissingInputError(
-            f"Fashion-MNIST is not in {folder}: run `apt-get install dataset-fashion-mnist` (Debian), "
+            f"Fashion-MNIST is not in {DEBIAN_FOLDER}: run `apt-get install dataset-fashion-mnist` (Debian), "
             "or set root (data.root) to the folder that holds its IDX files"
         )
-    raise MissingInputError(f"{folder}: no such folder; root (data.root) must be the folder that holds the IDX files")
+    return Path(DEBIAN_FOLDER)
 
 
 def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
     raise MissingInputError(
         f"{folder}: holds neither {name} nor {name}.gz; root (data.root) must hold the four IDX files"
