@@ -84,11 +84,15 @@ def hub(
 
 
 def _load(datasets: Any, name: str | Path, config: str | None, revision: str | None, split: str) -> Any:
-    path = Path(name).expanduser()
-    if path.exists():  # not opened by any reader: what is no plain file
-        for inside in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if not inside.is_dir():
-                located(inside, "data must be in plain files; remove it")
+    wanted = "name (data.name) must be a file, a folder or a data set on the hub"
+    try:
+        path = located(name, wanted, folder=None)
+    except MissingInputError as error:
+        path = Path(name)
+        if path.is_absolute() or str(name).startswith(("~", ".")) or path.suffix in _READERS:
+            raise MissingInputError(f"{name}: no such file, folder or data set on the hub; {wanted}") from error
+    for inside in path.rglob("*"):  # the library would open whatever lies there
+        located(inside, "a folder of data must hold nothing but files; remove it", folder=None)
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:

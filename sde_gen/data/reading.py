@@ -6,7 +6,7 @@ from pathlib import Path
 from sde_gen.errors import ConfigError, DataError, MissingInputError
 
 
-def located(path: str | Path, what: str, *, folder: bool = False) -> Path:
+def located(path: str | Path, what: str, *, folder: bool | None = False) -> Path:
     """`path` (~ is the home folder), which is there and is a regular file, or a folder where that is asked for.
 
     A named pipe or a device is refused without opening it, because reading from it may never end.
@@ -14,7 +14,7 @@ def located(path: str | Path, what: str, *, folder: bool = False) -> Path:
     Args:
         path: as the user gave it.
         what: what messages ask for, such as "path (data.path) must be a CSV file".
-        folder: whether a folder is wanted.
+        folder: whether a folder is wanted; None: either will do.
 
     Raises:
         MissingInputError: nothing there, or a folder where a file is wanted, or the other way round.
@@ -29,12 +29,11 @@ def located(path: str | Path, what: str, *, folder: bool = False) -> Path:
         raise DataError(f"{path}: cannot be read ({error.strerror}); {what}") from None
     except (OSError, RuntimeError, ValueError):  # also a name that is too long, a loop of links, an unknown ~user
         raise MissingInputError(f"{path}: no such {'folder' if folder else 'file'}; {what}") from None
-    if stat.S_ISREG(mode) and folder:
-        raise MissingInputError(f"{place}: no such folder, it is a file; {what}")
-    if stat.S_ISDIR(mode) and not folder:
-        raise MissingInputError(f"{place}: no such file, it is a folder; {what}")
     if not (stat.S_ISREG(mode) or stat.S_ISDIR(mode)):
         raise DataError(f"{place}: a pipe, device or socket is not data; {what}")
+    if folder is not None and stat.S_ISDIR(mode) != folder:
+        wrong, right = ("file", "folder") if folder else ("folder", "file")
+        raise MissingInputError(f"{place}: no such {right}, it is a {wrong}; {what}")
     return place
 
 

@@ -167,7 +167,8 @@ class Affine:
     def _fine(self) -> bool:
         """Whether raw values need float64: float32 would add an error of more than a few roundings of x."""
         shift, scale = np.broadcast_arrays(self.shift, self.scale)
-        return bool(((np.abs(shift) / 16 > scale) | (scale < 1e-30) | (scale > 1e30)).any())
+        size = np.abs(shift)
+        return bool(((size / 16 > scale) | (scale < 1e-30) | (scale > 1e30) | ((size > 0) & (size < 1e-30))).any())
 
     def _like(self, value: Numbers, x: Tensor) -> Tensor | float:
         if not isinstance(value, tuple):
@@ -192,7 +193,8 @@ def standardising(raw: Tensor, axis: int = -1) -> Affine:
         np.ldexp(v, exponent).flatten() for v in (values.mean(others, keepdims=True), values.std(others, keepdims=True))
     )
     varies = (np.ptp(values, axis=others) > 0) & (std > 0)
-    return Affine(tuple(map(float, mean)), tuple(map(float, np.where(varies, std, 1.0))), axis=axis)
+    shift = np.where(varies, mean, np.ldexp(values[:1], exponent).max(others))  # a mean of equal values may be rounded
+    return Affine(tuple(map(float, shift)), tuple(map(float, np.where(varies, std, 1.0))), axis=axis)
 
 
 def _float64(x: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ def test_layout_that_is_not_plain(tmp_path: Path) -> None:
             array_file(path)
         assert array_file(path, layout="NCHW").shape == array.shape[1:]
         assert array_file(path, layout="NHWC").shape == (array.shape[3], *array.shape[1:3])
-    with pytest.raises(ConfigError, match="layout must be one of .*NHWC.*NCHW.*, got 'HWC'"):
+    with pytest.raises(ConfigError, match=r"layout must be one of .*NHWC.*NCHW.*, got 'HWC'"):
         array_file(path, layout="HWC")
     with pytest.raises(ConfigError, match="layout is for images"):
         array_file(npy(tmp_path, np.zeros((4, 2))), layout="NHWC")
@@ -77,7 +77,7 @@ def test_other_ranges_are_asked_for(tmp_path: Path) -> None:
         array_file(path, low=5, high=5)
     with pytest.raises(ConfigError, match="low and high go together"):
         array_file(path, low=5)
-    with pytest.raises(ConfigError, match="high must be a (finite )?number"):
+    with pytest.raises(ConfigError, match=r"high must be a (finite )?number"):
         array_file(path, low=5, high="x")  # type: ignore[arg-type]
 
 
