@@ -1,6 +1,7 @@
 """Data from the Hugging Face hub, or local parquet files and image folders, through the optional library `datasets`."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -73,7 +74,9 @@ def hub(
     test_from = None if test_split is None else len(parts[0])
     if isinstance(features[columns[0]], datasets.Image):
         encoded = table.cast_column(columns[0], datasets.Image(decode=False))
-        sources = [Source(f"{where}, row {row}", _opener(encoded, columns[0], row)) for row in range(len(encoded))]
+        sources = [
+            Source(f"{where}, row {row}", partial(_open, encoded, columns[0], row)) for row in range(len(encoded))
+        ]
         raw = load_images(sources, image_size=image_size, channels=channels)
         transform = Affine.to_unit(0, 255, 256)
         return from_raw(Path(where).name, "image", raw, labels, transform, held_out, seed, classes, test_from)
@@ -84,25 +87,25 @@ def hub(
 
 
 def _load(datasets: Any, name: str | Path, config: str | None, revision: str | None, split: str) -> Any:
-    wanted = "name (data.name) must be a file, a folder or a data set on the hub"
+    local: Path | None = None
     try:
-        path = located(name, wanted, folder=None)
-    except MissingInputError as error:
-        path = Path(name)
-        if path.is_absolute() or str(name).startswith(("~", ".")) or path.suffix in _READERS:
-            raise MissingInputError(f"{name}: no such file, folder or data set on the hub; {wanted}") from error
-    for inside in path.rglob("*"):  # the library would open whatever lies there
+        local = located(name, "name (data.name) must be a file, a folder or a data set on the hub", folder=None)
+    except MissingInputError:
+        if str(name).startswith(("/", "~", ".")) or Path(name).suffix in _READERS:
+            raise MissingInputError(f"{name}: no such file, folder or data set on the hub") from None
+    for inside in [] if local is None else local.rglob("*"):  # the library would open whatever lies there
         located(inside, "a folder of data must hold nothing but files; remove it", folder=None)
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if path.is_file():
-            if path.suffix not in _READERS:
-                raise ConfigError(f"{path}: a local file must end in one of {', '.join(_READERS)}; or name a folder")
-            # a single file has no parts of its own: it is all "train"
-            return datasets.load_dataset(_READERS[path.suffix], data_files={"train": str(path)}, split=split)
-        source = str(path) if path.is_dir() else str(name)
-        return datasets.load_dataset(source, config, split=split, revision=None if path.is_dir() else revision)
+        if local is None:
+            return datasets.load_dataset(str(name), config, split=split, revision=revision)
+        if local.is_dir():
+            return datasets.load_dataset(str(local), config, split=split)
+        if local.suffix not in _READERS:
+            raise ConfigError(f"{local}: a local file must end in one of {', '.join(_READERS)}; or name a folder")
+        # a single file has no parts of its own: it is all "train"
+        return datasets.load_dataset(_READERS[local.suffix], data_files={"train": str(local)}, split=split)
     except SDEGenError:
         raise
     except (FileNotFoundError, ConnectionError) as error:
@@ -185,11 +188,8 @@ def _vectors(where: str, table: Any, columns: list[str]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _opener(table: Any, column: str, row: int) -> Callable[[], IO[bytes]]:
-    def open_it() -> IO[bytes]:
-        value = table[row][column]
-        if value is None:
-            raise ValueError("the row holds no image")
-        return BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")
-
-    return open_it
+def _open(table: Any, column: str, row: int) -> IO[bytes]:
+    value = table[row][column]
+    if value is None:
+        raise ValueError("the row holds no image")
+    return BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")

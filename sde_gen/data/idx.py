@@ -28,12 +28,11 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
 
     The files are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
     `t10k-labels-idx1-ubyte`, each plain or with `.gz`; the t10k files are the held-out samples (60,000 and 10,000).
+    The classes have their names ("Trouser") where `root` is None or names a folder "...fashion...".
 
     Args:
         root: folder of the files; None: the folder of the Debian package `dataset-fashion-mnist`.
         limit: use only the first samples, at most so many of each part; None: all.
-
-    The classes have the names of Fashion-MNIST ("Trouser") where `root` is None or names a folder "...fashion...".
 
     Raises:
         MissingInputError: a folder or file that is not there.
@@ -44,10 +43,7 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
     folder = _folder(root)
     parts = {}
     for part in ("train", "t10k"):
-        images_file, labels_file = (
-            _find(folder, f"{part}-images-idx3-ubyte"),
-            _find(folder, f"{part}-labels-idx1-ubyte"),
-        )
+        images_file, labels_file = (_find(folder, f"{part}-{name}-ubyte") for name in ("images-idx3", "labels-idx1"))
         images, labels = read_idx(images_file), read_idx(labels_file)
         if images.ndim != 3 or labels.ndim != 1:
             raise DataError(
@@ -88,10 +84,9 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
             zipped = probe.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if zipped else path.open("rb") as file:
             return _read(path, file)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: the gzip data is damaged or cut short ({error}); fetch the file again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({sentence(error)})") from None
+    except (EOFError, zlib.error, OSError) as error:  # a bad gzip file is an OSError
+        what = "cannot be read, or its gzip data is damaged or cut short"
+        raise DataError(f"{path}: {what} ({sentence(error)}); fetch the file again") from None
 
 
 def _read(path: Path, file: BufferedIOBase) -> NDArray[np.uint8]:

@@ -3,6 +3,8 @@
 import codecs
 import csv
 import io
+import math
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -55,7 +57,8 @@ def csv_file(
     if not lines:
         raise DataError(f"{file}: holds no data")
     width = len(lines[0][1])
-    place = label % width if isinstance(label, int) and -width <= label < width else None
+    whole = isinstance(label, Integral) and not isinstance(label, bool)
+    place = int(label) % width if whole and -width <= label < width else None  # type: ignore[arg-type,operator]
     if header is None:
         fields = [field for column, field in enumerate(lines[0][1]) if column != place]
         header = isinstance(label, str) or not any(_is_number(field) for field in fields)
@@ -72,16 +75,17 @@ def csv_file(
             raise DataError(f"{file}, line {number}: has {len(fields)} columns, but the first line has {width}")
         row = []
         for column, field in enumerate(fields):
-            at = f"{file}, line {number}, column {column + 1} ({names[column]})"
-            if column == place:
+            if column == place and field.strip():
                 labels.append(field.strip())
-                if not labels[-1]:
-                    raise DataError(f"{at}: the label is empty; write -1 for a sample without a label")
-            elif not _is_number(field) or not np.isfinite(float(field)):
-                hint = f"; is {_strange(field)} the delimiter, or a decimal comma?" if _strange(field) else ""
-                raise DataError(f"{at}: {field!r} is not a finite number{hint}")
-            else:
+            elif column != place and _is_number(field) and math.isfinite(float(field)):
                 row.append(float(field))
+            else:
+                what = f"{field!r} is not a finite number"
+                if column == place:
+                    what = "the label is empty; write -1 for a sample without a label"
+                elif mark := next((mark for mark in "\t;|," if mark in field), None):
+                    what += f"; is {mark!r} the delimiter (data.delimiter), or a decimal comma?"
+                raise DataError(f"{file}, line {number}, column {column + 1} ({names[column]}): {what}")
         rows.append(row)
     if not rows[0]:
         raise DataError(f"{file}: the labels are its only column; there must be at least one column of numbers")
@@ -121,8 +125,3 @@ def _is_number(field: str) -> bool:
     except ValueError:
         return False
     return "_" not in field  # Python reads 1_000 as a number; no other program does
-
-
-def _strange(field: str) -> str | None:
-    """A character in a field that is no number, which may be why."""
-    return next((mark for mark in "\t;|," if mark in field), None)

@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from sde_gen.checks import integer, number
 from sde_gen.data.base import Dataset, Mixture
@@ -193,14 +192,8 @@ def _sampled(
     name: str, draw: Draw, n: int, n_test: int, seed: int, transform: Affine, classes: int, law: Mixture | None = None
 ) -> Dataset:
     seed = check_seed(seed)
-    parts: list[Tensor] = []
-    for stream, (which, count) in enumerate((("n", n), ("n_test", n_test))):
-        points, labels = draw(integer(name, which, count), generator(seed, stream))
-        parts += [
-            transform.forward(torch.from_numpy(points)).to(torch.float32),
-            torch.from_numpy(labels).to(torch.int64),
-        ]
-    train, train_labels, test, test_labels = parts
-    if classes == 0:
-        return Dataset(name, "vector", train, test, transform, law=law)
-    return Dataset(name, "vector", train, test, transform, train_labels, test_labels, classes, law)
+    sizes = integer(name, "n", n), integer(name, "n_test", n_test)
+    drawn = [draw(size, generator(seed, stream)) for stream, size in enumerate(sizes)]
+    train, test = (transform.forward(torch.from_numpy(points)).to(torch.float32) for points, _ in drawn)
+    labels = [torch.from_numpy(values).to(torch.int64) if classes else None for _, values in drawn]
+    return Dataset(name, "vector", train, test, transform, labels[0], labels[1], classes, law)

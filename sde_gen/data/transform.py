@@ -189,9 +189,11 @@ def standardising(raw: Tensor, axis: int = -1) -> Affine:
     # Divided by powers of two, which rounds nothing, so that no square or sum overflows or vanishes.
     exponent = np.frexp(np.abs(values).max(others, keepdims=True))[1]
     values = np.ldexp(values, -exponent)
-    mean, std = (
-        np.ldexp(v, exponent).flatten() for v in (values.mean(others, keepdims=True), values.std(others, keepdims=True))
-    )
+    mean, std = values.mean(others, keepdims=True), values.std(others, keepdims=True)
+    far, rest = std <= 1e-7 * np.abs(mean), values - mean  # far from zero the mean itself is rounded: once more
+    mean = mean + np.where(far, rest.mean(others, keepdims=True), 0.0)
+    std = np.where(far, rest.std(others, keepdims=True), std)
+    mean, std = (np.ldexp(v, exponent).flatten() for v in (mean, std))
     varies = (np.ptp(values, axis=others) > 0) & (std > 0)
     shift = np.where(varies, mean, np.ldexp(values[:1], exponent).max(others))  # a mean of equal values may be rounded
     return Affine(tuple(map(float, shift)), tuple(map(float, np.where(varies, std, 1.0))), axis=axis)

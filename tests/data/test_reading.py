@@ -73,7 +73,7 @@ def test_what_is_no_delimiter(tmp_path: Path, delimiter: str) -> None:
     ["1;2|3\n4;5|6\n", "a;b\n1,5;2,5\n3,5;4,5\n", "1,5;2\n3,5;4\n", "height cm\n1\n2;3\n", "1 2\t3\n4 5\t6\n"],
 )
 def test_nothing_is_guessed_where_more_than_one_or_none_fits(tmp_path: Path, text: str) -> None:
-    with pytest.raises(DataError, match=r"is not a finite number.*(delimiter, or a decimal comma)|columns"):
+    with pytest.raises(DataError, match=r"is not a finite number; is .* the delimiter|columns"):
         csv_file(table(tmp_path, text))
 
 
@@ -252,3 +252,39 @@ def test_images_that_change_while_they_are_read(tmp_path: Path) -> None:
     sources = [Source("0.png", lambda: (tmp_path / "0.png").open("rb")), change([0])]
     with pytest.raises(DataError, match=r"1\.png: was changed while it was read"):
         load_images(sources, image_size=None, channels=None)
+
+
+@pytest.mark.parametrize("label", [1, -1, np.int64(1), np.int8(-1)])
+def test_a_place_of_numpy_names_the_labels(tmp_path: Path, label: int) -> None:
+    assert csv_file(table(tmp_path, "1,4\n2,9\n3,9\n"), label=label).classes == ("4", "9")
+
+
+def test_a_truth_value_is_no_place_of_the_labels(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no column True"):
+        csv_file(table(tmp_path, "1,4\n2,9\n3,9\n"), label=True)
+
+
+@pytest.mark.parametrize("name", ["a\0b", "a" * 300, "no/such/" + "b" * 300])
+def test_a_name_that_no_hub_can_have(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    datasets = pytest.importorskip("datasets")
+    monkeypatch.setattr(datasets, "load_dataset", lambda *_, **__: (_ for _ in ()).throw(FileNotFoundError(name)))
+    with pytest.raises(MissingInputError, match="no such file, folder or data set"):
+        hub(name)
+
+
+def test_classes_that_the_hub_states_keep_their_order(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    pa = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    features = datasets.Features(
+        {"v": datasets.Value("float64"), "y": datasets.ClassLabel(names=["dog", "ant", "cat"])}
+    )
+    columns = {"v": [float(i) for i in range(8)], "y": [0, 1, -1, 0, 1, 0, 1, -1]}
+    parquet.write_table(pa.table(columns, schema=features.arrow_schema), tmp_path / "x.parquet")
+    data = hub(tmp_path / "x.parquet", held_out=2)
+    assert data.classes == ("dog", "ant", "cat")
+    assert data.train_labels is not None
+    x = data.transform.inverse(data.train)[:, 0].round().long().tolist()
+    assert data.train_labels.tolist() == [3 if columns["y"][i] < 0 else columns["y"][i] for i in x]
+    with pytest.raises(ConfigError, match="'cat' never occurred in training; choose one of dog, ant"):
+        data.label_of("cat")
