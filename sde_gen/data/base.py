@@ -2,18 +2,23 @@
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.checks import choice, integer, integers
+from sde_gen.data.labels import label_of
 from sde_gen.data.order import split_indices
-from sde_gen.data.transform import Affine
+from sde_gen.data.transform import Affine, standardising
 from sde_gen.errors import DataError
 
-KINDS = ("image", "vector")
+#: What samples of each kind look like.
+KINDS = {"image": ("C", "H", "W"), "vector": ("D",), "series": ("C", "L")}
+_MOST_CLASSES = 2**20  # a description that claims more is a damaged one
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,20 +33,86 @@ class Mixture:
     covariances: Tensor
 
 
+@dataclass(frozen=True)
+class Description:
+    """What is known of a data set without its samples; checkpoints keep it.
+
+    Args:
+        name: short name.
+        kind: "image", "vector" or "series".
+        shape: shape of one sample.
+        transform: raw data to the model's scale and back.
+        classes: names of the classes; the place of a name is its label.
+        counts: training samples of each class, () where that is not known.
+        fingerprint: `Dataset.fingerprint`, "" where that is not known.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    transform: Affine
+    classes: tuple[str, ...] = ()
+    counts: tuple[int, ...] = ()
+    fingerprint: str = ""
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes; 0: no labels."""
+        return len(self.classes)
+
+    def label_of(self, word: object, where: str = "label") -> int:
+        """The label of the class that a person calls `word` ("Trouser", "3", 3): `sde_gen.data.label_of`."""
+        return label_of(self.classes, word, self.counts, where)
+
+    def to_dict(self) -> dict[str, object]:
+        """Plain JSON values; `from_dict` gives back an equal description."""
+        return {
+            **{name: getattr(self, name) for name in ("name", "kind", "num_classes", "fingerprint")},
+            **{name: list(getattr(self, name)) for name in ("shape", "classes", "counts")},
+            "transform": self.transform.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, object]) -> "Description":
+        """The description that `to_dict` wrote; where it is without class names they are "0", "1", ...
+
+        Raises:
+            DataError: an entry that is missing or not what it should be.
+        """
+        try:
+            given: dict[str, Any] = dict(values)
+            shape = integers("data", "shape", given["shape"])
+            count = integer("data", "num_classes", given["num_classes"], low=0, high=_MOST_CLASSES)
+            classes = tuple(given.get("classes") or map(str, range(count)))
+            counts = integers("data", "counts", given.get("counts") or (), low=0)
+            texts = [given["name"], choice("data", "kind", given["kind"], tuple(KINDS)), given.get("fingerprint", "")]
+            if not all(isinstance(text, str) for text in (*texts, *classes)):
+                raise ValueError("a name is not text")
+            if len(shape) != len(KINDS[texts[1]]) or len(set(classes)) != count or len(counts) not in (0, count):
+                raise ValueError(f"shape {shape}, {count} classes, {len(set(classes))} names, {len(counts)} counts")
+            transform = Affine.from_dict(given["transform"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise DataError(f"the description of the data cannot be used ({type(error).__name__}: {error})") from None
+        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2])
+
+
 @dataclass(frozen=True, eq=False)
 class Dataset:
     """Training and held-out samples on the model's scale, with labels, and the way back to raw data.
 
     Args:
         name: short name, such as "digits".
-        kind: "image" for samples of shape (C, H, W) in [-1, 1]; "vector" for samples of shape (D,), standardised.
+        kind: "image" for samples of shape (C, H, W) in [-1, 1]; "vector" for samples of shape (D,), "series" for
+            (C, L), both standardised.
         train: (N, *shape) float32, finite, N >= 1.
         test: (M, *shape) float32, finite, held out from training; M >= 1.
         transform: raw data to the model's scale and back.
-        train_labels: (N,) int64 in 0..num_classes-1, or None.
+        train_labels: (N,) int64 in 0..num_classes-1, or None; -1 for a sample without a label, which becomes
+            num_classes, as networks have it.
         test_labels: (M,) int64, or None; both or none.
         num_classes: number of classes; 0: no labels.
         law: the exact law on the model's scale where it is known, else None.
+        classes: names of the classes as they stand in the data, label k is the k-th; without them "0", "1", ...
 
     Raises:
         DataError: anything of the above that does not hold; a NaN is named with its sample.
@@ -56,10 +127,16 @@ class Dataset:
     test_labels: Tensor | None = None
     num_classes: int = 0
     law: Mixture | None = None
+    classes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
-            raise DataError(f"{self.name}: kind must be one of {KINDS}, got {self.kind!r}")
+            raise DataError(f"{self.name}: kind must be one of {', '.join(KINDS)}, got {self.kind!r}")
+        classes = tuple(map(str, self.classes or range(self.num_classes)))
+        object.__setattr__(self, "classes", classes)
+        object.__setattr__(self, "num_classes", self.num_classes or len(classes))
+        if len(set(classes)) != self.num_classes:
+            raise DataError(f"{self.name}: {self.num_classes} classes need as many different names, got {classes}")
         for part in ("train", "test"):
             self._check(part, getattr(self, part))
         if self.train.shape[1:] != self.test.shape[1:]:
@@ -75,11 +152,10 @@ class Dataset:
             self._check_labels(part, getattr(self, part), getattr(self, f"{part}_labels"))
 
     def _check(self, part: str, samples: Tensor) -> None:
-        dimensions = 4 if self.kind == "image" else 2
-        if samples.dtype != torch.float32 or samples.dim() != dimensions or 0 in samples.shape:
-            form = "(N, C, H, W)" if self.kind == "image" else "(N, D)"
+        form = ("N", *KINDS[self.kind])
+        if samples.dtype != torch.float32 or samples.dim() != len(form) or 0 in samples.shape:
             raise DataError(
-                f"{self.name}: {part} must be a non-empty float32 tensor of shape {form}, "
+                f"{self.name}: {part} must be a non-empty float32 tensor of shape ({', '.join(form)}), "
                 f"got {samples.dtype} {tuple(samples.shape)}"
             )
         finite = torch.isfinite(samples).flatten(1).all(1)
@@ -97,11 +173,12 @@ class Dataset:
                 f"{self.name}: {part}_labels must be int64 of shape ({samples.shape[0]},), "
                 f"got {labels.dtype} {tuple(labels.shape)}"
             )
-        if int(labels.min()) < 0 or int(labels.max()) >= self.num_classes:
+        if int(labels.min()) < -1 or int(labels.max()) > self.num_classes:
             raise DataError(
-                f"{self.name}: {part}_labels must lie in 0..{self.num_classes - 1}, "
+                f"{self.name}: {part}_labels must lie in 0..{self.num_classes - 1}, or be -1 for no label, "
                 f"got values in {int(labels.min())}..{int(labels.max())}"
             )
+        object.__setattr__(self, f"{part}_labels", torch.where(labels < 0, self.num_classes, labels))
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -123,16 +200,26 @@ class Dataset:
             digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
         return digest.hexdigest()
 
+    @cached_property
+    def description(self) -> Description:
+        """All but the samples, the labels and the law."""
+        counts = tuple(self.class_counts().values())
+        return Description(self.name, self.kind, self.shape, self.transform, self.classes, counts, self.fingerprint)
+
+    def class_counts(self) -> dict[str, int]:
+        """Training samples of each class; those without a label are what is missing to the number of samples."""
+        if self.train_labels is None:
+            return {}
+        counts = torch.bincount(self.train_labels.cpu(), minlength=self.num_classes).tolist()
+        return dict(zip(self.classes, counts, strict=False))
+
+    def label_of(self, word: object, where: str = "label") -> int:
+        """The label of the class that a person calls `word` ("Trouser", "3", 3): `sde_gen.data.label_of`."""
+        return self.description.label_of(word, where)
+
     def to_dict(self) -> dict[str, object]:
-        """What is stored with a model, as plain JSON values: all but the samples, the labels and the law."""
-        return {
-            "name": self.name,
-            "kind": self.kind,
-            "shape": list(self.shape),
-            "num_classes": self.num_classes,
-            "transform": self.transform.to_dict(),
-            "fingerprint": self.fingerprint,
-        }
+        """What is stored with a model, as plain JSON values: `Description.from_dict` reads it."""
+        return self.description.to_dict()
 
 
 def from_raw(
@@ -143,12 +230,15 @@ def from_raw(
     transform: Affine | None,
     held_out: int | float,
     seed: int,
-    num_classes: int = 0,
+    classes: Sequence[str] = (),
     test_from: int | None = None,
 ) -> Dataset:
     """A Dataset from raw samples (N, *shape): split, then scaled; no transform: standardised by the training part.
 
     The samples from `test_from` on are held out; None: `held_out` and `seed` pick them.
+
+    Raises:
+        DataError: fewer than two samples, or one so far from the training samples that float32 cannot hold it.
     """
     if test_from is not None:
         everything = torch.arange(raw.shape[0])
@@ -158,43 +248,24 @@ def from_raw(
     else:
         train, test = split_indices(raw.shape[0], held_out, seed)
     if transform is None:
-        transform = standardising(raw[train])
+        transform = standardising(raw[train], -2 if kind == "series" else -1)
+
+    def scaled(rows: Tensor) -> Tensor:
+        x = transform.forward(raw[rows]).to(torch.float32).contiguous()
+        for place in (~x.isfinite()).nonzero()[:1]:
+            raise DataError(
+                f"{name}: the value {raw[rows][tuple(place)].item():g} of sample {int(rows[place[0]])} is too far from "
+                "the training samples to be held in float32 on their scale; remove or repair that sample"
+            )
+        return x
+
     return Dataset(
         name,
         kind,
-        transform.forward(raw[train]).to(torch.float32).contiguous(),
-        transform.forward(raw[test]).to(torch.float32).contiguous(),
+        scaled(train),
+        scaled(test),
         transform,
         None if labels is None else labels[train],
         None if labels is None else labels[test],
-        num_classes,
+        classes=tuple(classes),
     )
-
-
-def standardising(raw: Tensor) -> Affine:
-    """The transform of (N, D) vectors to mean 0 and standard deviation 1 in each feature.
-
-    A feature that is constant (up to float32 rounding) is only shifted to 0: its scale is 1.
-    """
-    values = raw.detach().to(torch.float64).numpy()
-    mean, std = values.mean(0), values.std(0)
-    constant = std <= 1e-7 * np.abs(mean) + np.finfo(np.float32).tiny
-    scale = np.where(constant, 1.0, std)
-    return Affine(tuple(map(float, mean)), tuple(map(float, scale)))
-
-
-def class_labels(name: str, values: np.ndarray) -> tuple[Tensor, int]:
-    """Labels 0..K-1 and K from any (N,) array of whole numbers or strings: the sorted distinct values are the classes.
-
-    Whole numbers that already are 0..K-1 keep their value, also where some class is missing from the data.
-    """
-    if values.ndim != 1 or values.dtype.kind not in "iubUS":
-        raise DataError(
-            f"{name}: labels must be a one-dimensional list of whole numbers or strings, "
-            f"got {values.dtype} of shape {values.shape}"
-        )
-    if values.dtype.kind in "iub" and values.size and values.min() >= 0 and values.max() < max(2 * values.size, 2):
-        labels = values.astype(np.int64)
-        return torch.from_numpy(labels), int(labels.max()) + 1
-    classes, labels = np.unique(values, return_inverse=True)
-    return torch.from_numpy(labels.astype(np.int64)), len(classes)

@@ -21,4 +21,4 @@ def digits(*, held_out: int | float = 360, seed: int = 0) -> Dataset:
     pixels, target = load_digits(return_X_y=True)
     raw = torch.tensor(pixels, dtype=torch.float32).reshape(-1, 1, 8, 8)
     labels = torch.tensor(target, dtype=torch.int64)
-    return from_raw("digits", "image", raw, labels, Affine.to_unit(0, 16, 17), held_out, seed, 10)
+    return from_raw("digits", "image", raw, labels, Affine.to_unit(0, 16, 17), held_out, seed, "0123456789")

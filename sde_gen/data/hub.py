@@ -1,6 +1,7 @@
 """Data from the Hugging Face hub, or local parquet files and image folders, through the optional library `datasets`."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -10,8 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen.data.base import Dataset, class_labels, from_raw
+from sde_gen.data.base import Dataset, from_raw
 from sde_gen.data.images import Source, load_images
+from sde_gen.data.labels import encode
+from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, MissingInputError, SDEGenError
 
@@ -44,7 +47,7 @@ def hub(
         test_split: the held-out part; None: taken out of `split` by `held_out` and `seed`.
         column: the images, or vectors of one length; None: the only image column, else the only column of lists, else
             all columns of numbers side by side.
-        label_column: whole numbers or strings; None: the only column with class names, if there is one.
+        label_column: whole numbers (-1: no label) or strings; None: the only column with class names, if there is one.
         image_size: see `image_folder`.
         channels: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
@@ -65,14 +68,15 @@ def hub(
     features = dict(table.features)
     label_column = _label_column(datasets, where, features, label_column)
     columns = _columns(datasets, where, features, column, label_column)
-    classes, labels = 0, None
+    classes, labels = (), None
     if label_column is not None:
-        labels, classes = class_labels(where, np.array(table[label_column][:]))
-        classes = max(classes, getattr(features[label_column], "num_classes", None) or 0)
+        labels, classes = _labels(where, table[label_column][:], getattr(features[label_column], "names", None))
     test_from = None if test_split is None else len(parts[0])
     if isinstance(features[columns[0]], datasets.Image):
         encoded = table.cast_column(columns[0], datasets.Image(decode=False))
-        sources = [Source(f"{where}, row {row}", _opener(encoded, columns[0], row)) for row in range(len(encoded))]
+        sources = [
+            Source(f"{where}, row {row}", partial(_open, encoded, columns[0], row)) for row in range(len(encoded))
+        ]
         raw = load_images(sources, image_size=image_size, channels=channels)
         transform = Affine.to_unit(0, 255, 256)
         return from_raw(Path(where).name, "image", raw, labels, transform, held_out, seed, classes, test_from)
@@ -83,27 +87,35 @@ def hub(
 
 
 def _load(datasets: Any, name: str | Path, config: str | None, revision: str | None, split: str) -> Any:
-    path = Path(name).expanduser()
+    local: Path | None = None
+    try:
+        local = located(name, "name (data.name) must be a file, a folder or a data set on the hub", folder=None)
+    except MissingInputError:
+        if str(name).startswith(("/", "~", ".")) or Path(name).suffix in _READERS:
+            raise MissingInputError(f"{name}: no such file, folder or data set on the hub") from None
+    for inside in [] if local is None else local.rglob("*"):  # the library would open whatever lies there
+        located(inside, "a folder of data must hold nothing but files; remove it", folder=None)
     shown = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
-        if path.is_file():
-            if path.suffix not in _READERS:
-                raise ConfigError(f"{path}: a local file must end in one of {', '.join(_READERS)}; or name a folder")
-            # a single file has no parts of its own: it is all "train"
-            return datasets.load_dataset(_READERS[path.suffix], data_files={"train": str(path)}, split=split)
-        source = str(path) if path.is_dir() else str(name)
-        return datasets.load_dataset(source, config, split=split, revision=None if path.is_dir() else revision)
+        if local is None:
+            return datasets.load_dataset(str(name), config, split=split, revision=revision)
+        if local.is_dir():
+            return datasets.load_dataset(str(local), config, split=split)
+        if local.suffix not in _READERS:
+            raise ConfigError(f"{local}: a local file must end in one of {', '.join(_READERS)}; or name a folder")
+        # a single file has no parts of its own: it is all "train"
+        return datasets.load_dataset(_READERS[local.suffix], data_files={"train": str(local)}, split=split)
     except SDEGenError:
         raise
     except (FileNotFoundError, ConnectionError) as error:
         raise MissingInputError(
-            f"{name}: no such file, folder or data set on the hub, or the hub cannot be reached ({_line(error)})"
+            f"{name}: no such file, folder or data set on the hub, or the hub cannot be reached ({sentence(error)})"
         ) from None
     except Exception as error:  # noqa: BLE001  # the library wraps whatever its readers raise in classes of its own
         if type(error) in (ValueError, KeyError):  # an unknown split or configuration; damaged files raise subclasses
-            raise ConfigError(f"{name}, split {split!r}, config {config!r}: {_line(error)}") from None
-        raise DataError(f"{name}: cannot be read ({_line(error)})") from None
+            raise ConfigError(f"{name}, split {split!r}, config {config!r}: {sentence(error)}") from None
+        raise DataError(f"{name}: cannot be read ({sentence(error)})") from None
     finally:
         if not shown:
             datasets.enable_progress_bars()
@@ -116,6 +128,17 @@ def _label_column(datasets: Any, where: str, features: dict[str, Any], label_col
         return label_column
     named = [name for name, feature in features.items() if isinstance(feature, datasets.ClassLabel)]
     return named[0] if len(named) == 1 else None
+
+
+def _labels(where: str, values: list, names: Sequence[str] | None) -> tuple[Tensor, tuple[str, ...]]:
+    """Labels and class names: those that the data set states (all of them, and in its order), else what is found."""
+    empty = next((row for row, value in enumerate(values) if value is None), None)
+    if empty is not None:
+        raise DataError(f"{where}: row {empty} has an empty label; write -1 for a sample without a label")
+    if names is None:
+        return encode(where, np.array(values))
+    labels = torch.tensor(values)
+    return torch.where(labels < 0, len(names), labels), tuple(names)
 
 
 def _columns(
@@ -165,15 +188,8 @@ def _vectors(where: str, table: Any, columns: list[str]) -> Tensor:
     return torch.from_numpy(array)
 
 
-def _opener(table: Any, column: str, row: int) -> Callable[[], IO[bytes]]:
-    def open_it() -> IO[bytes]:
-        value = table[row][column]
-        if value is None:
-            raise ValueError("the row holds no image")
-        return BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")
-
-    return open_it
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+def _open(table: Any, column: str, row: int) -> IO[bytes]:
+    value = table[row][column]
+    if value is None:
+        raise ValueError("the row holds no image")
+    return BytesIO(value["bytes"]) if value["bytes"] is not None else Path(value["path"]).open("rb")

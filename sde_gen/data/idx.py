@@ -11,14 +11,16 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from sde_gen.checks import integer
 from sde_gen.data.base import Dataset
-from sde_gen.data.order import check_whole
+from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import DataError, MissingInputError
 
 DEBIAN_FOLDER = "/usr/share/datasets/fashion-mnist"  # where the Debian package dataset-fashion-mnist puts the files
 _LARGEST = 2**32  # bytes; a header that promises more is a broken one
 _PIECE = 2**24
+_FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
 def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -> Dataset:
@@ -26,6 +28,7 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
 
     The files are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
     `t10k-labels-idx1-ubyte`, each plain or with `.gz`; the t10k files are the held-out samples (60,000 and 10,000).
+    The classes have their names ("Trouser") where `root` is None or names a folder "...fashion...".
 
     Args:
         root: folder of the files; None: the folder of the Debian package `dataset-fashion-mnist`.
@@ -36,14 +39,11 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
         DataError: a file that is not an IDX file, is cut short, or does not fit the others.
     """
     if limit is not None:
-        limit = check_whole("fashion_mnist: limit", limit, 1)
+        limit = integer("fashion_mnist", "limit", limit)
     folder = _folder(root)
     parts = {}
     for part in ("train", "t10k"):
-        images_file, labels_file = (
-            _find(folder, f"{part}-images-idx3-ubyte"),
-            _find(folder, f"{part}-labels-idx1-ubyte"),
-        )
+        images_file, labels_file = (_find(folder, f"{part}-{name}-ubyte") for name in ("images-idx3", "labels-idx1"))
         images, labels = read_idx(images_file), read_idx(labels_file)
         if images.ndim != 3 or labels.ndim != 1:
             raise DataError(
@@ -56,7 +56,8 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
     transform = Affine.to_unit(0, 255, 256)
     scaled = {part: transform.forward(torch.from_numpy(images)[:, None]) for part, (images, _) in parts.items()}
     labels = {part: torch.from_numpy(values).to(torch.int64) for part, (_, values) in parts.items()}
-    classes = 1 + int(max(values.max() for values in labels.values()))
+    count = max(10, 1 + int(max(values.max() for values in labels.values())))
+    named = count == 10 and (root is None or "fashion" in folder.name.lower())
     return Dataset(
         "fashion_mnist" if root is None else folder.name,
         "image",
@@ -65,7 +66,8 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
         transform,
         labels["train"],
         labels["t10k"],
-        max(classes, 10),
+        count,
+        classes=_FASHION if named else (),
     )
 
 
@@ -76,18 +78,15 @@ def read_idx(path: str | Path) -> NDArray[np.uint8]:
         MissingInputError: no such file.
         DataError: another format or type, a header that promises an absurd size, too few or too many bytes.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise MissingInputError(f"{path}: no such file")
-    with path.open("rb") as probe:
-        zipped = probe.read(2) == b"\x1f\x8b"
+    path = located(path, "it must be an IDX file")
     try:
+        with path.open("rb") as probe:
+            zipped = probe.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if zipped else path.open("rb") as file:
             return _read(path, file)
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise DataError(f"{path}: the gzip data is damaged or cut short ({error}); fetch the file again") from None
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error})") from None
+    except (EOFError, zlib.error, OSError) as error:  # a bad gzip file is an OSError
+        what = "cannot be read, or its gzip data is damaged or cut short"
+        raise DataError(f"{path}: {what} ({sentence(error)}); fetch the file again") from None
 
 
 def _read(path: Path, file: BufferedIOBase) -> NDArray[np.uint8]:
@@ -115,20 +114,19 @@ def _read(path: Path, file: BufferedIOBase) -> NDArray[np.uint8]:
 
 
 def _folder(root: str | Path | None) -> Path:
-    folder = Path(DEBIAN_FOLDER if root is None else root).expanduser()
-    if folder.is_dir():
-        return folder
-    if root is None:
+    if root is not None:
+        return located(root, "root (data.root) must be the folder that holds the IDX files", folder=True)
+    if not Path(DEBIAN_FOLDER).is_dir():
         raise MissingInputError(
-            f"Fashion-MNIST is not in {folder}: run `apt-get install dataset-fashion-mnist` (Debian), "
+            f"Fashion-MNIST is not in {DEBIAN_FOLDER}: run `apt-get install dataset-fashion-mnist` (Debian), "
             "or set root (data.root) to the folder that holds its IDX files"
         )
-    raise MissingInputError(f"{folder}: no such folder; root (data.root) must be the folder that holds the IDX files")
+    return Path(DEBIAN_FOLDER)
 
 
 def _find(folder: Path, name: str) -> Path:
     for candidate in (folder / name, folder / f"{name}.gz"):
-        if candidate.is_file():
+        if candidate.exists():
             return candidate
     raise MissingInputError(
         f"{folder}: holds neither {name} nor {name}.gz; root (data.root) must hold the four IDX files"

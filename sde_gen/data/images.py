@@ -1,10 +1,9 @@
 """Images from a folder of PNG and JPEG files."""
 
-import struct
 import warnings
-import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeVar
 
@@ -13,10 +12,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sde_gen.checks import integer
 from sde_gen.data.base import Dataset, from_raw
-from sde_gen.data.order import check_whole
+from sde_gen.data.labels import order_of
+from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
-from sde_gen.errors import ConfigError, DataError, MissingInputError
+from sde_gen.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -38,8 +39,8 @@ def image_folder(
 ) -> Dataset:
     """The PNG and JPEG files of a folder, or of its sub-folders, which then are the classes; all held in memory.
 
-    Files are taken in the order of their names. The rotation a camera stored is applied; transparent pixels are laid on
-    white.
+    Files are taken in the order of their names; class folders too, those that are numbers by their value. The rotation
+    a camera stored is applied; transparent pixels are laid on white.
 
     Args:
         path: folder with images, or with one sub-folder of images for each class.
@@ -51,14 +52,13 @@ def image_folder(
 
     Raises:
         MissingInputError: no such folder.
-        DataError: no images in it, a file that cannot be decoded, mixed sizes; the file is named.
+        DataError: no images in it, a file that cannot be decoded or has 16 bits a channel, mixed sizes, a pipe or a
+            link to nothing among the images; the file is named.
         ConfigError: another argument outside its range.
     """
-    folder = Path(path).expanduser()
-    if not folder.is_dir():
-        raise MissingInputError(f"{folder}: no such folder; path (data.path) must be a folder of PNG or JPEG images")
+    folder = located(path, "path (data.path) must be a folder of PNG or JPEG images", folder=True)
     files, labels, classes = _list(folder)
-    sources = [Source(str(file), _opener(file)) for file in files]
+    sources = [Source(str(file), partial(file.open, "rb")) for file in files]
     raw = load_images(sources, image_size=image_size, channels=channels)
     return from_raw(folder.name, "image", raw, labels, Affine.to_unit(0, 255, 256), held_out, seed, classes)
 
@@ -71,14 +71,11 @@ class Source:
     open: Callable[[], IO[bytes]]
 
 
-def _opener(file: Path) -> Callable[[], IO[bytes]]:
-    return lambda: file.open("rb")
-
-
-def _list(folder: Path) -> tuple[list[Path], Tensor | None, int]:
-    """The image files of a folder, their labels, and the number of classes."""
+def _list(folder: Path) -> tuple[list[Path], Tensor | None, tuple[str, ...]]:
+    """The image files of a folder, their labels, and the names of the classes."""
     files = _images(folder)
-    folders = sorted(f for f in folder.iterdir() if f.is_dir() and not f.name.startswith("."))
+    folders = [f for f in _visible(folder) if f.is_dir()]
+    folders.sort(key=lambda f: order_of(f.name))
     members = [_images(f) for f in folders]
     if files and any(members):
         raise DataError(
@@ -86,27 +83,33 @@ def _list(folder: Path) -> tuple[list[Path], Tensor | None, int]:
             f"({folders[[bool(m) for m in members].index(True)].name}/); keep one of the two"
         )
     if files:
-        return files, None, 0
+        return files, None, ()
     if not any(members):
         raise DataError(f"{folder}: no images found; it must hold {', '.join(SUFFIXES)} files, or sub-folders of them")
     for name, inside in zip(folders, members, strict=True):
         if not inside:
             raise DataError(f"{name}: no images in this class folder; fill it or remove it")
     labels = [label for label, inside in enumerate(members) for _ in inside]
-    return [file for inside in members for file in inside], torch.tensor(labels), len(folders)
+    return [file for inside in members for file in inside], torch.tensor(labels), tuple(f.name for f in folders)
 
 
 def _images(folder: Path) -> list[Path]:
-    return sorted(
-        f for f in folder.iterdir() if f.suffix.lower() in SUFFIXES and not f.name.startswith(".") and f.is_file()
-    )
+    files = sorted(f for f in _visible(folder) if f.suffix.lower() in SUFFIXES and not f.is_dir())
+    return [located(file, "images must be files; remove it") for file in files]
+
+
+def _visible(folder: Path) -> list[Path]:
+    try:
+        return [f for f in folder.iterdir() if not f.name.startswith(".")]
+    except OSError as error:
+        raise DataError(f"{folder}: cannot be listed ({sentence(error)})") from None
 
 
 def load_images(sources: Sequence[Source], *, image_size: int | None, channels: int | None) -> Tensor:
     """Decode images into one (N, C, H, W) uint8 tensor; sizes and colours are checked before the first is decoded."""
     if image_size is not None:
-        image_size = check_whole("image_size", image_size, 1, 2**14)
-    if channels not in (None, 1, 3):
+        image_size = integer("images", "image_size", image_size, high=2**14)
+    if channels not in (None, 1, 3) or isinstance(channels, bool):
         raise ConfigError(f"channels must be 1 (grey), 3 (colour) or empty, got {channels!r}")
     first: tuple[str, tuple[int, int]] | None = None
     colour = False
@@ -126,7 +129,10 @@ def load_images(sources: Sequence[Source], *, image_size: int | None, channels: 
     channels = channels or (3 if colour else 1)
     out = np.empty((len(sources), channels, height, width), np.uint8)
     for index, source in enumerate(sources):
-        out[index] = _guarded(source, lambda image: _pixels(image, image_size, channels))
+        pixels = _guarded(source, lambda image: _pixels(image, image_size, channels))
+        if pixels.shape != out.shape[1:]:
+            raise DataError(f"{source.name}: was changed while it was read; run again when it is complete")
+        out[index] = pixels
     return torch.from_numpy(out)
 
 
@@ -137,6 +143,10 @@ def _guarded(source: Source, read: Callable[["Image"], T]) -> T:
     try:
         with warnings.catch_warnings(), source.open() as file:
             warnings.simplefilter("ignore")  # Pillow warns where the checks here refuse
+            head = file.read(25)
+            file.seek(0)
+            if head.startswith(b"\x89PNG") and head[24:] == b"\x10":  # of colour Pillow would drop 8 bits in silence
+                raise ValueError("it has 16 bits a channel: convert it to 8, or store the pixels as .npy")
             with Image.open(file, formats=FORMATS) as image:
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{source.name}: {_by(image.size)} pixels are more than the limit of {MAX_PIXELS}")
@@ -145,16 +155,14 @@ def _guarded(source: Source, read: Callable[["Image"], T]) -> T:
         raise
     except Image.UnidentifiedImageError:
         raise DataError(f"{source.name}: not a PNG or JPEG image, or broken; replace or remove it") from None
-    except Image.DecompressionBombError:
-        raise DataError(f"{source.name}: more pixels than the limit of {MAX_PIXELS}") from None
-    except (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error) as error:
-        raise DataError(f"{source.name}: the image cannot be decoded ({error}); replace or remove it") from None
+    except Exception as error:  # noqa: BLE001  # Pillow raises whatever damaged bytes lead it to
+        raise DataError(
+            f"{source.name}: the image cannot be decoded ({sentence(error)}); replace or remove it"
+        ) from None
 
 
 def _header(image: "Image") -> tuple[tuple[int, int], bool]:
     """Size as shown, and whether the image has colour; from the header alone."""
-    if image.mode.startswith(("I", "F")):
-        raise ValueError("it has more than 8 bits a channel, convert it to 8")
     width, height = image.size
     # the stored rotation; asked of JPEG only, since for PNG Pillow would decode the whole image to find it
     if image.format == "JPEG" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):

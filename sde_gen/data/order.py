@@ -13,24 +13,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sde_gen.checks import integer
 from sde_gen.errors import ConfigError
+from sde_gen.rng import check_seed
 
 _SPLIT, _EPOCH, _TOY = 1, 2, 3  # separate streams of one seed
-
-
-def check_seed(seed: object) -> int:
-    """`seed` as an int in [0, 2^64); raises ConfigError."""
-    return check_whole("seed", seed, 0, 2**64 - 1)
-
-
-def check_whole(name: str, value: object, low: int, high: int | None = None) -> int:
-    """`value` as an int in [low, high]; raises ConfigError (booleans and floats are refused)."""
-    if isinstance(value, Integral) and not isinstance(value, bool):
-        whole = int(value)
-        if low <= whole and (high is None or whole <= high):
-            return whole
-    allowed = f">= {low}" if high is None else f"in [{low}, {high}]"
-    raise ConfigError(f"{name} must be a whole number {allowed}, got {value!r}")
 
 
 def generator(seed: int, number: int = 0) -> np.random.Generator:
@@ -50,7 +37,7 @@ def split_indices(count: int, held_out: int | float, seed: int) -> tuple[Tensor,
     Raises:
         ConfigError: `held_out` or `seed` outside its range.
     """
-    count = check_whole("number of samples to split", count, 2)
+    count = integer("split_indices", "count", count, low=2)
     if isinstance(held_out, Integral) and not isinstance(held_out, bool):
         if not 1 <= held_out < count:
             raise ConfigError(
@@ -85,9 +72,9 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
     Raises:
         ConfigError: an argument outside its range.
     """
-    count = check_whole("number of samples", count, 1)
-    batch_size = check_whole("batch_size", batch_size, 1)
-    step = check_whole("step", step, 0)
+    count = integer("batch_indices", "count", count)
+    batch_size = integer("batch_indices", "batch_size", batch_size)
+    step = integer("batch_indices", "step", step, low=0)
     seed = check_seed(seed)
     place, end = step * batch_size, (step + 1) * batch_size
     parts = []

@@ -10,12 +10,13 @@ from collections.abc import Callable, Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from sde_gen.checks import integer, number
 from sde_gen.data.base import Dataset, Mixture
-from sde_gen.data.order import check_seed, check_whole, generator
+from sde_gen.data.order import generator
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError
+from sde_gen.rng import check_seed
 
 Points = NDArray[np.float64]
 Draw = Callable[[int, np.random.Generator], tuple[Points, NDArray[np.int64]]]
@@ -31,7 +32,7 @@ def two_moons(*, n: int = 8192, n_test: int = 2048, noise: float = 0.05, seed: i
     Raises:
         ConfigError: an argument outside its range.
     """
-    noise = _not_negative("two_moons", "noise", noise)
+    noise = number("two_moons", "noise", noise, low=0)
 
     def draw(count: int, rng: np.random.Generator) -> tuple[Points, NDArray[np.int64]]:
         moon = rng.integers(0, 2, count)
@@ -66,7 +67,7 @@ def swiss_roll(*, n: int = 8192, n_test: int = 2048, noise: float = 0.25, seed: 
         n: training samples. n_test: held-out samples. seed: picks them.
         noise: standard deviation of the noise, >= 0; the arms are 2 pi apart.
     """
-    noise = _not_negative("swiss_roll", "noise", noise)
+    noise = number("swiss_roll", "noise", noise, low=0)
 
     def draw(count: int, rng: np.random.Generator) -> tuple[Points, NDArray[np.int64]]:
         angle = np.pi * (1.5 + 3 * rng.random(count))
@@ -84,8 +85,8 @@ def rings(*, n: int = 8192, n_test: int = 2048, count: int = 3, noise: float = 0
         count: number of rings, at least 1.
         noise: standard deviation of the noise, >= 0; the rings are 1 apart.
     """
-    count = check_whole("rings: count", count, 1)
-    noise = _not_negative("rings", "noise", noise)
+    count = integer("rings", "count", count)
+    noise = number("rings", "noise", noise, low=0)
 
     def draw(number: int, rng: np.random.Generator) -> tuple[Points, NDArray[np.int64]]:
         ring = rng.integers(0, count, number)
@@ -191,20 +192,8 @@ def _sampled(
     name: str, draw: Draw, n: int, n_test: int, seed: int, transform: Affine, classes: int, law: Mixture | None = None
 ) -> Dataset:
     seed = check_seed(seed)
-    parts: list[Tensor] = []
-    for number, (which, count) in enumerate((("n", n), ("n_test", n_test))):
-        points, labels = draw(check_whole(f"{name}: {which}", count, 1), generator(seed, number))
-        parts += [
-            transform.forward(torch.from_numpy(points)).to(torch.float32),
-            torch.from_numpy(labels).to(torch.int64),
-        ]
-    train, train_labels, test, test_labels = parts
-    if classes == 0:
-        return Dataset(name, "vector", train, test, transform, law=law)
-    return Dataset(name, "vector", train, test, transform, train_labels, test_labels, classes, law)
-
-
-def _not_negative(owner: str, name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
-        raise ConfigError(f"{owner}: {name} must be a finite number >= 0, got {value!r}")
-    return float(value)
+    sizes = integer(name, "n", n), integer(name, "n_test", n_test)
+    drawn = [draw(size, generator(seed, stream)) for stream, size in enumerate(sizes)]
+    train, test = (transform.forward(torch.from_numpy(points)).to(torch.float32) for points, _ in drawn)
+    labels = [torch.from_numpy(values).to(torch.int64) if classes else None for _, values in drawn]
+    return Dataset(name, "vector", train, test, transform, labels[0], labels[1], classes, law)

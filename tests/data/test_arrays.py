@@ -45,7 +45,7 @@ def test_layout_that_is_not_plain(tmp_path: Path) -> None:
             array_file(path)
         assert array_file(path, layout="NCHW").shape == array.shape[1:]
         assert array_file(path, layout="NHWC").shape == (array.shape[3], *array.shape[1:3])
-    with pytest.raises(ConfigError, match="layout must be one of NHWC, NCHW, got 'HWC'"):
+    with pytest.raises(ConfigError, match=r"layout must be one of .*NHWC.*NCHW.*, got 'HWC'"):
         array_file(path, layout="HWC")
     with pytest.raises(ConfigError, match="layout is for images"):
         array_file(npy(tmp_path, np.zeros((4, 2))), layout="NHWC")
@@ -77,7 +77,7 @@ def test_other_ranges_are_asked_for(tmp_path: Path) -> None:
         array_file(path, low=5, high=5)
     with pytest.raises(ConfigError, match="low and high go together"):
         array_file(path, low=5)
-    with pytest.raises(ConfigError, match="high must be a finite number"):
+    with pytest.raises(ConfigError, match=r"high must be a (finite )?number"):
         array_file(path, low=5, high="x")  # type: ignore[arg-type]
 
 
@@ -135,7 +135,7 @@ def test_wrong_shapes_and_types(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="samples must be vectors"):
             array_file(npy(tmp_path, array))
     for array in (np.array(["a", "b"]), np.zeros((4, 2), complex)):
-        with pytest.raises(DataError, match="samples must be numbers"):
+        with pytest.raises(DataError, match="samples must be real numbers"):
             array_file(npy(tmp_path, array))
     with pytest.raises(DataError, match="20 samples need"):
         array_file(npz(tmp_path, x=np.zeros((20, 2)), y=np.zeros(19, int)))
@@ -226,7 +226,8 @@ def test_csv_labels(tmp_path: Path) -> None:
         ("\n\n", "holds no data"),
         ("a,b\n", "holds a header, but no data"),
         ("1,2\n", "needs at least 2 samples"),
-        (b"\xff\xfe1,2\n", "cannot be read as CSV in UTF-8"),
+        (b"\xff\xfe1,2", "cannot be read as CSV in UTF-8"),
+        (b"1,\xe9\n", "cannot be read as CSV in UTF-8"),
     ],
 )
 def test_bad_csv(tmp_path: Path, content: str | bytes, message: str) -> None:

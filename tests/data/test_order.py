@@ -101,11 +101,11 @@ def test_the_first_place_is_uniform() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((0, 1, 0, 0), "number of samples must be a whole number >= 1, got 0"),
-        ((1, 0, 0, 0), "batch_size must be a whole number >= 1, got 0"),
-        ((1, 1.0, 0, 0), "batch_size must be a whole number >= 1, got 1.0"),
-        ((1, 1, -1, 0), "step must be a whole number >= 0, got -1"),
-        ((1, 1, 0, -1), r"seed must be a whole number in \[0, 18446744073709551615\], got -1"),
+        ((0, 1, 0, 0), "count must be a whole number, at least 1, got 0"),
+        ((1, 0, 0, 0), "batch_size must be a whole number, at least 1, got 0"),
+        ((1, 1.0, 0, 0), "batch_size must be a whole number, at least 1, got 1.0"),
+        ((1, 1, -1, 0), "step must be a whole number, at least 0, got -1"),
+        ((1, 1, 0, -1), r"seed must be a whole number in \[0, 2\^64\), got -1"),
         ((1, 1, 0, 2**64), "seed must be a whole number in"),
         ((1, 1, 0, "0"), "seed must be a whole number in"),
     ],

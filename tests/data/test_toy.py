@@ -40,8 +40,8 @@ def test_draws_follow_the_seed_alone(make: Callable[..., Dataset]) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"n": 0}, "n must be a whole number >= 1, got 0"),
-        ({"n_test": 0}, "n_test must be a whole number >= 1, got 0"),
+        ({"n": 0}, "n must be a whole number, at least 1, got 0"),
+        ({"n_test": 0}, "n_test must be a whole number, at least 1, got 0"),
         ({"n": 10.5}, "n must be a whole number"),
         ({"seed": -1}, "seed must be a whole number"),
     ],
@@ -54,7 +54,7 @@ def test_refuses_bad_sizes(make: Callable[..., Dataset], options: dict, message:
 @pytest.mark.parametrize("make", [two_moons, swiss_roll, rings])
 @pytest.mark.parametrize("noise", [-0.1, math.nan, math.inf, "x", True])
 def test_refuses_a_bad_noise(make: Callable[..., Dataset], noise: object) -> None:
-    with pytest.raises(ConfigError, match="noise must be a finite number >= 0"):
+    with pytest.raises(ConfigError, match=r"noise must be a (finite )?number in \[0, inf"):
         make(noise=noise)
 
 
@@ -89,7 +89,7 @@ def test_moons_rings_and_roll_lie_on_their_curves() -> None:
 
 
 def test_rings_refuses_no_ring() -> None:
-    with pytest.raises(ConfigError, match="rings: count must be a whole number >= 1"):
+    with pytest.raises(ConfigError, match="rings: count must be a whole number, at least 1"):
         rings(count=0)
 
 
