@@ -101,8 +101,7 @@ def ours(
 
     def run(steps: int) -> None:
         for _ in range(steps):
-            trainer._one_step()
-            trainer.step += 1
+            trainer.update()
             if trainer.step % settings.log_every == 0:
                 trainer._log()
 

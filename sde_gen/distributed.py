@@ -8,8 +8,6 @@ messages travel through gloo from host memory, so that no device has to be waite
 """
 
 import atexit
-import hashlib
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -21,25 +19,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sde_gen.errors import ConfigError, SDEGenError
+from sde_gen.errors import ConfigError, FailedElsewhere, ProcessLostError, SDEGenError
 
 T = TypeVar("T")
 # What torch's messages about a broken group have in common.
 _SIGNS = ("gloo", "NCCL", "ProcessGroup", "onnection", "pair closure", "TCPStore", "imed out", "ocket")
-
-
-class ProcessLostError(SDEGenError, RuntimeError):
-    """Another process of the job ended or fell silent (exit code 69); what was saved before is whole."""
-
-    exit_code = 69
-
-
-class FailedElsewhere(SDEGenError, RuntimeError):
-    """A process failed, and says why itself; raised in the others, with its exit code."""
-
-    def __init__(self, message: str, exit_code: int) -> None:
-        super().__init__(message)
-        self.exit_code = int(exit_code)
 
 
 @dataclass(frozen=True)
@@ -86,18 +70,8 @@ class Processes:
         return total
 
     def gather(self, rows: Tensor) -> Tensor:
-        """The rows of all processes, in the order of the processes; their numbers may differ."""
-        if self.world == 1:
-            return rows
-        with talking():
-            sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.world)]
-            dist.all_gather(sizes, torch.tensor([len(rows)]))
-            most = max(int(size) for size in sizes)
-            padded = rows.new_zeros((most, *rows.shape[1:]))
-            padded[: len(rows)] = rows
-            parts = [torch.empty_like(padded) for _ in range(self.world)]
-            dist.all_gather(parts, padded)
-        return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+        """The rows of all processes, in the order of the processes, on the CPU; their numbers may differ."""
+        return rows if self.world == 1 else torch.cat(self._everyones(rows.cpu()))
 
     def wait(self) -> None:
         """Return when every process has come here."""
@@ -105,7 +79,7 @@ class Processes:
             self.sum(torch.zeros(1))
 
     def on_main(self, task: Callable[[], T]) -> T:
-        """`task()` of process 0, a JSON value, in every process; if it fails there, all fail with its exit code.
+        """`task()` of process 0 in every process; if it fails there, all fail with its exit code.
 
         Raises:
             FailedElsewhere: in the other processes, where process 0 raised one of the library's errors.
@@ -113,19 +87,15 @@ class Processes:
         if self.world == 1:
             return task()
         raised: SDEGenError | None = None
-        message = b""
+        heard: list[Any] = [None]
         if self.is_main:
-            try:
-                message = json.dumps({"value": task()}).encode()
-            except SDEGenError as error:
-                raised = error
-                message = json.dumps({"error": str(error), "code": error.exit_code}).encode()
-        heard = json.loads(self._broadcast(message))
-        if raised is not None:
-            raise raised
-        if "error" in heard:
-            raise FailedElsewhere(heard["error"], heard["code"])
-        return heard["value"]
+            value, raised = _tried(task)
+            heard = [(value, _told(raised))]
+        with talking():
+            dist.broadcast_object_list(heard)
+        value, failure = heard[0]
+        _raise(raised, [failure])
+        return value
 
     def share(self, count: int, task: Callable[[int], T]) -> list[T]:
         """[task(0), ..., task(count - 1)] in every process, each done by one of them, as in `blocks`.
@@ -137,21 +107,9 @@ class Processes:
         """
         if self.world == 1:
             return [task(index) for index in range(count)]
-        raised: SDEGenError | None = None
-        done: dict[int, T] = {}
-        try:
-            for index in self.blocks(count):
-                done[index] = task(index)
-        except SDEGenError as error:
-            raised = error
-        heard: list[Any] = [None] * self.world
-        with talking():
-            dist.all_gather_object(heard, (done, None if raised is None else (str(raised), raised.exit_code)))
-        if raised is not None:
-            raise raised
-        for _, failure in heard:
-            if failure is not None:
-                raise FailedElsewhere(*failure)
+        done, raised = _tried(lambda: {index: task(index) for index in self.blocks(count)})
+        heard = self._everyones((done, _told(raised)))
+        _raise(raised, [failure for _, failure in heard])
         every: dict[int, T] = {index: result for part, _ in heard for index, result in part.items()}
         return [every[index] for index in range(count)]
 
@@ -161,29 +119,40 @@ class Processes:
         Raises:
             ConfigError: in every process, naming what differs and where.
         """
-        if self.world == 1:
-            return
-        digests = [list(hashlib.sha256(text.encode()).digest()) for text in facts.values()]
-        mine = torch.tensor([digests], dtype=torch.uint8)
-        everyone = self.gather(mine)
-        differs = (everyone != everyone[:1]).any(2)
-        if bool(differs.any()):
-            rank = int(differs.any(1).nonzero()[0])
-            names = [name for name, bad in zip(facts, differs[rank].tolist(), strict=True) if bad]
-            raise ConfigError(
-                f"process {rank} does not agree with process 0 on the {', '.join(names)}; "
-                "start all processes with one command on the same files"
-            )
+        everyone = [dict(facts)] if self.world == 1 else self._everyones(dict(facts))
+        for rank, theirs in enumerate(everyone):
+            if names := [name for name in facts if theirs.get(name) != everyone[0].get(name)]:
+                raise ConfigError(
+                    f"process {rank} does not agree with process 0 on the {', '.join(names)}; "
+                    "start all processes with one command on the same files"
+                )
 
-    def _broadcast(self, message: bytes) -> bytes:
+    def _everyones(self, value: Any) -> list[Any]:
+        """The `value` of each process, in their order; pickled, which is safe among the processes of one job."""
+        heard: list[Any] = [None] * self.world
         with talking():
-            size = torch.tensor([len(message)])
-            dist.broadcast(size, 0)
-            data = torch.zeros(int(size), dtype=torch.uint8)
-            if self.is_main:
-                data = torch.frombuffer(bytearray(message), dtype=torch.uint8)
-            dist.broadcast(data, 0)
-        return bytes(data.numpy().tobytes())
+            dist.all_gather_object(heard, value)
+        return heard
+
+
+def _tried(task: Callable[[], T]) -> tuple[T | None, SDEGenError | None]:
+    try:
+        return task(), None
+    except SDEGenError as error:
+        return None, error
+
+
+def _told(error: SDEGenError | None) -> tuple[str, int] | None:
+    return None if error is None else (str(error), error.exit_code)
+
+
+def _raise(raised: SDEGenError | None, failures: list[tuple[str, int] | None]) -> None:
+    """Raise what this process raised, or else what another one told."""
+    if raised is not None:
+        raise raised
+    for failure in failures:
+        if failure is not None:
+            raise FailedElsewhere(*failure)
 
 
 class Pulse:

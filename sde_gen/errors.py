@@ -98,6 +98,64 @@ class NonFiniteError(SDEGenError, ArithmeticError):
         return (NonFiniteError, (self.step, self.t, self.indices, self.where))
 
 
+class TrainingFault(NonFiniteError):
+    """Three steps in a row had a loss or gradient that was NaN or infinite, or weights were about to be saved that are.
+
+    Attributes:
+        step: 0-based optimiser step of the last of them.
+        t: the smallest of their times.
+        t_range: smallest and largest time of the samples concerned.
+        indices: training samples concerned; empty when a gradient alone was at fault.
+        where: "training loss", "gradient" or "weights".
+        in_a_row: how many steps.
+    """
+
+    def __init__(
+        self, step: int, t_range: tuple[float, float], indices: Sequence[int], where: str, in_a_row: int
+    ) -> None:
+        super().__init__(step, t_range[0], indices, where)
+        self.t_range, self.in_a_row = (float(t_range[0]), float(t_range[1])), int(in_a_row)
+        self.args = (self._message(),)
+
+    def _message(self) -> str:
+        if self.where == "weights":
+            return (
+                f"the weights became NaN or infinite before step {self.step}; nothing of that is saved: "
+                "lower trainer.learning_rate and go on from the newest checkpoint"
+            )
+        shown = ", ".join(map(str, self.indices[:8])) + (", ..." if len(self.indices) > 8 else "")
+        which = f", samples [{shown}]" if self.indices else ""
+        low, high = self.t_range
+        return (
+            f"the {self.where} became NaN or infinite at step {self.step} (t from {low:.6g} to {high:.6g}{which}), "
+            f"number {self.in_a_row} in a row; the updates were skipped: lower trainer.learning_rate, or look at these "
+            "samples and the network"
+        )
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (TrainingFault, (self.step, self.t_range, self.indices, self.where, self.in_a_row))
+
+
+class ProcessLostError(SDEGenError, RuntimeError):
+    """Another process of the job ended or fell silent (exit code 69); what was saved before is whole."""
+
+    exit_code = 69
+
+
+class FailedElsewhere(SDEGenError, RuntimeError):
+    """A process failed, and says why itself; raised in the others, with its exit code."""
+
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = int(exit_code)
+
+
+class Interrupted(SDEGenError):
+    """Stopped by a signal after everything was saved (exit code 75: run the same command again)."""
+
+    exit_code = 75
+
+
 class BetweenNodesWarning(UserWarning):
     """A network trained on a chain's nodes only is asked between them."""
 

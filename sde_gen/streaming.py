@@ -20,16 +20,16 @@ from shutil import rmtree
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sde_gen import checks as check
 from sde_gen.distributed import Processes
 from sde_gen.errors import CheckpointError
-from sde_gen.files import make_folder, publish, write_json
+from sde_gen.files import locked, make_folder, publish, write_json
 from sde_gen.rng import block_size
 from sde_gen.samplers import Samples
-from sde_gen.training import RunDirectory
 from sde_gen.training.checkpoint import save_tensors
 
 _BLOCK_NUMBERS = 2**20  # numbers in a block on a GPU, about
@@ -108,9 +108,7 @@ class BlockStore:
             OutputError: it cannot be made, or another process has it.
         """
         make_folder(self.folder, "the folder of the blocks")
-        with RunDirectory(self.folder).locked():
-            for path in self.folder.glob(".tmp-*"):
-                path.unlink(missing_ok=True)
+        with locked(self.folder):
             write_json(self.folder / "plan.json", dict(self.plan) | {"count": self.count, "block": self.block})
             try:
                 yield
@@ -189,8 +187,6 @@ def draw_blocks(
     Raises:
         ProcessLostError: another process is gone.
     """
-    import torch
-
     left = 0
     for index in processes.blocks(len(store)):
         if index not in again and store.read(index) is not None:

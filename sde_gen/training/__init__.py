@@ -1,11 +1,13 @@
 """Training: the loop, averaged weights, checkpoints and the folder of a run."""
 
+from sde_gen.errors import Interrupted, TrainingFault
 from sde_gen.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
-from sde_gen.training.faults import TrainingFault
-from sde_gen.training.run_folder import MetricsFile, RunDirectory, newest_run, read_metrics
+from sde_gen.training.metrics_file import MetricsFile, read_metrics
+from sde_gen.training.progress import Progress
+from sde_gen.training.run_folder import RunDirectory, newest_run
 from sde_gen.training.settings import TrainerSettings
-from sde_gen.training.signals import Interrupted, StopFlag, stop_on_signals
+from sde_gen.training.signals import StopFlag, stop_on_signals
 from sde_gen.training.trainer import Trainer
 
 __all__ = [
@@ -13,6 +15,7 @@ __all__ = [
     "Checkpoint",
     "Interrupted",
     "MetricsFile",
+    "Progress",
     "RunDirectory",
     "StopFlag",
     "Trainer",

@@ -5,13 +5,14 @@ batch, all at once or in several parts, has the numbers that one process would h
 """
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from sde_gen.data import Dataset, batch_indices
+from sde_gen.data import Affine, Dataset, batch_indices, split_indices
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
@@ -19,6 +20,7 @@ from sde_gen.rng import block_size, fill, keyed_generator
 
 # Third key of the generators of a step: one stream for each kind of draw.
 TIMES, NOISE, DROPOUT, HELD_OUT, LEVELS = range(5)
+_HELD_OUT = 1024  # samples
 _ON_DEVICE_BYTES = 2**31  # data sets up to this size live on the device
 
 
@@ -29,8 +31,8 @@ class Part(NamedTuple):
     """Which places of the process's share of the batch these are."""
     x0: Tensor
     condition: dict[str, Tensor]
-    t: Tensor
-    noise: Tensor
+    t: Tensor | None
+    noise: Tensor | None
     generator: torch.Generator
     """For what else an objective draws, such as the labels that are dropped."""
 
@@ -78,7 +80,9 @@ class Batches:
         labels = data.train_labels if conditional else None
         self._labels = None if labels is None else labels.to(home)
         self._objective, self._model, self._size, self._seed, self._device = objective, model, size, seed, device
-        self._channels_last = channels_last
+        self._channels_last, self._data, self._conditional = channels_last, data, conditional
+        self._numbers = data.train[0].numel()
+        self._block = block_size(self._numbers)
         # On the model's scale; a number for each feature, or one for all.
         scale = torch.as_tensor(data.transform.scale, dtype=torch.float32)
         self._width = (data.transform.step or 0.0) / scale.to(device) if dequantise else None
@@ -93,35 +97,56 @@ class Batches:
 
     def times(self, step: int) -> Tensor:
         """The times of the whole batch of `step`, float64, on the CPU."""
-        return self._objective.times(
-            self._model, self._size, generator=keyed_generator(self._seed, step, TIMES), device="cpu"
-        )
+        generator = keyed_generator(self._seed, step, TIMES)
+        return self._objective.times(self._model, self._size, generator=generator, device="cpu")
 
     def parts(self, step: int) -> Iterator[Part]:
         """This process's share of the batch of `step`, in as many parts as asked for."""
-        indices, t = self.indices(step)[self.share], self.times(step)[self.share]
-        if self._samples.device.type != "cpu":
-            indices = self._send(indices)
+        indices = batch_indices(len(self._samples), self._size, step, self._seed)[self.share]
+        t = self.times(step)[self.share]
+        if self._device.type != "cpu":
+            t = _sent(t, self._device)
+            if self._samples.device.type != "cpu":
+                indices = _sent(indices, self._device)
         for rows in self._parts:
-            first = self.share.start + rows.start
-            x0 = self._send(self._samples[indices[rows]])
+            first, chosen = self.share.start + rows.start, indices[rows]
+            x0 = self._samples[chosen]
+            if x0.device != self._device:
+                x0 = _sent(x0, self._device)
             if self._width is not None:
                 uniform = torch.special.ndtr(self._noise(step, first, x0, LEVELS))
                 x0 = x0 + (uniform - 0.5) * self._width
             if self._channels_last and x0.ndim == 4:
                 x0 = x0.contiguous(memory_format=torch.channels_last)
-            condition: dict[str, Tensor] = {}
-            if self._labels is not None:
-                condition = {"label": self._send(self._labels[indices[rows]])}
-            yield Part(
-                rows, x0, condition, self._send(t[rows]), self._noise(step, first, x0), self._others(step, first)
-            )
+            condition = {} if self._labels is None else {"label": _sent(self._labels[chosen], self._device)}
+            generator = keyed_generator(self._seed, step, DROPOUT, 1)
+            if first:  # of one number per sample: past those of the rows before
+                torch.rand(first, generator=generator)
+            yield Part(rows, x0, condition, t[rows], self._noise(step, first, x0), generator)
+
+    def held_out(self) -> Iterator[Part]:
+        """At most 1,024 held-out samples, each with its own generator; times and noise are left to the objective."""
+        test, labels, size = self._data.test, self._data.test_labels if self._conditional else None, self._size
+        count = min(len(test), _HELD_OUT)
+        for block, first in enumerate(range(0, count, size)):
+            rows = slice(first, min(first + size, count))
+            x0 = test[rows].to(self._device)
+            if self._width is not None:
+                x0 = self._data.transform.dequantise(x0, self._seed, first)
+            condition = {} if labels is None else {"label": labels[rows].to(self._device)}
+            yield Part(rows, x0, condition, None, None, keyed_generator(self._seed, block, HELD_OUT))
+
+    def dropout_of(self, step: int, rows: slice) -> AbstractContextManager[None]:
+        """Inside the block torch's global generators, from which dropout draws, depend on the step and first row."""
+        first = self.share.start + rows.start
+        keys = (step, DROPOUT, 2, first + 1) if first else (step, DROPOUT)
+        return _global_draws(self._seed, keys, self._device)
 
     def _noise(self, step: int, first: int, x0: Tensor, kind: int = NOISE) -> Tensor:
         """Standard normal numbers for the rows `first`, `first` + 1, ... of the batch, drawn where they are used."""
         drawn = torch.empty(x0.shape, device=x0.device)
-        count, size = len(x0), x0[0].numel()
-        flat, block, done = drawn.view(count, size), block_size(size), 0
+        count, size, block, done = len(x0), self._numbers, self._block, 0
+        flat = drawn.view(count, size)
         while done < count:
             index, offset = divmod(first + done, block)
             taken = min(block - offset, count - done)
@@ -130,15 +155,36 @@ class Batches:
             done += taken
         return drawn
 
-    def _others(self, step: int, first: int) -> torch.Generator:
-        """The generator of one number per sample, moved on past the rows before `first`."""
-        generator = keyed_generator(self._seed, step, DROPOUT, 1)
-        if first:
-            torch.rand(first, generator=generator)
-        return generator
 
-    def _send(self, tensor: Tensor) -> Tensor:
-        """`tensor` on the device, without waiting for what the device is doing."""
-        if tensor.device.type == "cpu" and self._device.type == "cuda":
-            return tensor.pin_memory().to(self._device, non_blocking=True)
-        return tensor.to(self._device)
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """`tensor` on the device, without waiting for what the device is doing."""
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)
+    return tensor.to(device)
+
+
+@contextmanager
+def _global_draws(seed: int, keys: tuple[int, ...], device: torch.device) -> Iterator[None]:
+    on_gpu = device.type == "cuda"
+    with torch.random.fork_rng([device] if on_gpu else []):
+        torch.set_rng_state(keyed_generator(seed, *keys).get_state())
+        if on_gpu:
+            torch.cuda.set_rng_state(keyed_generator(seed, *keys, device=device).get_state(), device)
+        yield
+
+
+def data_set_of(samples: object) -> Dataset:
+    """A tensor of samples as they are, a tenth of them (1,024 at most) held out.
+
+    Raises:
+        ConfigError: it is no tensor of two samples or more.
+    """
+    if not isinstance(samples, Tensor) or samples.ndim < 2 or len(samples) < 2:
+        given = f"one of shape {tuple(samples.shape)}" if isinstance(samples, Tensor) else type(samples).__name__
+        raise ConfigError(
+            f"data must be a Dataset (see sde_gen.data), or a tensor (N, *shape) of two samples or more, got {given}"
+        )
+    samples = samples.detach().float().cpu()
+    train, test = split_indices(len(samples), min(_HELD_OUT, max(1, len(samples) // 10)), seed=0)
+    kind = {2: "vector", 3: "series"}.get(samples.ndim, "image")
+    return Dataset("tensor", kind, samples[train], samples[test], Affine())

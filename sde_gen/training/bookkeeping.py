@@ -1,11 +1,38 @@
 """What is known of the steps since the last row of metrics, filled on the device and read when a row is due."""
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
 from sde_gen.distributed import Processes
+from sde_gen.errors import TrainingFault
 from sde_gen.training.batches import Batches
-from sde_gen.training.faults import MOST_IN_A_ROW, FaultCount, fault
+
+#: Skipped updates in a row that end a run.
+MOST_IN_A_ROW = 3
+
+
+class FaultCount:
+    """How many updates were skipped, in all and in a row.
+
+    Attributes:
+        total: skipped updates of the run, earlier parts included.
+        in_a_row: of these, how many were the newest steps.
+    """
+
+    def __init__(self) -> None:
+        self.total = self.in_a_row = 0
+
+    def add(self, bad: Sequence[bool]) -> int | None:
+        """Count the next steps; the place in `bad` of the one that made too many in a row, None if there is none."""
+        for place, fault in enumerate(bad):
+            self.in_a_row = self.in_a_row + 1 if fault else 0
+            self.total += int(fault)
+            if self.in_a_row >= MOST_IN_A_ROW:
+                return place
+        return None
 
 
 class Record:
@@ -18,54 +45,60 @@ class Record:
         device: where the losses are.
 
     Attributes:
+        losses: (length, samples of this process), where the steps put theirs.
+        norms: (length,), of their gradients; not finite for an update that was skipped.
+        count: steps in these.
         faults: how many updates were skipped because a loss or gradient was not finite.
+        since_row: of the steps read since the last row: their number, that of the finite ones, and of these the sums
+            of losses and norms. Added in the order of the steps, so that a run that was stopped writes the same rows.
     """
 
     def __init__(self, length: int, batches: Batches, processes: Processes, device: torch.device) -> None:
-        self._losses = torch.zeros(length, batches.share.stop - batches.share.start, device=device)
-        self._norms = torch.zeros(length, device=device)
-        self._count = 0
+        self.losses = torch.zeros(length, batches.share.stop - batches.share.start, device=device)
+        self.norms = torch.zeros(length, device=device)
+        self.count = 0
+        self.since_row = (0, 0, 0.0, 0.0)
         self._batches, self._processes = batches, processes
         self.faults = FaultCount()
 
-    def losses(self) -> Tensor:
-        """Where the losses of the step under way are put, one for each sample of this process."""
-        return self._losses[self._count]
-
-    def close(self, norm: Tensor) -> None:
-        """The step is done; its gradient had this norm, not finite for an update that was skipped."""
-        self._norms[self._count].copy_(norm)
-        self._count += 1
-
-    def read(self, step: int) -> tuple[Tensor, Tensor]:
-        """Losses (steps, samples) and norms (steps,) of the steps before `step`, on the host, and begin anew.
+    def read(self, step: int) -> None:
+        """Count what the steps before `step` left, and begin anew.
 
         Raises:
             TrainingFault: too many in a row were not finite.
         """
-        count, self._count = self._count, 0
-        losses, norms = self._losses[:count].cpu(), self._norms[:count].cpu()
-        first, finite = step - count, norms.isfinite().tolist()
-        place = self.faults.add([not good for good in finite])
+        count, self.count = self.count, 0
+        if count == 0:
+            return
+        losses, norms = self.losses[:count].cpu(), self.norms[:count].tolist()
+        place = self.faults.add([not math.isfinite(norm) for norm in norms])
         if place is not None:
-            known = range(max(0, place + 1 - MOST_IN_A_ROW), place + 1)
-            bad = [~self._processes.gather(losses[i].clone()).isfinite() for i in known]
-            raise fault(self._batches, [first + i for i in known], bad, self.faults.in_a_row)
-        return losses, norms
+            raise self._fault(step - count, place, losses)
+        steps, good, loss, norm = self.since_row
+        for of_losses, of_norm in zip(
+            self._processes.sum(losses.sum(1, dtype=torch.float64)).tolist(), norms, strict=True
+        ):
+            if math.isfinite(of_norm):
+                good, loss, norm = good + 1, loss + of_losses, norm + of_norm
+        self.since_row = (steps + count, good, loss, norm)
 
-    def row(self, step: int, size: int) -> dict[str, float]:
-        """`read`, as means over the steps that count; empty where there was no step.
+    def row(self, size: int) -> dict[str, float]:
+        """What was read since the last row, as means over the steps that count; empty where there was no step.
 
         Args:
-            step: optimiser steps done.
             size: samples in a batch, over all processes.
         """
-        losses, norms = self.read(step)
-        if len(norms) == 0:
+        (steps, good, loss, norm), self.since_row = self.since_row, (0, 0, 0.0, 0.0)
+        if steps == 0:
             return {}
-        good, row = norms.isfinite(), {}
-        total = self._processes.sum(losses[good].sum(dtype=torch.float64))
-        if count := int(good.sum()):
-            row["loss"] = float(total) / (count * size)
-            row["grad_norm"] = float(norms[good].mean(dtype=torch.float64))
-        return {**row, "skipped": self.faults.total}
+        means = {"loss": loss / (good * size), "grad_norm": norm / good} if good else {}
+        return {**means, "skipped": self.faults.total}
+
+    def _fault(self, first: int, place: int, losses: Tensor) -> TrainingFault:
+        """What to raise for the step at `place` of `losses`, one too many, and those before it."""
+        known, batches = range(max(0, place + 1 - MOST_IN_A_ROW), place + 1), self._batches
+        bad = {first + i: ~self._processes.gather(losses[i].clone()).isfinite() for i in known}
+        samples = sorted({int(i) for step, wrong in bad.items() for i in batches.indices(step)[wrong]})
+        t = torch.cat([batches.times(step)[wrong] if samples else batches.times(step) for step, wrong in bad.items()])
+        where = "training loss" if samples else "gradient"
+        return TrainingFault(first + place, (float(t.min()), float(t.max())), samples, where, self.faults.in_a_row)

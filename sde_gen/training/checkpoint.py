@@ -14,7 +14,7 @@ import os
 import re
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from sde_gen.errors import CheckpointError, MissingInputError
-from sde_gen.files import fsync_file, fsync_folder, make_folder, sha256, writing
+from sde_gen.files import fsync_file, fsync_folder, held, make_folder, read_text, sha256, temporary_name, writing
+from sde_gen.files import remove_leftovers as remove_leftovers
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -33,7 +34,6 @@ _JSON_FILES = ("config.json", "state.json")
 _NAME = re.compile(r"step_(\d{8,})")
 # A manifest may name these files and no others, so it can never point outside its own folder.
 _FILE = re.compile(r"(config|state)\.json|(model|ema|optimizer)\.safetensors")
-_MAX_JSON_BYTES = 16 * 2**20
 
 
 @dataclass(frozen=True)
@@ -95,20 +95,20 @@ def save_checkpoint(
     """
     final = folder / f"step_{step:08d}"
     make_folder(folder, "the checkpoint folder")
-    temporary = folder / f".tmp-{final.name}-{secrets.token_hex(4)}"
+    temporary = temporary_name(final)
     with writing(final, "checkpoint"):
         try:
-            temporary.mkdir()
-            for stem, named in tensors.items():
-                save_tensors(temporary / f"{stem}.safetensors", named)
-            (temporary / "config.json").write_text(_dump(config), encoding="utf-8")
-            (temporary / "state.json").write_text(_dump({**state, "step": step}), encoding="utf-8")
-            files = {path.name: _entry(path) for path in sorted(temporary.iterdir())}
-            (temporary / MANIFEST).write_text(_dump({"format": FORMAT, "files": files}), encoding="utf-8")
-            for path in temporary.iterdir():
-                fsync_file(path)
-            fsync_folder(temporary)
-            _publish(temporary, final)
+            with held(temporary, folder=True):
+                for stem, named in tensors.items():
+                    save_tensors(temporary / f"{stem}.safetensors", named)
+                (temporary / "config.json").write_text(_dump(config), encoding="utf-8")
+                (temporary / "state.json").write_text(_dump({**state, "step": step}), encoding="utf-8")
+                files = {path.name: _entry(path) for path in sorted(temporary.iterdir())}
+                (temporary / MANIFEST).write_text(_dump({"format": FORMAT, "files": files}), encoding="utf-8")
+                for path in temporary.iterdir():
+                    fsync_file(path)
+                fsync_folder(temporary)
+                _publish(temporary, final)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
@@ -181,35 +181,22 @@ def _step_of(folder: Path) -> int:
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The newest checkpoint below `folder` whose digests hold, and one sentence for each one passed over."""
-    skipped: list[str] = []
-    for path in checkpoint_folders(folder):
-        try:
-            return read_checkpoint(path), skipped
-        except (CheckpointError, MissingInputError) as error:
-            skipped.append(str(error))
-    return None, skipped
+    return _first_sound(checkpoint_folders(folder))
 
 
 def best_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     """The sound checkpoint of the lowest held-out loss, and one sentence for each better one passed over."""
+    return _first_sound(path for _, _, path in _by_loss(checkpoint_folders(folder)))
+
+
+def _first_sound(folders: Iterable[Path]) -> tuple[Checkpoint | None, list[str]]:
     skipped: list[str] = []
-    for _, _, path in _by_loss(checkpoint_folders(folder)):
+    for path in folders:
         try:
             return read_checkpoint(path), skipped
         except (CheckpointError, MissingInputError) as error:
             skipped.append(str(error))
     return None, skipped
-
-
-def remove_leftovers(folder: Path) -> None:
-    """Delete what a killed save left behind. Only for the process that holds the run's lock."""
-    if folder.is_dir():
-        for path in [*folder.glob(".tmp-*"), *folder.glob(".probe-*")]:
-            if path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path, ignore_errors=True)
-            else:
-                with suppress(OSError):
-                    path.unlink()
 
 
 def _by_loss(folders: list[Path]) -> list[tuple[float, int, Path]]:
@@ -261,7 +248,7 @@ def _prune(folder: Path, step: int, keep_last: int, keep_best: int) -> None:
         if path in best:
             continue
         # Renamed first, so that a reader never meets a checkpoint that is half deleted.
-        trash = folder / f".tmp-old-{path.name}-{secrets.token_hex(4)}"
+        trash = temporary_name(path)
         with suppress(OSError):
             os.rename(path, trash)
             shutil.rmtree(trash)
@@ -277,9 +264,7 @@ def _dump(value: Any) -> str:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        if path.stat().st_size > _MAX_JSON_BYTES:
-            raise CheckpointError(f"{path} is larger than any checkpoint's JSON; use another checkpoint")
-        value = json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(read_text(path))
     except FileNotFoundError as error:
         raise CheckpointError(f"{path.parent} is not a complete checkpoint: it lacks {path.name}") from error
     except (OSError, ValueError, RecursionError) as error:
@@ -287,11 +272,3 @@ def _read_json(path: Path) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} is damaged (it is not a JSON object); use another checkpoint")
     return value
-
-
-def iter_runs(root: Path) -> Iterator[Path]:
-    """The folders directly below `root` that hold at least one published checkpoint."""
-    if root.is_dir():
-        for path in sorted(root.iterdir()):
-            if checkpoint_folders(path / "checkpoints"):
-                yield path

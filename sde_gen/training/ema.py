@@ -6,7 +6,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from sde_gen.errors import CheckpointError, ConfigError
+from sde_gen.checks import number
+from sde_gen.errors import CheckpointError
 from sde_gen.training.sharding import local, put
 
 
@@ -27,15 +28,15 @@ class EMA:
     """
 
     def __init__(self, module: nn.Module, decay: float = 0.999, warmup: bool = True) -> None:
-        if not 0.0 <= decay < 1.0:
-            raise ConfigError(f"trainer.ema={decay} must be at least 0 and below 1, for example 0.999")
-        self.decay = float(decay)
+        self.decay = number("EMA", "decay", decay, low=0.0, high=1.0, open_high=True)
         self.warmup = bool(warmup)
         self.updates = 0
-        named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-        self._names = [name for name, _ in named]
-        params = [p for _, p in named]
+        params = [p for p in module.parameters() if p.requires_grad]
         self._shadow: list[Tensor] = [p.detach().clone() for p in params]
+        # By every name that a parameter has: tied ones have several, and a state dict repeats them.
+        shadows = dict(zip(params, self._shadow, strict=True))
+        named = module.named_parameters(remove_duplicate=False)
+        self._named = {name: shadows[p] for name, p in named if p in shadows}
         # Where weights are sharded, every process averages its own part: these share memory with the tensors above.
         self._local_params = [local(p.detach()) for p in params]
         self._local_shadow = [local(shadow) for shadow in self._shadow]
@@ -46,10 +47,10 @@ class EMA:
         n = self.updates
         return min(self.decay, (1 + n) / (10 + n)) if self.warmup else self.decay
 
-    @torch.no_grad()
     def update(self) -> None:
         """Move the shadow towards the current weights."""
-        torch._foreach_lerp_(self._local_shadow, self._local_params, 1.0 - self.next_decay())
+        with torch.no_grad():
+            torch._foreach_lerp_(self._local_shadow, self._local_params, 1.0 - self.next_decay())
         self.updates += 1
 
     @contextmanager
@@ -67,8 +68,7 @@ class EMA:
     def state_dict(self) -> dict[str, Tensor]:
         """A complete state dict of the network with the averaged weights in it."""
         state = {name: tensor.detach() for name, tensor in self._module.state_dict().items()}
-        state.update(zip(self._names, self._shadow, strict=True))
-        return state
+        return state | self._named
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Tensor], updates: int) -> None:
@@ -77,9 +77,9 @@ class EMA:
         Raises:
             CheckpointError: a tensor is missing or of another shape; nothing was restored then.
         """
-        for name, shadow in zip(self._names, self._shadow, strict=True):
+        for name, shadow in self._named.items():
             if name not in state or state[name].shape != shadow.shape:
                 raise CheckpointError(f"the averaged weights lack {name} of shape {tuple(shadow.shape)}")
-        for name, shadow in zip(self._names, self._shadow, strict=True):
+        for name, shadow in self._named.items():
             put(shadow, state[name])
         self.updates = int(updates)

@@ -1,9 +1,12 @@
 """How a run is trained, as plain numbers."""
 
+import dataclasses
 import math
-from dataclasses import dataclass, fields
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Literal
 
+from sde_gen import checks
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 
 
@@ -36,47 +39,40 @@ class TrainerSettings:
         preview_every: steps between pictures of samples; 0 draws one at the end only.
         preview_samples: samples in a picture; 0 draws none.
         preview_steps: sampler steps of a picture.
+
+    Raises:
+        ConfigError: a value outside its range.
     """
 
-    steps: int = 3000
-    batch_size: int = 128
-    accumulate: int = 1
-    learning_rate: float = 1e-3
-    warmup: int = 200
-    schedule: Literal["constant", "cosine"] = "cosine"
-    clip: float | None = 1.0
-    ema: float = 0.999
-    precision: Literal["float32", "bf16"] = "float32"
-    strategy: Literal["ddp", "fsdp"] = "ddp"
-    dequantise: bool = False
-    compile: bool = False
-    channels_last: bool = True
-    max_seconds: float | None = None
-    checkpoint_every: int = 1000
-    keep_last: int = 3
-    keep_best: int = 1
-    log_every: int = 50
-    eval_every: int = 1000
-    preview_every: int = 0
-    preview_samples: int = 64
-    preview_steps: int = 50
+    steps: int = checked(3000)
+    batch_size: int = checked(128)
+    accumulate: int = checked(1)
+    learning_rate: float = checked(1e-3, above=0)
+    warmup: int = checked(200, low=0)
+    schedule: Literal["constant", "cosine"] = checked("cosine", choices=("constant", "cosine"))
+    clip: float | None = checked(1.0, above=0, infinite=True)
+    ema: float = checked(0.999, low=0, below=1)
+    precision: Literal["float32", "bf16"] = checked("float32", choices=("float32", "bf16"))
+    strategy: Literal["ddp", "fsdp"] = checked("ddp", choices=("ddp", "fsdp"))
+    dequantise: bool = checked(False)
+    compile: bool = checked(False)
+    channels_last: bool = checked(True)
+    max_seconds: float | None = checked(None, above=0, infinite=True)
+    checkpoint_every: int = checked(1000, low=0)
+    keep_last: int = checked(3, low=0)
+    keep_best: int = checked(1, low=0)
+    log_every: int = checked(50)
+    eval_every: int = checked(1000, low=0)
+    preview_every: int = checked(0, low=0)
+    preview_samples: int = checked(64, low=0)
+    preview_steps: int = checked(50)
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch_size", "accumulate", "log_every", "preview_steps"):
-            _check(getattr(self, name) >= 1, name, getattr(self, name), "at least 1")
-        counts = ("warmup", "checkpoint_every", "keep_last", "keep_best", "eval_every", "preview_every")
-        for name in (*counts, "preview_samples"):
-            _check(getattr(self, name) >= 0, name, getattr(self, name), "0 or more")
-        rate = self.learning_rate
-        _check(math.isfinite(rate) and rate > 0, "learning_rate", rate, "a positive number such as 2e-4")
-        _check(0 <= self.ema < 1, "ema", self.ema, "at least 0 and below 1, for example 0.999")
-        for name in ("clip", "max_seconds"):
-            value = getattr(self, name)
-            _check(value is None or value > 0, name, value, "a positive number or null")
-        _check(self.schedule in ("constant", "cosine"), "schedule", self.schedule, "constant or cosine")
-        _check(self.strategy in ("ddp", "fsdp"), "strategy", self.strategy, "ddp or fsdp")
-        _check(self.accumulate <= self.batch_size, "accumulate", self.accumulate, "at most trainer.batch_size")
-        _check(self.precision in ("float32", "bf16"), "precision", self.precision, "float32 or bf16")
+        checks.fields(self, "trainer")
+        if self.accumulate > self.batch_size:
+            raise ConfigError(
+                f"trainer: accumulate must be at most batch_size ({self.batch_size}), got {self.accumulate}"
+            )
 
     def rate(self, step: int, seconds: float = 0.0) -> float:
         """Learning rate of the 0-based `step`: linear warm-up times the schedule.
@@ -95,9 +91,4 @@ class TrainerSettings:
     @classmethod
     def names(cls) -> tuple[str, ...]:
         """The names of all settings."""
-        return tuple(field.name for field in fields(cls))
-
-
-def _check(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise ConfigError(f"trainer.{name}={value} must be {allowed}")
+        return tuple(field.name for field in dataclasses.fields(cls))

@@ -1,12 +1,13 @@
 """One network on several processes: a copy on each (DDP), or a shard on each (FSDP2); tensors to and from shards."""
 
 import copy
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sde_gen.distributed import Processes, talking
 from sde_gen.model import ScoreModel
@@ -20,13 +21,16 @@ class Parallel:
         processes: of the job; one process changes nothing.
         strategy: "ddp" or "fsdp".
         device: of this process.
+        unreached: whether some parameters have no gradient, which DDP must know before it waits for them.
 
     Attributes:
         model: what the loss is computed with.
         sharded: whether the parameters are shards.
     """
 
-    def __init__(self, model: ScoreModel, processes: Processes, strategy: str, device: torch.device) -> None:
+    def __init__(
+        self, model: ScoreModel, processes: Processes, strategy: str, device: torch.device, unreached: bool = False
+    ) -> None:
         self.model, self.sharded = model, strategy == "fsdp" and processes.world > 1
         self._wrapped = not self.sharded and processes.world > 1
         self._network: Any = model.network
@@ -36,10 +40,8 @@ class Parallel:
             if self.sharded:
                 _shard(self._network, processes, device)
                 return
-            from torch.nn.parallel import DistributedDataParallel
-
             ids = [device] if device.type == "cuda" else None
-            self._network = DistributedDataParallel(self._network, device_ids=ids)
+            self._network = DistributedDataParallel(self._network, device_ids=ids, find_unused_parameters=unreached)
         self.model = copy.copy(model)
         self.model._modules = dict(model._modules)
         self.model.network = self._network
@@ -68,6 +70,19 @@ def _shard(network: nn.Module, processes: Processes, device: torch.device) -> No
         fully_shard(block, mesh=mesh)
     # Also the root is sharded again after a forward pass, so that averaged weights put into it are what it uses.
     fully_shard(network, mesh=mesh, reshard_after_forward=True)
+
+
+@contextmanager
+def mode_of(network: nn.Module, training: bool) -> Iterator[None]:
+    """Inside the block `network` is in training mode or not; after it each submodule is in its own again."""
+    modes = [(module, module.training) for module in network.modules()]
+    if network.training != training:  # what is in training may have parts frozen on purpose
+        network.train(training)
+    try:
+        yield
+    finally:
+        for module, mode in modes:
+            module.training = mode
 
 
 def local(tensor: Tensor) -> Tensor:

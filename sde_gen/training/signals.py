@@ -6,15 +6,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from sde_gen.errors import SDEGenError
-
-_ASKING = ("SIGTERM", "SIGINT", "SIGUSR1")
-
-
-class Interrupted(SDEGenError):
-    """Stopped by a signal after everything was saved (exit code 75: run the same command again)."""
-
-    exit_code = 75
+_ASKING = ("SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP")
 
 
 class StopFlag:
@@ -37,9 +29,10 @@ class StopFlag:
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopFlag]:
-    """A `StopFlag` set by SIGTERM, SIGUSR1 or Ctrl-C inside the block; a second Ctrl-C raises KeyboardInterrupt.
+    """A `StopFlag` set by SIGTERM, SIGUSR1, SIGHUP or Ctrl-C inside the block; a second Ctrl-C is a KeyboardInterrupt.
 
-    Outside the main thread, where Python takes no signals, the flag is never set.
+    SIGHUP, of a terminal that goes away, asks nothing of a process started with nohup, which ignores it. Outside the
+    main thread, where Python takes no signals, the flag is never set.
     """
     flag = StopFlag()
 
@@ -52,6 +45,8 @@ def stop_on_signals() -> Iterator[StopFlag]:
         yield flag
         return
     numbers = [getattr(signal, name) for name in _ASKING if hasattr(signal, name)]
+    if "SIGHUP" in dir(signal) and signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
+        numbers.remove(signal.SIGHUP)
     before = [signal.signal(number, ask) for number in numbers]
     try:
         yield flag

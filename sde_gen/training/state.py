@@ -1,15 +1,18 @@
-"""Weights and optimiser state to and from named tensors; the state of torch's global generators during a step."""
+"""Weights, averaged weights and optimiser state to and from the named tensors of a checkpoint."""
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import hashlib
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
-from sde_gen.errors import CheckpointError
-from sde_gen.rng import keyed_generator
-from sde_gen.training.sharding import laid_out_like, put
+from sde_gen.errors import CheckpointError, ConfigError
+from sde_gen.training.checkpoint import Checkpoint
+from sde_gen.training.ema import EMA
+from sde_gen.training.progress import Progress
+from sde_gen.training.sharding import collected, laid_out_like, put
 
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # what Adam keeps of a parameter, shaped like it, beside the number of its steps
 
@@ -53,44 +56,40 @@ def pack_optimizer(optimizer: torch.optim.Optimizer, network: nn.Module) -> dict
     }
 
 
-def check_optimizer(network: nn.Module, tensors: Mapping[str, Tensor], source: Path) -> None:
-    """Refuse what is not the state of an Adam of the trained parameters of `network`.
+def unpack_optimizer(
+    optimizer: torch.optim.Optimizer,
+    network: nn.Module,
+    tensors: Mapping[str, Tensor],
+    source: Path,
+    still: Collection[str] = (),
+) -> None:
+    """Put back what `pack_optimizer` gave; nothing for those parameters of `still` of which nothing is there.
 
     A fused optimiser walks through memory as far as the parameter reaches, so a moment must not be smaller than that.
 
     Raises:
-        CheckpointError: naming the first parameter that has nothing there, or something else.
+        CheckpointError: naming the first parameter that has nothing there, or something else; nothing was put then.
     """
-    saved = _by_parameter(tensors)
+    saved, fused, state = _by_parameter(tensors), bool(optimizer.param_groups[0].get("fused")), {}
     for name, p in network.named_parameters():
-        if not p.requires_grad:
+        if not p.requires_grad or (name in still and name not in saved):
             continue
         if name not in saved:
             raise CheckpointError(f"the optimiser state in {source} has nothing for {name}; use another checkpoint")
-        shapes = {key: tuple(tensor.shape) for key, tensor in saved[name].items()}
+        found = saved[name]
+        shapes = {key: tuple(tensor.shape) for key, tensor in found.items()}
         expected = {"step": (), **dict.fromkeys(_MOMENTS, tuple(p.shape))}
-        if shapes != expected or not all(tensor.is_floating_point() for tensor in saved[name].values()):
+        if shapes != expected or any(
+            t.is_complex() != (p.is_complex() and key != "step") or not (t.is_complex() or t.is_floating_point())
+            for key, t in found.items()
+        ):
             raise CheckpointError(
                 f"the optimiser state in {source} for {name} is {shapes}, not {expected}; use another checkpoint"
             )
-
-
-def unpack_optimizer(
-    optimizer: torch.optim.Optimizer, network: nn.Module, tensors: Mapping[str, Tensor], source: Path
-) -> None:
-    """Put back what `pack_optimizer` gave.
-
-    Raises:
-        CheckpointError: as `check_optimizer`.
-    """
-    check_optimizer(network, tensors, source)
-    saved, fused = _by_parameter(tensors), bool(optimizer.param_groups[0].get("fused"))
-    for name, p in network.named_parameters():
-        if p.requires_grad:
-            moments = {key: _laid_out_like(p, saved[name][key]) for key in _MOMENTS}
-            # The number of steps stays on the host unless the optimiser is fused.
-            step = saved[name]["step"].to(p.device if fused else "cpu", torch.float32)
-            optimizer.state[p] = {"step": step, **moments}
+        # The number of steps stays on the host unless the optimiser is fused.
+        step = found["step"].to(p.device if fused else "cpu", torch.float32)
+        state[p] = {"step": step, **{key: _laid_out_like(p, found[key]) for key in _MOMENTS}}
+    optimizer.state.update(state)
 
 
 def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
@@ -108,12 +107,60 @@ def _laid_out_like(p: Tensor, tensor: Tensor) -> Tensor:
     return torch.empty_like(p, requires_grad=False).copy_(tensor)
 
 
-@contextmanager
-def global_draws(seed: int, *keys: int, device: torch.device) -> Iterator[None]:
-    """Inside the block torch's global generators, from which dropout draws, depend on (seed, keys) alone."""
-    on_gpu = device.type == "cuda"
-    with torch.random.fork_rng([device] if on_gpu else []):
-        torch.set_rng_state(keyed_generator(seed, *keys).get_state())
-        if on_gpu:
-            torch.cuda.set_rng_state(keyed_generator(seed, *keys, device=device).get_state(), device)
-        yield
+def packed(network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, dict[str, Tensor]]:
+    """What a checkpoint holds in tensors, in host memory where `keep`; every process must ask, as shards are exchanged.
+
+    Of tensors that the optimiser does not keep, those of a parameter that no loss has reached, there is nothing.
+    """
+    parts = {
+        "model": network.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizer": pack_optimizer(optimizer, network),
+    }
+    return {stem: collected(named, keep) for stem, named in parts.items()}
+
+
+def unpack(
+    checkpoint: Checkpoint, progress: Progress, network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+) -> None:
+    """Weights, averaged weights and the optimiser's state from a checkpoint, all or (if it does not fit) none.
+
+    Raises:
+        CheckpointError: it is of another network.
+    """
+    path = checkpoint.path
+    weights, averages = checkpoint.tensors("model"), checkpoint.tensors("ema")
+    check_weights(network, weights, path)
+    check_weights(network, averages, path)
+    if not progress.imported:  # imported weights begin with a fresh optimiser
+        # What never moved equals its average; Adam has no state for a parameter that no loss has reached.
+        still = {name for name, tensor in weights.items() if torch.equal(tensor, averages[name])}
+        unpack_optimizer(optimizer, network, checkpoint.tensors("optimizer"), path, still)
+    load_weights(network, weights, path)
+    ema.load_state_dict(averages, progress.ema_updates)
+
+
+def check_storable(network: nn.Module) -> None:
+    """Refuse a network that a checkpoint of plain tensors could not bring back, before any work is done.
+
+    Raises:
+        ConfigError: a lazy parameter, or extra state that is no tensor.
+    """
+    for name, p in [*network.named_parameters(), *network.named_buffers()]:
+        if is_lazy(p):
+            raise ConfigError(f"Trainer: {name} has no shape yet; call the network once before")
+    for name, value in network.state_dict().items():
+        if not isinstance(value, Tensor):
+            raise ConfigError(
+                f"Trainer: {name} is a {type(value).__name__}, and a checkpoint holds tensors only; "
+                "keep it in a buffer, or let get_extra_state return a tensor"
+            )
+
+
+def weights_digest(network: nn.Module) -> str:
+    """SHA-256 of all names and values of a network's state."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network.state_dict().items()):
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()

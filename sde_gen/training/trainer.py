@@ -4,31 +4,32 @@ Data order, times, noise and dropout of step k are functions of (seed, k), so th
 random generator and goes on bit for bit. The loop waits for the device only where it writes a row of metrics.
 """
 
+import json
+import math
+import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sde_gen.data import Dataset
 from sde_gen.distributed import Processes, Pulse, talking
-from sde_gen.errors import ConfigError, SDEGenError, WriteError
+from sde_gen.errors import ConfigError, SDEGenError, TrainingFault, WriteError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
-from sde_gen.training.batches import DROPOUT, Batches
-from sde_gen.training.bookkeeping import Record
-from sde_gen.training.checkpoint import Checkpoint
+from sde_gen.training.batches import Batches, data_set_of
+from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
+from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
-from sde_gen.training.faults import MOST_IN_A_ROW
-from sde_gen.training.held_out import held_out_loss
+from sde_gen.training.progress import Progress
 from sde_gen.training.settings import TrainerSettings
-from sde_gen.training.sharding import Parallel
-from sde_gen.training.snapshot import agree_on_start, restore_snapshot, save_snapshot
-from sde_gen.training.state import global_draws
+from sde_gen.training.sharding import Parallel, mode_of
+from sde_gen.training.state import check_storable, packed, unpack, weights_digest
 from sde_gen.training.update import Update
 
 _MOST_FAILED_SAVES = 3
@@ -39,47 +40,56 @@ Listener = Callable[[str, "Trainer", Mapping[str, Any]], None]
 class Trainer:
     """Trains the network of `model` in place.
 
+        trainer = sg.Trainer(sg.ScoreModel(sg.MLP(2), sg.VP()), x)     # x: (N, 2), on the model's scale
+        trainer.train()["held_out_loss"]
+        with trainer.ema.applied():                                    # the averaged weights
+            samples = sg.DDIM(steps=20)(trainer.model, (64, 2), seed=0).x
+
+    With `checkpoints="folder"`, `trainer.resume()` goes on from the newest one there, bit for bit.
+
     Args:
         model: a `ScoreModel` whose network is a torch module; moved to `device`.
-        data: training and held-out samples on the model's scale.
-        objective: per-sample losses; denoising score matching.
+        data: training and held-out samples on the model's scale, or a tensor of them, (N, *shape), a tenth of which
+            (1,024 at most) is held out.
+        objective: per-sample losses; denoising score matching by default.
         settings: see `TrainerSettings`.
         seed: of everything random, whole number in [0, 2^64).
-        device: where to train.
+        device: where to train; by default where the model is.
         conditional: whether the network is given the labels of `data`.
         checkpoints: folder for checkpoints; None saves nothing.
-        config: stored with each checkpoint, plain data.
-        stop: asked before each step; true saves and ends.
-        listeners: called as listener(event, trainer, values), in every process, with the events "log" (a row of
-            metrics), "checkpoint" (`path`), "save failed" (`error`) and "preview" (time to draw samples).
-        processes: of the job; each works on its share of every batch. Process 0 writes.
-        retry_seconds: pause before a failed save is tried again at the end of training.
+        config: plain data that is stored with each checkpoint.
+        stop: asked before each step; true saves and ends training.
+        listeners: called as `listener(event, trainer, values)` with "log" (a row of metrics), "checkpoint", "save
+            failed" and "preview". What one cannot write (an `OSError`) does not end training.
+        processes: of the job, from `sde_gen.distributed.start`; one by default.
+        retry_seconds: pause between tries of the last save.
 
     Attributes:
-        step: optimiser steps done, skipped ones included.
-        seconds: seconds of training so far, earlier parts of a resumed run included.
-        ema: the averaged weights; `with trainer.ema.applied():` puts them into the network.
+        step: optimiser steps done.
+        seconds: of training, all parts together.
+        network: the network that is trained.
+        ema: its averaged weights; `with trainer.ema.applied():` puts them into the network.
         optimizer: Adam.
         faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
         interrupted: whether `stop` ended training before its last step.
 
     Raises:
-        ConfigError: a model without parameters, labels asked for that the data does not have, more processes or parts
-            than samples in a batch, processes that do not agree on settings, data or weights.
+        ConfigError: a network without parameters, or with what a checkpoint cannot hold; labels asked for that the
+            data does not have; more processes or parts than samples in a batch; processes that do not agree.
     """
 
     def __init__(
         self,
         model: ScoreModel,
-        data: Dataset,
-        objective: DenoisingScoreMatching,
+        data: Dataset | Tensor,
+        objective: DenoisingScoreMatching | None = None,
         settings: TrainerSettings | None = None,
         *,
         seed: int = 0,
-        device: torch.device | str = "cpu",
+        device: torch.device | str | None = None,
         conditional: bool = False,
-        checkpoints: Path | None = None,
+        checkpoints: str | os.PathLike[str] | None = None,
         config: Mapping[str, Any] | None = None,
         stop: Callable[[], bool] = lambda: False,
         listeners: Sequence[Listener] = (),
@@ -88,8 +98,11 @@ class Trainer:
     ) -> None:
         self.settings = s = TrainerSettings() if settings is None else settings
         self.processes = processes = Processes() if processes is None else processes
-        if not isinstance(model.network, nn.Module) or not any(p.requires_grad for p in model.network.parameters()):
+        network = model.network
+        if not isinstance(network, nn.Module) or not any(p.requires_grad for p in network.parameters()):
             raise ConfigError("Trainer: the model's network has no parameters to train; give a torch module that has")
+        check_storable(network)
+        self.data = data = data if isinstance(data, Dataset) else data_set_of(data)
         if conditional and data.train_labels is None:
             raise ConfigError(f"Trainer: the data set {data.name} has no labels, so a network cannot be given them")
         if s.batch_size < processes.world * s.accumulate:
@@ -97,35 +110,42 @@ class Trainer:
                 f"trainer.batch_size={s.batch_size} is too small for {processes.world} processes with "
                 f"trainer.accumulate={s.accumulate}; it must be at least {processes.world * s.accumulate}"
             )
-        self.model, self.data, self.objective = model, data, objective
-        self.seed, self.device, self.conditional = check_seed(seed), torch.device(device), conditional
-        self.checkpoints, self.config, self.stop = checkpoints, dict(config or {}), stop
-        self.listeners, self._retry_seconds = tuple(listeners), retry_seconds
-        self.step, self.seconds = 0, 0.0
+        self.model, self.objective = model, DenoisingScoreMatching() if objective is None else objective
+        self.seed, self.conditional = check_seed(seed), conditional
+        self.device = model.device if device is None else torch.device(device)
+        self.checkpoints, self.config = None if checkpoints is None else Path(checkpoints), dict(config or {})
+        self.stop, self.listeners, self._retry_seconds = stop, tuple(listeners), retry_seconds
+        self.step, self.seconds, self.interrupted = 0, 0.0, False
         self.last: dict[str, float] = {}
-        self.interrupted = False
-        agree_on_start(self)
+        if processes.world > 1:
+            told = [repr(s), self.seed, conditional, repr(self.objective), self.config]
+            processes.agree({
+                "settings": json.dumps(told, sort_keys=True, default=str),
+                "data": data.fingerprint,
+                "weights": weights_digest(network),
+            })  # fmt: skip
         sharded = s.strategy == "fsdp" and processes.world > 1
-        self.network: nn.Module = model.network if sharded else model.network.to(self.device)
+        self.network = network if sharded else network.to(self.device)
         if s.channels_last and not sharded:  # shards are contiguous
             self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.batches = Batches(
+            data, self.objective, model, size=s.batch_size, share=processes.rows(s.batch_size), seed=self.seed,
+            accumulate=s.accumulate, device=self.device, conditional=conditional, channels_last=s.channels_last,
+            dequantise=s.dequantise,
+        )  # fmt: skip
+        unreached = processes.world > 1 and not sharded and self._some_unreached()
         if s.compile:
             self.network.compile()
-        self._parallel = Parallel(model, processes, s.strategy, self.device)
+        self._parallel = Parallel(model, processes, s.strategy, self.device, unreached)
         self._params = [p for p in self.network.parameters() if p.requires_grad]
         self._update = Update(self._params, s.clip, self.device, processes.world == 1)
         self.optimizer = self._update.optimizer
         self.ema = EMA(self.network, s.ema)
-        share = processes.rows(s.batch_size)
-        self.batches = Batches(
-            data, objective, model, size=s.batch_size, share=share, accumulate=s.accumulate, seed=self.seed,
-            device=self.device, conditional=conditional, channels_last=s.channels_last, dequantise=s.dequantise,
-        )  # fmt: skip
         self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.network.modules())
         self._record = Record(s.log_every, self.batches, processes, self.device)
         self.faults = self._record.faults
         self._failed_saves = 0
-        self._held_out: tuple[int, float] | None = None
+        self._held_out: tuple[int, float] = (-1, math.nan)  # step, loss
         self._logged = (time.monotonic(), 0)
 
     # -- running -----------------------------------------------------------------------------------------------------
@@ -133,59 +153,55 @@ class Trainer:
     def train(self) -> dict[str, float]:
         """Train up to `settings.steps`, the time budget, or until `stop()`; save; return the last row of metrics.
 
+        A run that `stop` ended writes no row, and goes on from its checkpoint as if it had not been stopped.
+
         Raises:
             TrainingFault: the losses or gradients of three steps in a row were NaN or infinite.
             WriteError: three saves in a row failed, of a full disk for example.
             ProcessLostError: another process of the job is gone.
         """
         s, pulse = self.settings, Pulse(self.processes)
-        began = time.monotonic() - self.seconds
+        began, start = time.monotonic() - self.seconds, self.step
         self._logged = (time.monotonic(), self.step)
-        self.network.train()
-        start = self.step
-        stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
-        while self.step < s.steps and not stop and not self._budget_spent():
-            with talking():
-                self._one_step()
-            self.step += 1
-            if self._update.bad_in_a_row >= MOST_IN_A_ROW:
-                self._record.read(self.step)
-            stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
-            if self.step >= s.steps or stop:
-                break  # the end does all of the following
-            row_due = _due(self.step, s.log_every)
-            if row_due or _due(self.step, s.eval_every):
-                self._log(held_out=_due(self.step, s.eval_every))
-            if _due(self.step, s.checkpoint_every) or (row_due and self._failed_saves):
-                if s.keep_best:
-                    self._measure()
-                self._save_or_later()
-            if _due(self.step, s.preview_every):
-                self._tell("preview", {})
-            if self.processes.world == 1:
-                self.seconds = time.monotonic() - began
-        pulse.close()
-        self.interrupted = stop and self.step < s.steps
-        if self.step > start:
-            self._log(held_out=not stop)
-            if self.processes.world == 1:
-                self.seconds = time.monotonic() - began
-            if s.keep_best and not stop:
-                self._measure()
-            while not self._save_or_later():
-                time.sleep(self._retry_seconds)
+        with mode_of(self.network, training=True):
+            stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
+            if self._record.since_row[0]:
+                self._log_if_due()  # what an interruption left to write
+            while self.step < s.steps and not stop and not self._budget_spent():
+                with talking():
+                    self.update()
+                if self._update.bad_in_a_row >= MOST_IN_A_ROW:
+                    self._record.read(self.step)
+                stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
+                if self.step >= s.steps or stop:
+                    break  # the end does all of the following
+                self._log_if_due()
+                if _due(self.step, s.checkpoint_every) or (self._failed_saves and _due(self.step, s.log_every)):
+                    self._save_or_later()
+                if _due(self.step, s.preview_every):
+                    self._tell("preview", {})
+                if self.processes.world == 1:
+                    self.seconds = time.monotonic() - began
+            pulse.close()
+            self.interrupted = stop and self.step < s.steps
+            if self.step > start:
+                if not self.interrupted:
+                    self._log(held_out=not stop)
+                if self.processes.world == 1:
+                    self.seconds = time.monotonic() - began
+                while not self._save_or_later(measure=not stop):
+                    time.sleep(self._retry_seconds)
         return dict(self.last)
 
     def _budget_spent(self) -> bool:
         return self.settings.max_seconds is not None and self.seconds >= self.settings.max_seconds
 
-    def _one_step(self) -> None:
-        s, k = self.settings, self.step
-        scale = self.processes.world / s.batch_size  # gradients are averaged over the processes
-        row = self._record.losses()
-        for part in self.batches.parts(k):
-            last = part.rows.stop == len(row)
-            with self._parallel.backward_of(last), self._precision(), self._dropout_of(k, part.rows.start):
+    def update(self) -> None:
+        """One optimiser step, on the batch of this step."""
+        scale = self.processes.world / self.settings.batch_size  # gradients are averaged over the processes
+        row = self._record.losses[self._record.count]
+        for part in self.batches.parts(self.step):
+            with self._surroundings(part.rows):
                 losses = self.objective(
                     self._parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
                 )
@@ -195,15 +211,22 @@ class Trainer:
                     loss = loss * (1 + 0 * loss.detach())
                 loss.backward()
             row[part.rows].copy_(losses.detach())
-        norm = self._update(s.rate(k, self.seconds), row)
+        self._record.norms[self._record.count].copy_(self._update(self.settings.rate(self.step, self.seconds), row))
+        self._record.count += 1
         self.ema.update()
-        self._record.close(norm)
+        self.step += 1
 
-    def _dropout_of(self, step: int, first: int) -> AbstractContextManager[object]:
-        if not self._dropout:
-            return nullcontext()
-        keys = (step, DROPOUT) if self.batches.share.start + first == 0 else (step, DROPOUT, 2, first + 1)
-        return global_draws(self.seed, *keys, device=self.device)
+    def _surroundings(self, rows: slice) -> AbstractContextManager[object]:
+        """What a part of a batch is computed under: exchange of gradients, precision, dropout keyed by the step."""
+        share = self.batches.share
+        stack = ExitStack()
+        if self.processes.world > 1:
+            stack.enter_context(self._parallel.backward_of(rows.stop == share.stop - share.start))
+        if self.settings.precision != "float32":
+            stack.enter_context(self._precision())
+        if self._dropout:
+            stack.enter_context(self.batches.dropout_of(self.step, rows))
+        return stack
 
     def _precision(self) -> AbstractContextManager[object]:
         if self.settings.precision == "float32":
@@ -212,8 +235,14 @@ class Trainer:
 
     # -- what is measured --------------------------------------------------------------------------------------------
 
+    def _log_if_due(self) -> None:
+        s, k = self.settings, self.step
+        if any(_due(k, every) for every in (s.log_every, s.checkpoint_every, s.eval_every)):
+            self._log(held_out=_due(k, s.eval_every))
+
     def _log(self, held_out: bool = False) -> None:
-        measured = self._record.row(self.step, self.settings.batch_size)
+        self._record.read(self.step)
+        measured = self._record.row(self.settings.batch_size)
         row: dict[str, float] = {"step": self.step, "seconds": round(self.seconds, 3)}
         row["learning_rate"] = self.settings.rate(max(0, self.step - 1), self.seconds)
         (then, step), self._logged = self._logged, (time.monotonic(), self.step)
@@ -227,69 +256,105 @@ class Trainer:
             self.last = {**self.last, **row}
             self._tell("log", row)
 
+    @torch.no_grad()
     def evaluate(self) -> float:
         """Mean loss of the averaged weights on (at most 1,024) held-out samples, at the same times and noise always.
 
         Every process computes all of it, which needs no messages and gives each the same number.
         """
-        s = self.settings
-        self.network.eval()
-        with self.ema.applied(), self._precision():
-            loss = held_out_loss(
-                self.model, self.data, self.objective, size=s.batch_size, seed=self.seed, device=self.device,
-                conditional=self.conditional, dequantise=s.dequantise,
-            )  # fmt: skip
-        self.network.train()
-        self._held_out = (self.step, loss)
-        return loss
+        total, count = 0.0, 0
+        with mode_of(self.network, training=False), self.ema.applied(), self._precision():
+            for part in self.batches.held_out():
+                losses = self.objective(self.model, part.x0, part.condition, generator=part.generator)
+                total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)
+        self._held_out = (self.step, total / count)
+        return total / count
 
-    def _measure(self) -> None:
-        """The held-out loss of this step, by which the best checkpoint is known, unless it has just been taken."""
-        if self.checkpoints is not None and (self._held_out is None or self._held_out[0] != self.step):
-            self.evaluate()
+    def _some_unreached(self) -> bool:
+        """Whether, in any process, a parameter has no gradient of the loss."""
+        part = next(self.batches.parts(0))
+        with mode_of(self.network, training=False), torch.random.fork_rng([self.device] * (self.device.type == "cuda")):
+            self.objective(self.model, part.x0, part.condition, generator=part.generator).sum().backward()
+        unreached = any(p.requires_grad and p.grad is None for p in self.network.parameters())
+        self.network.zero_grad(set_to_none=True)
+        return bool(self.processes.sum(torch.tensor(int(unreached))))
 
     def _tell(self, event: str, values: Mapping[str, Any]) -> None:
         for listener in self.listeners:
-            listener(event, self, values)
+            try:
+                listener(event, self, values)
+            except SDEGenError:
+                raise
+            except OSError:  # a terminal that is gone, a full disk: the work is worth more than a line about it
+                continue
 
     # -- saving and resuming -----------------------------------------------------------------------------------------
 
-    def _save_or_later(self) -> bool:
+    def _save_or_later(self, measure: bool = True) -> bool:
         """`save()`; whether it succeeded. A full disk is told, and is an error the third time in a row."""
+        if measure and self.settings.keep_best and self.checkpoints is not None and self._held_out[0] != self.step:
+            self.evaluate()  # the best checkpoint is known by it
         try:
             self.save()
         except SDEGenError as error:
-            if error.exit_code != WriteError.exit_code:
-                raise
             self._failed_saves += 1
-            if self._failed_saves >= _MOST_FAILED_SAVES:
+            if error.exit_code != WriteError.exit_code or self._failed_saves >= _MOST_FAILED_SAVES:
                 raise
             self._tell("save failed", {"error": str(error)})
             return False
         self._failed_saves = 0
         return True
 
+    def progress(self) -> Progress:
+        """How far the run has come, as a checkpoint states it."""
+        self._record.read(self.step)
+        return Progress(
+            self.step, self.seconds, self.seed, self.data.to_dict(), self.conditional, self.ema.updates,
+            (self.faults.total, self.faults.in_a_row),
+            self._held_out[1] if self._held_out[0] == self.step else None, self.last, self._record.since_row,
+        )  # fmt: skip
+
     def save(self) -> Path | None:
-        """Publish a checkpoint of this step; None without a folder for them.
+        """Publish a checkpoint of this step; None without a folder for them. Every process must call it; one writes.
 
         Raises:
             TrainingFault: the weights are not finite.  WriteError, OutputError: they could not be written.
         """
-        self._log()
-        if self.checkpoints is None:
+        progress, folder, s = self.progress(), self.checkpoints, self.settings
+        if folder is None:
             return None
-        measured = self._held_out is not None and self._held_out[0] == self.step
-        path = save_snapshot(self, self.checkpoints, self._held_out[1] if measured and self._held_out else None)
+        tensors = packed(self.network, self.ema, self.optimizer, keep=self.processes.is_main)
+
+        def write() -> Path:
+            if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
+                raise TrainingFault(self.step, (float("nan"), float("nan")), [], "weights", self.faults.in_a_row)
+            state = progress.to_dict()
+            return save_checkpoint(folder, self.step, tensors, self.config, state, s.keep_last, s.keep_best)
+
+        path = self.processes.on_main(write)
         self._tell("checkpoint", {"path": path})
         return path
 
-    def resume(self, checkpoint: Checkpoint) -> None:
-        """Continue from `checkpoint`: weights, averaged weights, optimiser, step and seconds.
+    def resume(self, checkpoint: Checkpoint | None = None) -> Checkpoint | None:
+        """Continue from `checkpoint`, by default the newest sound one of this trainer's folder; which, if there is one.
+
+        Weights, averaged weights, optimiser, step and counts are taken, all or (if it does not fit) none.
 
         Raises:
             CheckpointError: it was made with other data, another seed or another network.
+            ConfigError: another process has found another checkpoint.
         """
-        restore_snapshot(self, checkpoint)
+        if checkpoint is None and self.checkpoints is not None:
+            checkpoint, _ = newest_checkpoint(self.checkpoints)
+        self.processes.agree({"checkpoint": "none" if checkpoint is None else checkpoint.digest})
+        if checkpoint is None:
+            return None
+        found = Progress.of(checkpoint, self.seed, self.data)
+        unpack(checkpoint, found, self.network, self.ema, self.optimizer)
+        self.step, self.seconds, self.last = found.step, found.seconds, dict(found.metrics)
+        self.faults.total, self.faults.in_a_row = found.skipped
+        self._record.since_row = found.since_row
+        return checkpoint
 
 
 def _due(step: int, every: int) -> bool:

@@ -34,15 +34,18 @@ class Update:
 
     def __init__(self, params: Sequence[nn.Parameter], clip: float | None, device: torch.device, alone: bool) -> None:
         self._params, self._clip = list(params), clip
-        self.optimizer = torch.optim.Adam(self._params, fused=device.type in ("cpu", "cuda"))
-        self._on_device = device.type == "cuda"
+        fused = device.type in ("cpu", "cuda") and not any(p.is_complex() for p in self._params)
+        self.optimizer = torch.optim.Adam(self._params, fused=fused)
+        self._on_device = device.type == "cuda" and fused
         self.checked_here = device.type == "cpu" and alone
         self.bad_in_a_row = 0
 
     def __call__(self, rate: float, losses: Tensor) -> Tensor:
         """One step with learning rate `rate`, and no gradient left; the norm that the gradient had, NaN for a fault."""
         gradients = [p.grad for p in self._params if p.grad is not None]
-        norm = whole(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))))
+        norm, clip = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))), self._clip
+        if hasattr(norm, "full_tensor"):  # of shards
+            norm = whole(norm)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self._on_device:
@@ -51,7 +54,12 @@ class Update:
         else:
             if self.checked_here and not math.isfinite(float(losses.sum())):
                 norm.fill_(math.nan)
-            self._step_if_finite(gradients, norm)
+            size = float(norm)
+            self.bad_in_a_row = 0 if math.isfinite(size) else self.bad_in_a_row + 1
+            if self.bad_in_a_row == 0:
+                if clip is not None and size > clip:
+                    torch._foreach_mul_(gradients, clip / (size + 1e-6))
+                self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
@@ -61,13 +69,3 @@ class Update:
             told["grad_scale"] = (norm / clip).clamp_min(1.0)
         for name, value in told.items():
             setattr(self.optimizer, name, shared_by(self._params[0], value))
-
-    def _step_if_finite(self, gradients: list[Tensor], norm: Tensor) -> None:
-        size, clip = float(norm), self._clip
-        if not math.isfinite(size):
-            self.bad_in_a_row += 1
-            return
-        self.bad_in_a_row = 0
-        if clip is not None and size > clip:
-            torch._foreach_mul_(gradients, clip / (size + 1e-6))
-        self.optimizer.step()

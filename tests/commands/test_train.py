@@ -92,7 +92,7 @@ def test_a_sweep_over_names_uses_them(command: Command) -> None:
 def test_a_sweep_goes_on_after_a_job_that_fails_and_says_so(command: Command) -> None:
     result = command("train", "-m", *TINY, "run=s", "sde=vp,ddpm", "trainer.steps=0,1")
     assert result.code == 2
-    assert "error: trainer.steps=0 must be at least 1" in result.err
+    assert "error: trainer: steps must be a whole number, at least 1, got 0" in result.err
     assert "Traceback" not in result.err
     done = [path.name for path in Path("runs").iterdir() if path.name.startswith("s_")]
     assert len(done) == 2, "the two jobs with steps"

@@ -65,5 +65,5 @@ def test_state_round_trip_and_misfits() -> None:
 
 @pytest.mark.parametrize("decay", [-0.1, 1.0, 1.5, float("nan")])
 def test_decay_out_of_range_is_refused(decay: float) -> None:
-    with pytest.raises(ConfigError, match="ema"):
+    with pytest.raises(ConfigError, match=r"decay must be .* in \[0, 1\)"):
         EMA(nn.Linear(1, 1), decay)

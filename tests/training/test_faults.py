@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import sde_gen as sg
 from sde_gen.data import mixture
-from sde_gen.errors import NonFiniteError, WriteError
+from sde_gen.errors import NonFiniteError, TrainingFault, WriteError
 from sde_gen.training import (
     MetricsFile,
     Trainer,
@@ -27,7 +27,7 @@ from sde_gen.training import (
     read_metrics,
     stop_on_signals,
 )
-from sde_gen.training.faults import FaultCount, TrainingFault
+from sde_gen.training.bookkeeping import FaultCount
 
 QUICK = TrainerSettings(
     steps=20, batch_size=16, warmup=0, schedule="constant", log_every=4, eval_every=0, checkpoint_every=10, ema=0.9
@@ -74,13 +74,13 @@ def test_one_or_two_faults_are_skipped_and_counted(tmp_path: Path, gradient: boo
             rows.append(dict(values))
 
     trainer.listeners = (note,)
-    before = trainer._one_step
+    before = trainer.update
 
     def spy() -> None:
         weights.append(trainer.network.weight.detach().clone())
         before()
 
-    trainer._one_step = spy  # type: ignore[method-assign]
+    trainer.update = spy  # type: ignore[method-assign]
     trainer.train()
     weights.append(trainer.network.weight.detach().clone())
     unmoved = [k for k in range(20) if torch.equal(weights[k], weights[k + 1])]

@@ -59,8 +59,7 @@ def test_no_step_waits_for_the_device(precision: str, accumulate: int, clip: flo
     for step in range(9):
         if step == 3:  # libraries are loaded and memory is there
             torch.cuda.set_sync_debug_mode("error")
-        trainer._one_step()
-        trainer.step += 1
+        trainer.update()
     torch.cuda.set_sync_debug_mode("default")
     trainer._log()
     assert 0 < trainer.last["loss"] < 10

@@ -329,5 +329,5 @@ def test_what_cannot_be_trained_is_refused() -> None:
     ],
 )
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
-    with pytest.raises(ConfigError, match=rf"trainer\.{name}="):
+    with pytest.raises(ConfigError, match=rf"trainer: {name} must be "):
         TrainerSettings(**{name: value})
