@@ -4,17 +4,16 @@ A matched grid visits the same half log-SNRs under every formulation, evenly spa
 share; a native grid is the sampler's own.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
-from sde_gen.oracles import GaussianMixture, Oracle
-from sde_gen.parameterizations import Coefficients
+from sde_gen.oracles import GaussianMixture
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers import GivenLambdas, GridSampler, Sampler
 from sde_gen.tuning import Auto
@@ -24,7 +23,7 @@ _UNMATCHED = "chooses its own times; the grid is not matched"
 Range = tuple[float, float]
 
 
-class Fitted(NamedTuple):
+class Bought(NamedTuple):
     """A sampler with its steps set, the steps, and a word where they are not what the budget would buy."""
 
     sampler: Sampler
@@ -71,7 +70,7 @@ def matched(sampler: Sampler, steps: int, span: Range) -> Sampler:
     return replace(sampler, steps=None, grid=GivenLambdas(tuple(values)))
 
 
-def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | None) -> Fitted:
+def within_budget(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | None) -> Bought:
     """`sampler` as it is run under `p`: with the most steps whose counted calls do not exceed the budget.
 
     Args:
@@ -89,32 +88,40 @@ def fitted(sampler: Sampler, p: Perturbation, budget: int | None, span: Range | 
             visited = len(sampler.times(_PROBE.model(p)))
             steps = visited - (0 if sampler.acts_on_last_time else 1)
             sampler = sampler if span is None else matched(sampler, steps, span)
-        if not chooses(sampler):  # which would measure here
-            calls_of(sampler, p)  # refused here if it does not go with the perturbation
-        return Fitted(sampler, steps, "" if span is None or isinstance(sampler, GridSampler) else _UNMATCHED)
+        return Bought(sampler, steps, "" if span is None or isinstance(sampler, GridSampler) else _UNMATCHED)
     if not isinstance(sampler, GridSampler):
         # Not tried out here: such a sampler may look for its steps for a while.
-        return Fitted(replace(sampler, nfe=budget), None, "" if span is None else _UNMATCHED)  # type: ignore[call-arg]
+        return Bought(replace(sampler, nfe=budget), None, "" if span is None else _UNMATCHED)  # type: ignore[call-arg]
 
     def make(steps: int) -> Sampler:
         return replace(sampler, steps=steps) if span is None else matched(sampler, steps, span)
 
+    def allowed(steps: int) -> bool:
+        try:
+            make(steps).times(_PROBE.model(p))
+        except ConfigError:  # a chain has so many nodes and no more
+            return False
+        return True
+
     one = calls_of(make(1), p)
     if one > budget:
         raise ConfigError(f"a budget of {budget} network calls is below the {one} that one step needs")
-    most = _limit(p, make, budget)
-    low, high = 1, most + 1  # low fits; high does not
+    most = budget + 1 if allowed(budget + 1) else _last(allowed, 1, budget + 1, (budget + 1) // 2)
     slope = max(1, calls_of(make(2), p) - one) if most >= 2 else 1
-    guess = min(most, 1 + (budget - one) // slope)
+    steps = _last(lambda n: calls_of(make(n), p) <= budget, 1, most + 1, min(most, 1 + (budget - one) // slope))
+    all_there_are = steps == most < budget
+    return Bought(make(steps), steps, f"all {steps} times there are; the budget allows more calls" * all_there_are)
+
+
+def _last(fits: Callable[[int], bool], low: int, high: int, guess: int) -> int:
+    """The largest number that fits, where `low` does and `high` does not; first tried at and beside `guess`."""
+    tried = 0
     while high - low > 1:
-        if calls_of(make(guess), p) <= budget:
-            low = guess
-        else:
-            high = guess
-        guess = low + 1 if low == guess else high - 1
-    if low == most < budget and most < _bound(budget):
-        return Fitted(make(low), low, f"all {low} times there are; the budget allows more calls")
-    return Fitted(make(low), low, "")
+        low, high = (guess, high) if fits(guess) else (low, guess)
+        tried += 1
+        near = low + 1 if low == guess else high - 1
+        guess = near if tried < 3 else (low + high) // 2
+    return low
 
 
 def calls_of(sampler: Sampler, p: Perturbation) -> int:
@@ -122,45 +129,23 @@ def calls_of(sampler: Sampler, p: Perturbation) -> int:
 
     A sampler that fails numerically is counted all the same: its failure is for the cell to tell.
     """
-    model = _Counted(_PROBE, p)
+    law = _Counting(*_STANDARD)
     try:
-        sampler(model, (1, 1), seed=0, dtype=torch.float64)
+        sampler(law.model(p), (1, 1), seed=0, dtype=torch.float64)
     except ConfigError:
         raise
     except Exception:  # noqa: BLE001
         pass
-    return model.calls
+    return law.calls
 
 
-class _Counted(Oracle):
+class _Counting(GaussianMixture):
     calls = 0
 
-    def raw(self, x: Tensor, alpha: Tensor, sigma: Tensor, c: Coefficients, condition: Mapping[str, Any]) -> Tensor:
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         self.calls += 1
-        return super().raw(x, alpha, sigma, c, condition)
+        return super().denoise(x, alpha, sigma)
 
 
-def _bound(budget: int) -> int:
-    return budget + 1
-
-
-def _limit(p: Perturbation, make: Any, budget: int) -> int:
-    """The most steps up to the budget that the grid allows: a chain has so many nodes and no more."""
-    low, high = 1, _bound(budget)
-    if _allowed(p, make, high):
-        return high
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (middle, high) if _allowed(p, make, middle) else (low, middle)
-    return low
-
-
-def _allowed(p: Perturbation, make: Any, steps: int) -> bool:
-    try:
-        make(steps).times(_PROBE.model(p))
-    except ConfigError:
-        return False
-    return True
-
-
-_PROBE = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+_STANDARD = [1.0], [[0.0]], [[[1.0]]]
+_PROBE = GaussianMixture(*_STANDARD)

@@ -1,10 +1,10 @@
-"""Objects as plain data and back: what a cell of a comparison is hashed, stored and rebuilt from."""
+"""Objects as plain data: what a cell of a comparison is hashed and stored by, and a comparison written down as."""
 
 import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import fields, is_dataclass
+from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
 import sde_gen
@@ -43,16 +43,13 @@ def target_of(cls: type) -> str:
 
 
 def modules_of(node: Any) -> set[str]:
-    """The modules outside sde_gen that the targets in `node` lie in."""
-    if isinstance(node, Mapping):
-        found = set().union(*(modules_of(value) for value in node.values()))
-        name = node.get("_target_")
-        if isinstance(name, str) and "." in name and not name.startswith("sde_gen."):
-            found.add(name.rpartition(".")[0])
-        return found
-    if isinstance(node, list | tuple):
-        return set().union(*(modules_of(value) for value in node))
-    return set()
+    """The modules outside sde_gen that the targets in plain data lie in."""
+    inner = node.values() if isinstance(node, Mapping) else node if isinstance(node, list) else ()
+    found = set().union(*map(modules_of, inner))
+    name = node.get("_target_") if isinstance(node, Mapping) else None
+    if isinstance(name, str) and "." in name and not name.startswith("sde_gen."):
+        found.add(name.rpartition(".")[0])
+    return found
 
 
 def canonical(value: Any) -> str:
@@ -65,17 +62,18 @@ def digest(value: Any) -> str:
     return hashlib.sha256(canonical(value).encode()).hexdigest()[:16]
 
 
-def short(node: Any) -> str:
-    """A node as a person would write it: VE(sigma_max=12)."""
-    if isinstance(node, Mapping) and "_target_" in node:
-        name = str(node["_target_"]).rpartition(".")[2]
-        inner = ", ".join(f"{key}={short(value)}" for key, value in node.items() if key != "_target_")
-        return f"{name}({inner})"
-    if isinstance(node, Mapping):
-        return "{" + ", ".join(f"{key}: {short(value)}" for key, value in node.items()) + "}"
-    if isinstance(node, list):
-        return "[" + ", ".join(map(short, node)) + "]"
-    return f"{node:g}" if isinstance(node, float) else str(node)
+def short(value: Any) -> str:
+    """An object (or a description of one) as a person would write it, without what is so anyway: VE(sigma_max=12)."""
+    if is_dataclass(value) and not isinstance(value, type):
+        usual = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(value)}
+        given = {name: getattr(value, name) for name in usual if getattr(value, name) != usual[name]}
+        return f"{type(value).__name__}({', '.join(f'{name}={short(v)}' for name, v in given.items())})"
+    if isinstance(value, Mapping):
+        inner = ", ".join(f"{key}={short(v)}" for key, v in value.items() if key != "_target_")
+        return f"{str(value['_target_']).rpartition('.')[2]}({inner})" if "_target_" in value else f"{{{inner}}}"
+    if isinstance(value, list | tuple):
+        return "[" + ", ".join(map(short, value)) + "]"
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def _normal(value: Any) -> Any:

@@ -5,9 +5,8 @@ from dataclasses import dataclass, fields
 from typing import Any
 
 from sde_gen import checks as check
-from sde_gen.comparison.cells.quality import badness, title_of
-from sde_gen.comparison.numbers import difference_with_interval
-from sde_gen.comparison.ranking import difference, mean_of
+from sde_gen.comparison.numbers import difference_with_interval, title_of
+from sde_gen.comparison.ranking import badness, difference, mean_of
 from sde_gen.errors import ConfigError
 
 _KEYS = ("formulation", "sampler", "budget")

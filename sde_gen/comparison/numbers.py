@@ -4,6 +4,13 @@ import math
 from collections.abc import Sequence
 
 from sde_gen.comparison.ranking import Difference, mean_of
+from sde_gen.metrics import METRICS
+
+
+def title_of(name: str) -> str:
+    """A metric's name for people, and which way is better where it is not down."""
+    way = {"lower": "", "higher": " (higher is better)", "half": " (0.5: cannot be told from real)"}
+    return METRICS[name].title + way[METRICS[name].better]
 
 
 def with_error(mean: float, error: float | None, sign: bool = False) -> str:
@@ -19,10 +26,7 @@ def with_error(mean: float, error: float | None, sign: bool = False) -> str:
 
 def mean_with_error(values: Sequence[float]) -> str:
     """The mean over seeds and its standard error; empty for none."""
-    if not values:
-        return ""
-    m = mean_of(values)
-    return with_error(m.mean, m.error)
+    return with_error(*mean_of(values)[:2]) if values else ""
 
 
 def difference_with_interval(d: Difference) -> str:

@@ -1,22 +1,24 @@
 """From a comparison to its cells: what is computed, what is not and why."""
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import cached_property
+from typing import Any
 
-from sde_gen.comparison.budgets import Range, chooses, common_range, fitted, takes_budget
-from sde_gen.comparison.cells.compute import Context, law_of
-from sde_gen.comparison.cells.network import learned_from
-from sde_gen.comparison.cells.store import Cell
-from sde_gen.comparison.description import describe, digest
-from sde_gen.comparison.parts import Parts
-from sde_gen.config.restore import find_checkpoint, pick_device, resolved_network
+from sde_gen.comparison.budgets import Range, chooses, common_range, takes_budget, within_budget
+from sde_gen.comparison.cells.cell import Cell
+from sde_gen.comparison.cells.choice import SamplerChoice
+from sde_gen.comparison.cells.exact import FittedOrder
+from sde_gen.comparison.cells.likelihood import HeldOutLikelihood
+from sde_gen.comparison.cells.network import TrainedNetwork
+from sde_gen.comparison.cells.samples import DrawnSamples, RealSamples, Way
+from sde_gen.comparison.description import digest
+from sde_gen.comparison.settings import ComparisonSettings
+from sde_gen.config.restore import find_checkpoint, load_model, pick_device, resolved_network
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
+from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
-from sde_gen.samplers import GridSampler, ProbabilityFlow
-
-if TYPE_CHECKING:
-    from sde_gen.comparison.study import Comparison
+from sde_gen.samplers import GridSampler, ProbabilityFlow, Sampler
 
 #: What is kept for pictures: images, points, particles, and states along the way.
 SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3
@@ -31,13 +33,28 @@ class Plan:
 
     cells: list[Cell]
     skipped: list[dict[str, Any]]
-    context: Context
     data: Dataset
+    device: str
+    checkpoint: str | None
     span: Range | None
 
+    def part(self, k: int, n: int) -> list[Cell]:
+        """The k-th of n parts (k from 1): cells of one network together, with the network (and choice) they need first.
 
-def make_plan(comparison: "Comparison") -> Plan:
-    """The plan of a comparison.
+        Raises:
+            ConfigError: there are not so many.
+        """
+        if not 1 <= k <= n:
+            raise ConfigError(f"part={k} must be between 1 and parts={n}")
+        order = sorted(range(len(self.cells)), key=lambda i: ([cell.key for cell in self.cells[i].after], i))
+        mine = {i for position, i in enumerate(order) if position * n // len(self.cells) == k - 1}
+        chosen = [self.cells[i] for i in sorted(mine)]
+        needed = {cell.key for one in chosen for cell in one.after}
+        return [*(cell for i, cell in enumerate(self.cells) if cell.key in needed and i not in mine), *chosen]
+
+
+def make_plan(comparison: ComparisonSettings) -> Plan:
+    """The plan of a comparison, of its data as they are now.
 
     Raises:
         ConfigError, DataError: the comparison as a whole cannot be run.
@@ -49,219 +66,200 @@ def make_plan(comparison: "Comparison") -> Plan:
 class _Run:
     """A sampler with its steps set, under one formulation: what all its seeds share."""
 
-    name: str
-    sampler: Any
-    matched: list[float] | None
+    formulation: str
+    sampler: Sampler
     labels: dict[str, Any]
 
 
 class _Planner:
-    def __init__(self, comparison: "Comparison") -> None:
-        self.spec, self.trust, self.data = comparison.spec, comparison.trusted, comparison.dataset()
-        self.device = str(pick_device(self.spec["device"]))
+    def __init__(self, comparison: ComparisonSettings) -> None:
+        self.asked, self.data, self.device = comparison, comparison.dataset(), str(pick_device(comparison.device))
+        self.formulations = comparison.formulations
         given = comparison.checkpoint
-        found = None if given is None else find_checkpoint(given)[0]
-        self.checkpoint, self.weights = (None, None) if found is None else (str(found.path), found.digest)
-        self.parts = Parts(self.spec, self.trust, self.checkpoint)
-        named = self.spec["data"]  # workers make named data themselves; data in memory travels to them
-        self.context = Context(
-            named if named is not None else self.data, cache=None, device=self.device, trust=self.trust,  # type: ignore[arg-type]
-            checkpoint=self.checkpoint, trainer=self.spec["trainer"],
-        )  # fmt: skip
+        self.checkpoint = None if given is None else find_checkpoint(given)[0]
+        self.seeds = [comparison.training_seed]  # of training
+        if comparison.train_each_seed and comparison.mode != "oracle":
+            self.seeds = list(comparison.seeds)
+        self.home = comparison.shared_from or next(iter(self.formulations))  # what the shared network is trained under
         self.skipped: list[dict[str, Any]] = []
-        self.why_not = self.parts.why_not()
-        self.usable = [name for name in self.spec["formulations"] if name not in self.why_not]
-        matched = self.spec["grid"] == "matched" and self.usable
-        self.span = common_range([self.parts.probe(name) for name in self.usable]) if matched else None
-        self.models = self._models()
+        self.why_not = self._why_not()
+        self.usable = [name for name in self.formulations if name not in self.why_not]
+        matched = comparison.grid == "matched" and self.usable
+        self.span = common_range([self._probe(name) for name in self.usable]) if matched else None
 
     def plan(self) -> Plan:
-        spec = self.spec
+        asked = self.asked
         for name, reason in self.why_not.items():
-            for sampler in self.parts.asked(name):
+            for sampler in self._samplers(name):
                 self._skip(name, sampler, None, reason)
-        pairs = [(name, sampler) for name in self.usable for sampler in self.parts.asked(name)]
+        networks = [cell for cell in self._networks.values() if cell is not None]
+        likelihoods = [self._likelihood(name, seed) for name in self.usable for seed in self.seeds if asked.likelihood]
         choices: list[Cell] = []
         samples: list[Cell] = []
-        traces: list[Cell] = []
-        for name, sampler in pairs:
-            runs = self._runs(name, sampler)
-            for run in runs:
-                choices += self._choices(run)
-                samples += [self._samples(run, seed) for seed in spec["seeds"]]
-            traces += [self._trace(run) for run in runs[-1:] if self._shows_way(sampler)]
-        likelihoods = [self._likelihood(name, seed) for name in self.usable for seed in self._training_seeds()]
-        orders = [self._order(*pair) for pair in pairs] if spec["orders"] and spec["mode"] == "oracle" else []
-        trained = list({cell.key: cell for cell in self.models.values() if cell is not None}.values())
+        ways: list[Cell] = []
+        orders: list[Cell] = []
+        for name in self.usable:
+            for sampler in self._samplers(name):
+                runs = self._runs(name, sampler)
+                drawn = [self._samples(run, seed) for run in runs for seed in asked.seeds]
+                choices += [cell.sampler for cell in drawn if isinstance(cell.sampler, Cell)]
+                samples += drawn
+                ways += [self._way(run) for run in runs[-1:] if self._shows_way(sampler)]
+                if asked.orders and asked.mode == "oracle":
+                    p, labels = self.formulations[name].perturbation, {"formulation": name, "sampler": sampler}
+                    orders.append(FittedOrder(perturbation=p, sampler=asked.samplers[sampler], labels=labels))
         cells = [
-            *trained,
-            *sorted(choices, key=_dearest_first),
-            *(likelihoods if spec["likelihood"] else []),
+            *_once(networks),
+            *sorted(_once(choices), key=_dearest_first),
+            *likelihoods,
             *sorted(samples, key=_dearest_first),
-            *traces,
+            *ways,
             *orders,
-            *(self._real(seed) for seed in spec["seeds"]),
+            *map(self._real, asked.seeds),
         ]
-        return Plan(cells, self.skipped, self.context, self.data, self.span)
+        folder = None if self.checkpoint is None else str(self.checkpoint.path)
+        return Plan(cells, self.skipped, self.data, self.device, folder, self.span)
 
-    # -- networks ----------------------------------------------------------------------------------------------------
+    # -- what can be compared ----------------------------------------------------------------------------------------
 
-    def _training_seeds(self) -> list[int]:
-        each = self.spec["train_each_seed"] and self.spec["mode"] != "oracle"
-        return list(self.spec["seeds"]) if each else [self.spec["training_seed"]]
+    def _samplers(self, name: str) -> list[str]:
+        """The samplers that a formulation is run with."""
+        return list(self.formulations[name].samplers or self.asked.samplers)
 
-    def _models(self) -> dict[tuple[str, int], Cell | None]:
-        """The cell of the network of each (formulation, training seed); None where there is none to train."""
-        names = self.usable
-        if self.spec["mode"] == "oracle" or self.checkpoint is not None or not names:
-            return {(name, seed): None for name in names for seed in self._training_seeds()}
-        network = resolved_network(self.spec["network"], self.data, False)
-        result: dict[tuple[str, int], Cell | None] = {}
-        for name in names:
-            home = self.parts.shared_from if self.spec["mode"] == "shared" else name
-            node = self.spec["formulations"][home]
-            for seed in self._training_seeds():
-                config = {
-                    **{part: node[part] for part in ("perturbation", "parameterization", "objective")},
-                    "network": network,
-                    "trainer": learned_from(self.spec["trainer"]),
-                    "seed": seed,
-                    "data": self.data.fingerprint,
-                    "device": self.device.partition(":")[0],
-                }
-                result[name, seed] = Cell("model", config, {"formulation": home, "seed": seed})
-        return result
+    def _why_not(self) -> dict[str, str]:
+        """The formulations that cannot be compared in this mode, with the reason."""
+        mode, first, reasons = self.asked.mode, {}, {}
+        trained = self._given.parameterization if self._given else self.formulations[self.home].parameterization
+        for name, f in self.formulations.items():
+            try:
+                f.objective.law_for(ScoreModel(None, f.perturbation, f.parameterization))
+            except ConfigError as error:
+                reasons[name] = str(error)
+                continue
+            before = next((n for n, other in first.items() if other == f.perturbation), None)
+            first.setdefault(name, f.perturbation)
+            if mode != "network" and before is not None:
+                reasons[name] = f"differs from {before} only in what is learned, which mode={mode} does not look at"
+            elif mode == "shared" and f.parameterization != trained:
+                reasons[name] = "the one trained network has another parameterization, and cannot change it in sampling"
+        return reasons
+
+    @cached_property
+    def _given(self) -> ScoreModel | None:
+        return None if self.checkpoint is None else load_model(self.checkpoint, trust=self.asked.trusted)
+
+    def _probe(self, name: str) -> ScoreModel:
+        """A model with the range of times that samplers will use under a formulation."""
+        p = self.formulations[name].perturbation
+        if self.asked.mode != "shared":
+            return GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(p)
+        return (self._given or ScoreModel(lambda x, c: x, self.formulations[self.home].perturbation)).under(p)
 
     # -- cells -------------------------------------------------------------------------------------------------------
 
-    def _base(self, name: str, model: Cell | None) -> dict[str, Any]:
-        source: Any = model.key if model is not None else None
-        if self.spec["mode"] == "oracle":
-            source = self._law
-        elif self.checkpoint is not None:
-            source = self.weights
-        return {
-            "mode": self.spec["mode"],
-            "perturbation": self.spec["formulations"][name]["perturbation"],
-            "model": source if isinstance(source, str) else digest(source),
-            "data": self.data.fingerprint,
-            "device": self.device.partition(":")[0],
-        }
+    @cached_property
+    def _law(self) -> str:
+        law = self.data.law
+        if law is None:
+            return digest("the training samples")
+        return digest([part.tolist() for part in (law.weights, law.means, law.covariances)])
 
-    @property
-    def _law(self) -> Any:
-        law = law_of(self.data)
-        if not isinstance(law.exact, GaussianMixture):
-            return "the training samples"
-        return [part.tolist() for part in (law.exact.weights, law.exact.means, law.exact.covariances)]
+    @cached_property
+    def _used(self) -> dict[str, str]:
+        """What keys hold of data and device."""
+        return {"data": self.data.fingerprint, "device": self.device.partition(":")[0]}
 
-    def _model_for(self, name: str, seed: int) -> Cell | None:
-        """The network that samples of this seed are drawn from."""
-        each = self.spec["train_each_seed"] and self.spec["mode"] != "oracle"
-        return self.models[name, seed if each else self.spec["training_seed"]]
+    @cached_property
+    def _resolved(self) -> dict[str, Any]:
+        return resolved_network(self.asked.network, self.data, False)
+
+    def _network(self, name: str, seed: int) -> TrainedNetwork | None:
+        """The cell of the network that samples of a formulation are drawn from; None where there is none to train."""
+        if self.asked.mode == "oracle" or self.checkpoint is not None:
+            return None
+        home = self.home if self.asked.mode == "shared" else name
+        f = self.formulations[home]
+        return TrainedNetwork(
+            perturbation=f.perturbation, parameterization=f.parameterization, objective=f.objective,
+            network=self._resolved, trainer=self.asked.trainer, seed=seed, **self._used,
+            labels={"formulation": home, "seed": seed},
+        )  # fmt: skip
+
+    @cached_property
+    def _networks(self) -> dict[tuple[str, int], TrainedNetwork | None]:
+        return {(name, seed): self._network(name, seed) for name in self.usable for seed in self.seeds}
+
+    def _model(self, name: str, seed: int) -> dict[str, Any]:
+        """What says which model a cell asks, of this seed of training (or the one that there is)."""
+        network = self._networks[name, seed if seed in self.seeds else self.seeds[0]]
+        weights = self._law if self.checkpoint is None else self.checkpoint.digest
+        p, mode = self.formulations[name].perturbation, self.asked.mode
+        return {"mode": mode, "perturbation": p, "source": network or weights, **self._used}
 
     def _runs(self, name: str, sampler: str) -> list[_Run]:
         """One formulation with one sampler at each budget, ascending; those that make no sense are skipped."""
-        made = self.parts.samplers[sampler]
-        budgets: list[int | None] = (list(self.spec["budgets"]) if takes_budget(made) else []) or [None]
+        made = self.asked.samplers[sampler]
+        budgets: list[int | None] = (list(self.asked.budgets) if takes_budget(made) else []) or [None]
         runs = []
         for budget in budgets:
             try:
-                fit = fitted(made, self.parts.perturbations[name], budget, self.span)
+                bought = within_budget(made, self.formulations[name].perturbation, budget, self.span)
             except ConfigError as error:
                 self._skip(name, sampler, budget, str(error))
                 continue
-            labels = {"formulation": name, "sampler": sampler, "budget": budget, "steps": fit.steps, "note": fit.note}
-            if self.span is not None and isinstance(made, GridSampler) and fit.steps is not None:
-                runs.append(_Run(name, self.spec["samplers"][sampler], [fit.steps, *self.span], labels))
-            else:
-                runs.append(_Run(name, describe(fit.sampler, "sampler"), None, labels))
+            labels = {"formulation": name, "sampler": sampler, "budget": budget}
+            runs.append(_Run(name, bought.sampler, labels | {"steps": bought.steps, "note": bought.note}))
         return runs
 
-    def _choices(self, run: _Run) -> list[Cell]:
-        """Where the sampler is chosen by measurement: one cell for each network."""
-        found = [self._choice(run, seed) for seed in self.spec["seeds"]]
-        return list({cell.key: cell for cell in found if cell is not None}.values())
+    def _drawn(self, run: _Run, seed: int) -> dict[str, Any]:
+        """The model, the sampler (or the cell in which it is chosen by measurement) and the noise."""
+        model, sampler = self._model(run.formulation, seed), run.sampler
+        chosen = SamplerChoice(sampler=sampler, labels=run.labels, **model) if chooses(sampler) else sampler
+        return {**model, "sampler": chosen, "seed": seed, "labels": {**run.labels, "seed": seed}}
 
-    def _choice(self, run: _Run, seed: int) -> Cell | None:
-        if not chooses(self.parts.samplers[run.labels["sampler"]]):
-            return None
-        model = self._model_for(run.name, seed)
-        return Cell("choice", {**self._base(run.name, model), "sampler": run.sampler}, run.labels, _key(model))
-
-    def _samples(self, run: _Run, seed: int) -> Cell:
-        model = self._model_for(run.name, seed)
-        config = {
-            **self._base(run.name, model),
-            "sampler": run.sampler,
-            "matched": run.matched,
-            **self._measured(seed),
-        }
-        return Cell("samples", config, {**run.labels, "seed": seed}, _key(model), _key(self._choice(run, seed)))
+    def _samples(self, run: _Run, seed: int) -> DrawnSamples:
+        return DrawnSamples(**self._drawn(run, seed), **self._measured(seed))
 
     def _measured(self, seed: int) -> dict[str, Any]:
         """What samples and real samples have in common."""
         shown = SHOWN_IMAGES if self.data.kind == "image" else SHOWN_POINTS
         return {
-            "seed": seed,
-            "num_samples": min(self.spec["num_samples"], len(self.data.test)),
-            "measures": self.spec["measures"],
-            "keep": shown if seed == self.spec["seeds"][0] else 0,
+            "num_samples": min(self.asked.num_samples, len(self.data.test)),
+            "measures": self.asked.measures,
+            "keep": shown if seed == self.asked.seeds[0] else 0,
         }
 
     def _shows_way(self, sampler: str) -> bool:
         """Whether there is a way from noise to data to show: the data can be drawn, and the sampler shows states."""
-        made = self.parts.samplers[sampler]
+        made = self.asked.samplers[sampler]
         can_be_drawn = self.data.kind == "image" or self.data.shape == (2,)
-        shows = isinstance(made, GridSampler | ProbabilityFlow) or chooses(made)
-        return self.spec["trajectories"] and can_be_drawn and shows
+        return self.asked.trajectories and can_be_drawn and (isinstance(made, GridSampler | ProbabilityFlow) or chooses(made))  # fmt: skip
 
-    def _trace(self, run: _Run) -> Cell:
-        seed = self.spec["seeds"][0]
-        model = self._model_for(run.name, seed)
-        config = {
-            **self._base(run.name, model),
-            "sampler": run.sampler,
-            "matched": run.matched,
-            "seed": seed,
-            "count": PARTICLES if self.data.kind == "vector" else STRIP_IMAGES,
-            "frames": FRAMES[self.data.kind],
-        }
-        return Cell("trace", config, {**run.labels, "seed": seed}, _key(model), _key(self._choice(run, seed)))
+    def _way(self, run: _Run) -> Way:
+        count = PARTICLES if self.data.kind == "vector" else STRIP_IMAGES
+        return Way(**self._drawn(run, self.asked.seeds[0]), count=count, frames=FRAMES[self.data.kind])
 
-    def _likelihood(self, name: str, seed: int) -> Cell:
-        model = self.models[name, seed]
-        size = self.data.train[0].numel()
-        config = {
-            **self._base(name, model),
-            "points": min(self.spec["likelihood"], len(self.data.test)),
+    def _likelihood(self, name: str, seed: int) -> HeldOutLikelihood:
+        few = self.data.train[0].numel() <= 16
+        return HeldOutLikelihood(
+            points=min(self.asked.likelihood, len(self.data.test)),
             # Few numbers: adaptive, with the exact divergence. Many: one grid, quasi-random probes.
-            "steps": None if size <= 16 else 128,
-            "probes": 1 if size <= 16 else 4,
-            "seed": seed,
-        }
-        return Cell("likelihood", config, {"formulation": name, "seed": seed}, _key(model))
-
-    def _order(self, name: str, sampler: str) -> Cell:
-        config = {
-            "perturbation": self.spec["formulations"][name]["perturbation"],
-            "sampler": self.spec["samplers"][sampler],
-        }
-        return Cell("order", config, {"formulation": name, "sampler": sampler})
-
-    def _real(self, seed: int) -> Cell:
-        config = {"data": self.data.fingerprint, "law": self._law, "draws": REAL_DRAWS, **self._measured(seed)}
-        return Cell("real", config, {"formulation": "real data", "sampler": "", "budget": None, "seed": seed})
-
-    def _skip(self, name: str, sampler: str, budget: int | None, reason: str) -> None:
-        self.skipped.append(
-            {"formulation": name, "sampler": sampler, "budget": budget, "seed": None, "status": "skipped",
-             "reason": reason}
+            steps=None if few else 128, probes=1 if few else 4,
+            seed=seed, labels={"formulation": name, "seed": seed}, **self._model(name, seed),
         )  # fmt: skip
 
+    def _real(self, seed: int) -> RealSamples:
+        labels = {"formulation": "real data", "sampler": "", "budget": None, "seed": seed}
+        data, measured = self.data.fingerprint, self._measured(seed)
+        return RealSamples(data=data, law=self._law, draws=REAL_DRAWS, seed=seed, labels=labels, **measured)
 
-def _key(cell: Cell | None) -> str | None:
-    return None if cell is None else cell.key
+    def _skip(self, name: str, sampler: str, budget: int | None, reason: str) -> None:
+        labels = {"formulation": name, "sampler": sampler, "budget": budget, "seed": None}
+        self.skipped.append({**labels, "status": "skipped", "reason": reason})
+
+
+def _once(cells: list[Any]) -> list[Cell]:
+    return list({cell.key: cell for cell in cells}.values())
 
 
 def _dearest_first(cell: Cell) -> float:

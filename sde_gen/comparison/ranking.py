@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
 
+from sde_gen.metrics import METRICS
+
 #: An entry of a ranking: formulation, sampler, budget.
 Entry = tuple[str, str, Any]
 
@@ -41,6 +43,12 @@ class Ranked(NamedTuple):
     value: Mean
     behind: Difference | None
     """The paired difference to the entry with the lowest mean; None for that entry."""
+
+
+def badness(name: str, value: float) -> float:
+    """A number that is smaller for better samples, whichever way the metric runs."""
+    better = METRICS[name].better
+    return -value if better == "higher" else abs(value - 0.5) if better == "half" else value
 
 
 def mean_of(values: Iterable[float]) -> Mean:

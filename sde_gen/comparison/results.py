@@ -2,35 +2,25 @@
 
 import csv
 import io
-import json
-import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sde_gen.comparison.cells.quality import badness
-from sde_gen.comparison.cells.store import Cell, Store
-from sde_gen.comparison.findings import Finding
-from sde_gen.comparison.ranking import Ranked, by_entry, groups, mean_of, ranking
+from sde_gen.comparison.cells.cell import Cell
+from sde_gen.comparison.cells.store import Store
+from sde_gen.comparison.plan import Plan
+from sde_gen.comparison.ranking import Ranked, badness, by_entry, groups, mean_of, ranking
+from sde_gen.comparison.settings import ComparisonSettings, Formulation
 from sde_gen.data import Dataset
 from sde_gen.errors import MissingInputError
-from sde_gen.files import make_folder, write_text
+from sde_gen.files import write_json, write_text
+from sde_gen.samplers import Sampler
 
 #: Columns of every row, before and after the measures.
 BEFORE = (
-    "comparison",
-    "mode",
-    "formulation",
-    "sampler",
-    "budget",
-    "seed",
-    "status",
-    "reason",
-    "steps",
-    "nfe",
-    "seconds",
-)
+    "comparison", "mode", "formulation", "sampler", "budget", "seed", "status", "reason", "steps", "nfe", "seconds",
+)  # fmt: skip
 WHOLE = ("budget", "seed", "steps", "nfe")
 AFTER = (
     "nll", "nll_standard_error", "bits_per_dim", "training_loss", "held_out_loss", "training_seconds",
@@ -39,11 +29,11 @@ AFTER = (
 
 
 @dataclass(frozen=True)
-class Results:
+class ResultTable:
     """The results of a comparison.
 
     Attributes:
-        spec: the comparison as plain data.
+        settings: the comparison.
         rows: one for each cell and seed, as mappings of the columns; skipped and failed ones say why.
         orders: fitted orders of convergence (mode "oracle").
         likelihoods: negative log-likelihoods of the formulations.
@@ -52,42 +42,53 @@ class Results:
         choices: what samplers that measure first chose, by formulation and budget, and what that cost.
         findings: claims with their verdicts.
         data: the data set.
+        store: where cells and their arrays are kept.
+        cells: all of them.
+        span: half log-SNRs at the ends of matched grids.
+        command: the command line that makes the comparison again.
     """
 
-    spec: Mapping[str, Any]
+    settings: ComparisonSettings
     rows: list[dict[str, Any]]
     orders: list[dict[str, Any]]
     likelihoods: list[dict[str, Any]]
     real: list[dict[str, Any]]
     networks: list[dict[str, Any]]
+    choices: list[dict[str, Any]]
     data: Dataset
     store: Store
-    cells: Sequence[Cell] = field(default_factory=tuple, repr=False)
-    span: tuple[float, float] | None = None
-    trust: tuple[str, ...] = ()
-    choices: list[dict[str, Any]] = field(default_factory=list)
-    command: str = "python -m sde_gen.compare spec=comparison.json"
+    cells: Sequence[Cell]
+    span: tuple[float, float] | None
+    command: str = ""
 
-    def with_command(self, command: str) -> "Results":
-        """The same with the command line that makes the comparison again."""
-        return replace(self, command=command)
+    @property
+    def spec(self) -> dict[str, Any]:
+        """The comparison as plain data."""
+        return self.settings.spec
+
+    @property
+    def formulations(self) -> Mapping[str, Formulation]:
+        """Those of the comparison, by name."""
+        return self.settings.formulations
+
+    @property
+    def samplers(self) -> Mapping[str, Sampler]:
+        """Those of the comparison, by name."""
+        return self.settings.samplers
 
     @property
     def columns(self) -> tuple[str, ...]:
         """Columns of the tidy table."""
-        measures = [column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")]
-        return (*BEFORE, *measures, *AFTER)
+        return (*BEFORE, *self._measures, *AFTER)
 
     @property
-    def _numbers(self) -> set[str]:
-        """The columns that hold numbers, whether or not a row has them."""
-        measures = {column for m in self.spec["measures"] for column in (m, f"{m}_standard_error")}
-        return {*WHOLE, *measures, "seconds", *AFTER[: AFTER.index("note")]}
+    def _measures(self) -> list[str]:
+        return [column for m in self.settings.measures for column in (m, f"{m}_standard_error")]
 
     @property
     def measure(self) -> str:
         """The measure that decides the ranking."""
-        return str(self.spec["measures"][0])
+        return self.settings.measures[0]
 
     @property
     def complete(self) -> bool:
@@ -97,14 +98,13 @@ class Results:
     @property
     def findings(self) -> list[dict[str, Any]]:
         """The findings stated beforehand, checked."""
-        claims = [Finding.of(f) for f in self.spec["findings"]]
-        return [claim.check(self.rows, self.orders, self.floor, self.measure) for claim in claims]
+        return [f.check(self.rows, self.orders, self.floor, self.measure) for f in self.settings.findings]
 
     @property
     def floor(self) -> dict[str, float]:
         """Each measure's mean for real samples against real samples."""
         ok = [row for row in self.real if row["status"] == "ok"]
-        return {m: mean_of(row[m] for row in ok).mean for m in self.spec["measures"]} if ok else {}
+        return {m: mean_of(row[m] for row in ok).mean for m in self.settings.measures} if ok else {}
 
     @property
     def budgets(self) -> list[Any]:
@@ -140,7 +140,7 @@ class Results:
     def to_json(self, path: Any) -> Path:
         """Write rows, orders, likelihoods, real samples and findings as JSON."""
         values = {
-            "comparison": dict(self.spec),
+            "comparison": self.spec,
             "rows": self.tidy(),
             "orders": self.orders,
             "likelihoods": self.likelihoods,
@@ -149,7 +149,7 @@ class Results:
             "choices": self.choices,
             "findings": self.findings,
         }
-        return write_text(Path(path), json.dumps(values, indent=1) + "\n", "the table")
+        return write_json(Path(path), values, "the table")
 
     def to_dataframe(self) -> Any:
         """The rows as a pandas DataFrame: whole numbers as "Int64", which may be missing, other numbers as float64.
@@ -162,23 +162,44 @@ class Results:
         except ImportError as error:
             raise MissingInputError("to_dataframe needs pandas, which is not installed; pip install pandas") from error
         frame = pd.DataFrame(self.tidy(), columns=list(self.columns))
-        return frame.astype({c: "Int64" if c in WHOLE else "float64" for c in self.columns if c in self._numbers})
+        numbers = {*WHOLE, *self._measures, "seconds", *AFTER[: AFTER.index("note")]}
+        return frame.astype({c: "Int64" if c in WHOLE else "float64" for c in self.columns if c in numbers})
 
-    def report(self, folder: Any) -> Path:
-        """Write report.html, report.md with its pictures, rows.csv, rows.json and comparison.json; return the HTML.
 
-        Raises:
-            OutputError: the folder cannot be written.
-        """
-        from sde_gen.comparison.report import write_report
+def gathered(
+    settings: ComparisonSettings, plan: Plan, found: Mapping[str, dict[str, Any]], store: Store
+) -> dict[str, Any]:
+    """The fields of a table, from the results of all cells by their keys."""
+    kinds = {"model": "networks", "choice": "choices", "real": "real", "likelihood": "likelihoods", "order": "orders"}
+    lists: dict[str, list[dict[str, Any]]] = {name: [] for name in kinds.values()}
+    drawn: list[tuple[Cell | None, dict[str, Any]]] = [(None, row) for row in plan.skipped]
+    nll: dict[tuple[str, str], dict[str, Any]] = {}
+    for cell in plan.cells:
+        row = {**cell.labels, **found[cell.key], "cell": cell.key, "code": cell.code}
+        if cell.kind in kinds:
+            lists[kinds[cell.kind]].append(row)
+        if cell.kind == "likelihood" and row["status"] == "ok":
+            nll[row["formulation"], _model(cell)] = row
+        elif cell.kind == "samples":
+            drawn.append((cell, row))
+    trained = {row["cell"]: row for row in lists["networks"]}
+    rows = []
+    for cell, row in drawn:
+        network, likely = trained.get(_model(cell), {}), nll.get((row["formulation"], _model(cell)), {})
+        rows.append({
+            "comparison": settings.name, "mode": settings.mode, **row,
+            **{name: likely.get(name) for name in ("nll", "nll_standard_error", "bits_per_dim")},
+            "training_loss": network.get("loss"), "held_out_loss": network.get("held_out_loss"),
+            "training_seconds": network.get("seconds"),
+            "data": plan.data.fingerprint[:16], "device": settings.device,
+        })  # fmt: skip
+    f, s = ({name: i for i, name in enumerate(names)} for names in (settings.formulations, settings.samplers))
+    rows.sort(key=lambda r: (f[r["formulation"]], s[r["sampler"]], r["budget"] or 0, r["seed"] or 0))
+    shared = {"data": plan.data, "store": store, "cells": plan.cells, "span": plan.span}
+    return {"settings": settings, "rows": rows, **lists, **shared}
 
-        place = make_folder(Path(folder).expanduser(), "the folder of the report")
-        if self.command == Results.command:  # made in Python: the description beside the report is what reruns it
-            words = [f"spec={place / 'comparison.json'}", f"cache={self.store.root}"]
-            own = [name for name in self.trust if name != "__main__"]  # what a script defines, no other can build
-            words += [f"trust=[{','.join(own)}]"] if own else []
-            return self.with_command(" ".join(["python -m sde_gen.compare", *map(shlex.quote, words)])).report(folder)
-        self.to_csv(place / "rows.csv")
-        self.to_json(place / "rows.json")
-        write_text(place / "comparison.json", json.dumps(dict(self.spec), indent=1) + "\n", "the comparison")
-        return write_report(self, place)
+
+def _model(cell: Cell | None) -> str:
+    """Key of the cell whose network a cell asks; empty where it is none of this comparison's."""
+    source = getattr(cell, "source", None)
+    return source.key if isinstance(source, Cell) else ""

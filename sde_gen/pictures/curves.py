@@ -1,20 +1,33 @@
-"""Line plots as small SVG pictures that follow the page's colours, in the light and in the dark."""
+"""Line plots as small SVG pictures that follow the page's colours, in the light and in the dark; by matplotlib."""
 
 import html
+import io
 import math
-from collections.abc import Sequence
+import re
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from statistics import median
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: Told apart by colour and by shape.
 COLOURS = ("#0b7fc7", "#d1520a", "#0a9a6d", "#b85a9e", "#b8860b", "#7a6ff0", "#5f6b7a", "#c23b3b", "#2f9fb3", "#8a5a2b",
            "#6a8f1f", "#3d4bb5", "#d06a8c")  # fmt: skip
-_SHAPES = ("M-4 0a4 4 0 1 0 8 0a4 4 0 1 0 -8 0Z", "M-4 -4H4V4H-4Z", "M0 -5L4.6 4H-4.6Z", "M0 -5L5 0L0 5L-5 0Z",
-           "M-4.6 -4H4.6L0 5Z", "M-5 -1.5H-1.5V-5H1.5V-1.5H5V1.5H1.5V5H-1.5V1.5H-5Z")  # fmt: skip
+_SHAPES = "os^DvP"
 _WIDTH, _HEIGHT = 420, 300
 _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 12, 46
-_FONT = 'font-family="system-ui, sans-serif" font-size="12"'
-_INK, _SOFT, _LINE, _PAPER = "var(--ink,#1d2430)", "var(--soft,#5b6575)", "var(--line,#d8dde5)", "var(--paper,#fff)"
+_INK, _SOFT, _LINE, _PAPER = "#1d2430", "#5b6575", "#d8dde5", "#ffffff"
+_VARIABLES = {"ink": _INK, "soft": _SOFT, "line": _LINE, "paper": _PAPER}
+#: Text stays text, and is what it says: a name with dollar signs is no formula.
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
+    "axes.labelsize": 12, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -36,7 +49,8 @@ def limits(series: Sequence[Series], also: Sequence[float] = ()) -> tuple[tuple[
     if not xs or not ys:
         return (1.0, 10.0), (0.1, 1.0)
     most = [max(y for _, y, _ in s.points) for s in series if s.points]
-    return _wider(min(xs), max(xs), 1.25), _wider(min(ys), min(max(ys), 10 * max(median(most), min(ys))), 1.5)
+    high = min(max(ys), 10 * max(median(most), min(ys)))
+    return (min(xs) / 1.25, max(xs) * 1.25), (min(ys) / 1.5, high * 1.5)
 
 
 def panel(
@@ -48,7 +62,7 @@ def panel(
     floor: float | None = None,
     ticks: Sequence[float] | None = None,
 ) -> bytes:
-    """One plot on logarithmic axes.
+    """One plot on logarithmic axes; who points at a mark is told its label and numbers.
 
     Args:
         series: what is drawn.
@@ -56,86 +70,108 @@ def panel(
         floor: a dotted line, such as what real samples reach.
         ticks: values that are named on the x axis; None: round ones.
     """
-    x, y = _Scale(x_range, _LEFT, _WIDTH - _RIGHT), _Scale(y_range, _HEIGHT - _BOTTOM, _TOP)
-    parts = [f'<rect width="{_WIDTH}" height="{_HEIGHT}" fill="{_PAPER}"/>']
-    for value in ticks or _ticks(x_range):
-        parts += [f'<path d="M{x(value):.1f} {_TOP}V{_HEIGHT - _BOTTOM}" stroke="{_LINE}"/>',
-                  _text(x(value), _HEIGHT - _BOTTOM + 16, f"{value:g}", "middle")]  # fmt: skip
-    for value in _ticks(y_range):
-        parts += [f'<path d="M{_LEFT} {y(value):.1f}H{_WIDTH - _RIGHT}" stroke="{_LINE}"/>',
-                  _text(_LEFT - 6, y(value) + 4, f"{value:g}", "end")]  # fmt: skip
-    parts.append(_text((_LEFT + _WIDTH - _RIGHT) / 2, _HEIGHT - 8, x_title, "middle", _INK))
-    upright = f"translate(14 {(_TOP + _HEIGHT - _BOTTOM) / 2}) rotate(-90)"
-    parts.append(f'<g transform="{upright}">{_text(0, 0, y_title, "middle", _INK)}</g>')
-    if floor is not None and y_range[0] < floor < y_range[1]:
-        parts.append(f'<path d="M{_LEFT} {y(floor):.1f}H{_WIDTH - _RIGHT}" stroke="{_INK}" stroke-dasharray="2 4"/>')
-    for one in series:
-        parts.append(_drawn(one, x, y, y_range))
-    return _svg(_WIDTH, _HEIGHT, parts)
+    titles: dict[str, str] = {}
+    with _drawing(_HEIGHT) as figure:
+        axes = _axes(figure, x_title, y_title, x_range, y_range, ticks)
+        if floor is not None and y_range[0] < floor < y_range[1]:
+            axes.plot(x_range, [floor, floor], color=_INK, linewidth=1, linestyle=(0, (2, 4)), clip_on=False)
+        for i, one in enumerate(series):
+            points = [(x, y, e) for x, y, e in one.points if math.isfinite(y)]
+            shown = [min(max(y, y_range[0]), y_range[1]) for _, y, _ in points]
+            line: dict[str, Any] = {"color": _colour(one.mark), "clip_on": False, "solid_capstyle": "butt"}
+            titles[f"line{i}"] = one.label
+            axes.plot([x for x, _, _ in points], shown, linewidth=1.8, gid=f"line{i}", **line)
+            for j, ((x, y, error), at) in enumerate(zip(points, shown, strict=True)):
+                if error and y <= y_range[1]:
+                    ends = [max(y - error, y_range[0]), min(y + error, y_range[1])]
+                    axes.plot([x, x], ends, linewidth=1.4, **line)
+                titles[f"point{i}_{j}"] = f"{one.label}: {y:.4g}" + (f" ± {error:.2g}" if error else "") + f" at {x:g}"
+                _mark(axes, x, at, one.mark, hollow=y > y_range[1], gid=f"point{i}_{j}")
+        return _svg(figure, titles)
 
 
 def legend(labels: Sequence[tuple[str, int]], floor: str | None = None) -> bytes:
     """Which colour and shape is which, over as many lines as it takes."""
-    parts, left, top = [], 10.0, 14
+    places: list[tuple[float, int]] = []
+    left, top = 10.0, 14
     entries = [*labels, *([(floor, -1)] if floor else [])]
-    for label, mark in entries:
+    for label, _ in entries:
         width = 44 + 7.2 * len(label)
         if left + width > _WIDTH and left > 10:
             left, top = 10.0, top + 22
-        if mark < 0:
-            parts.append(f'<path d="M{left} {top}h20" stroke="{_INK}" stroke-dasharray="2 4"/>')
-        else:
-            parts.append(f'<path d="M{left} {top}h20" stroke="{_colour(mark)}" stroke-width="2"/>')
-            parts.append(_mark(left + 10, top, mark, False))
-        parts.append(_text(left + 26, top + 4, label, "start", _INK))
+        places.append((left, top))
         left += width
-    return _svg(_WIDTH, top + 14, [f'<rect width="{_WIDTH}" height="{top + 14}" fill="{_PAPER}"/>', *parts])
+    with _drawing(top + 14) as figure:
+        axes = figure.add_axes((0, 0, 1, 1), facecolor="none")
+        axes.set(xlim=(0, _WIDTH), ylim=(top + 14, 0))
+        axes.axis("off")
+        for (label, mark), (x, y) in zip(entries, places, strict=True):
+            colour, style, width = (_INK, (0, (2, 4)), 1) if mark < 0 else (_colour(mark), "-", 2)
+            axes.plot([x, x + 20], [y, y], color=colour, linestyle=style, linewidth=width, clip_on=False)
+            if mark >= 0:
+                _mark(axes, x + 10, y, mark)
+            axes.text(x + 26, y, label, color=_INK, verticalalignment="center_baseline")
+        return _svg(figure, {"": "legend"})
 
 
-class _Scale:
-    def __init__(self, span: tuple[float, float], first: float, last: float) -> None:
-        self.low, self.high = (math.log(v) for v in span)
-        self.first, self.last = first, last
-
-    def __call__(self, value: float) -> float:
-        share = (math.log(value) - self.low) / (self.high - self.low)
-        return self.first + min(1.0, max(0.0, share)) * (self.last - self.first)
-
-
-def _drawn(series: Series, x: _Scale, y: _Scale, y_range: tuple[float, float]) -> str:
-    colour = _colour(series.mark)
-    points = [(a, max(b, y_range[0]), e) for a, b, e in series.points if math.isfinite(b)]
-    line = "M" + "L".join(f"{x(a):.1f} {y(b):.1f}" for a, b, _ in points) if points else ""
-    parts = [f'<path d="{line}" fill="none" stroke="{colour}" stroke-width="1.8"/>' if len(points) > 1 else ""]
-    for a, b, e in points:
-        if e and b <= y_range[1]:
-            low, high = max(b - e, y_range[0]), b + e
-            parts.append(f'<path d="M{x(a):.1f} {y(low):.1f}V{y(high):.1f}" stroke="{colour}" stroke-width="1.4"/>')
-        parts.append(_mark(x(a), y(b), series.mark, b > y_range[1]))
-    return f"<g><title>{html.escape(series.label)}</title>{''.join(parts)}</g>"
+def _axes(figure: "Figure", x_title: str, y_title: str, x_range: Any, y_range: Any, ticks: Any) -> "Axes":
+    width, height = _WIDTH - _LEFT - _RIGHT, _HEIGHT - _TOP - _BOTTOM
+    axes = figure.add_axes((_LEFT / _WIDTH, _BOTTOM / _HEIGHT, width / _WIDTH, height / _HEIGHT), facecolor="none")
+    axes.set(xscale="log", yscale="log", xlim=x_range, ylim=y_range)
+    axes.set_xlabel(x_title, color=_INK)
+    axes.set_ylabel(y_title, color=_INK)
+    for axis, values in ((axes.xaxis, ticks or _ticks(x_range)), (axes.yaxis, _ticks(y_range))):
+        axis.set_ticks(values, [f"{value:g}" for value in values])
+        axis.set_ticks([], minor=True)
+        axis.grid(visible=True, color=_LINE, linewidth=1, clip_on=False)
+    axes.tick_params(length=0, labelcolor=_SOFT, pad=6)
+    for spine in axes.spines.values():
+        spine.set_visible(False)
+    return axes
 
 
-def _mark(x: float, y: float, mark: int, hollow: bool) -> str:
-    shape, colour = _SHAPES[mark % len(_SHAPES)], _colour(mark)
+def _mark(axes: "Axes", x: float, y: float, mark: int, *, hollow: bool = False, gid: str | None = None) -> None:
+    colour = _colour(mark)
     fill, edge = (_PAPER, colour) if hollow else (colour, _PAPER)
-    return f'<path transform="translate({x:.1f} {y:.1f})" d="{shape}" fill="{fill}" stroke="{edge}"/>'
+    axes.plot([x], [y], _SHAPES[mark % len(_SHAPES)], markersize=8, markerfacecolor=fill, markeredgecolor=edge,
+              markeredgewidth=1, clip_on=False, gid=gid, zorder=3)  # fmt: skip
 
 
 def _colour(mark: int) -> str:
     return COLOURS[mark % len(COLOURS)]
 
 
-def _text(x: float, y: float, words: str, anchor: str, colour: str = _SOFT) -> str:
-    return f'<text x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}" fill="{colour}" {_FONT}>{html.escape(words)}</text>'
+@contextmanager
+def _drawing(height: float) -> "Iterator[Figure]":
+    from matplotlib import rc_context
+    from matplotlib.figure import Figure
+
+    with rc_context(_STYLE), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of letters that its fonts lack, and a browser's have
+        yield Figure((_WIDTH / 72, height / 72), dpi=72, facecolor=_PAPER)
 
 
-def _svg(width: int, height: int, parts: Sequence[str]) -> bytes:
-    head = f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">'
-    return (head + "".join(parts) + "</svg>").encode()
+def _svg(figure: "Figure", titles: Mapping[str, str]) -> bytes:
+    """The drawing alone: no header, no names that another drawing of the page may have too, colours as variables."""
+    from matplotlib import rc_context
 
+    stream = io.StringIO()
+    with rc_context({"svg.hashsalt": "/".join(titles.values())}):
+        figure.savefig(stream, format="svg", metadata=dict.fromkeys(("Creator", "Date", "Format", "Type")))
+    text = stream.getvalue()
+    text = re.sub(r'<metadata>.*?</metadata>|<style.*?</style>|<!--.*?-->|<g id="[^"]*"/>', "",
+                  text[text.index("<svg") :], flags=re.DOTALL)  # fmt: skip
+    text = re.sub(r'(width|height)="([\d.]+)pt"', r'\1="\2"', text, count=2)
+    text = text.replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "").replace("xlink:href", "href")
+    text = text.replace("'DejaVu Sans'", "system-ui, sans-serif")
+    for name, colour in _VARIABLES.items():
+        text = text.replace(colour, f"var(--{name},{colour})")
 
-def _wider(low: float, high: float, factor: float) -> tuple[float, float]:
-    return low / factor, high * factor
+    def named(match: "re.Match[str]") -> str:
+        told = titles.get(match[1])
+        return "<g>" if told is None else f"<g><title>{html.escape(told)}</title>"
+
+    return re.sub(r'<g id="([^"]*)">', named, text).encode()
 
 
 def _ticks(span: tuple[float, float]) -> list[float]:

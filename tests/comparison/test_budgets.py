@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import sde_gen as sg
-from sde_gen.comparison.budgets import calls_of, common_range, fitted, matched, takes_budget
+from sde_gen.comparison.budgets import calls_of, common_range, matched, takes_budget, within_budget
 
 SAMPLERS = {
     "DDIM": sg.DDIM(),
@@ -21,7 +21,7 @@ SAMPLERS = {
 @pytest.mark.parametrize("budget", [5, 12, 33])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_a_budget_buys_as_many_steps_as_its_calls_allow(name: str, budget: int) -> None:
-    fit = fitted(SAMPLERS[name], sg.VP(), budget, None)
+    fit = within_budget(SAMPLERS[name], sg.VP(), budget, None)
     assert calls_of(fit.sampler, sg.VP()) <= budget
     assert calls_of(replace(SAMPLERS[name], steps=fit.steps + 1), sg.VP()) > budget
     assert fit.note == ""
@@ -29,11 +29,11 @@ def test_a_budget_buys_as_many_steps_as_its_calls_allow(name: str, budget: int) 
 
 def test_a_budget_below_one_step_is_refused_with_the_numbers() -> None:
     with pytest.raises(sg.ConfigError, match="budget of 3 network calls is below the 4 that one step needs"):
-        fitted(SAMPLERS["ALD"], sg.VP(), 3, None)
+        within_budget(SAMPLERS["ALD"], sg.VP(), 3, None)
 
 
 def test_a_chain_has_no_more_steps_than_nodes_and_says_so() -> None:
-    fit = fitted(sg.AnnealedLangevin(steps_per_level=3), sg.NCSN(levels=10), 100, None)
+    fit = within_budget(sg.AnnealedLangevin(steps_per_level=3), sg.NCSN(levels=10), 100, None)
     assert fit.steps == 10
     assert calls_of(fit.sampler, sg.NCSN(levels=10)) == 31
     assert "all 10 times there are" in fit.note
@@ -66,9 +66,9 @@ def test_matched_grids_visit_the_same_noise_levels() -> None:
 def test_a_sampler_that_is_told_its_calls_is_told_the_budget() -> None:
     assert takes_budget(sg.Auto(nfe=5))
     assert not takes_budget(sg.Auto(tolerance=0.1))
-    fit = fitted(sg.Auto(), sg.VP(), 7, None)
+    fit = within_budget(sg.Auto(), sg.VP(), 7, None)
     assert (fit.sampler, fit.note) == (sg.Auto(nfe=7), "")
-    assert "not matched" in fitted(sg.Auto(), sg.VP(), 7, (-3.0, 2.0)).note
+    assert "not matched" in within_budget(sg.Auto(), sg.VP(), 7, (-3.0, 2.0)).note
 
 
 def test_formulations_without_common_noise_levels_are_refused() -> None:

@@ -11,7 +11,7 @@ import torch
 
 import sde_gen as sg
 from sde_gen.comparison.cells import parallel
-from sde_gen.comparison.cells.compute import law_of
+from sde_gen.comparison.cells.models import law_of
 from tests.comparison.helpers import Broken, Diverges, Told, files, small
 
 
@@ -192,8 +192,8 @@ def test_one_cell_again(tmp_path: Path) -> None:
 def test_a_cell_has_one_thread_wherever_it_is_computed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     # How a sum is split over threads changes its last digits, and `cell=` would say that it differs.
     counts, before = [], torch.get_num_threads()
-    real = parallel.compute
-    monkeypatch.setattr(parallel, "compute", lambda *a: (counts.append(torch.get_num_threads()), real(*a))[1])
+    real = parallel._one
+    monkeypatch.setattr(parallel, "_one", lambda *a: (counts.append(torch.get_num_threads()), real(*a))[1])
     try:
         torch.set_num_threads(2)
         small(formulations={"VP": sg.VP()}, budgets=(4,), seeds=(0,)).run(tmp_path)

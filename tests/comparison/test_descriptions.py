@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 import sde_gen as sg
-from sde_gen.comparison.cells.compute import Context, compute
-from sde_gen.comparison.cells.store import Cell
+from sde_gen.comparison.cells.cell import Context
+from sde_gen.comparison.cells.samples import RealSamples
+from sde_gen.comparison.cells.store import Store
 from sde_gen.comparison.description import canonical, describe, digest
 from sde_gen.comparison.study import from_spec
 from tests.comparison.helpers import OwnVP, small
@@ -29,16 +30,11 @@ def test_data_may_be_a_law(tmp_path: Path) -> None:
 def test_real_samples_are_never_the_held_out_ones() -> None:
     law = sg.GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
     data = small(data=law).dataset()
-    context = Context(data, Path(), "cpu")
+    context, count = Context(data, Store(Path())), len(data.test)
     for seed in (0, 1):
-        config = {
-            "seed": seed,
-            "num_samples": len(data.test),
-            "measures": ["energy_distance"],
-            "keep": len(data.test),
-            "draws": 1,
-        }
-        found, arrays = compute(Cell("real", config), context)
+        cell = RealSamples(data="", law="", draws=1, seed=seed, num_samples=count, measures=("energy_distance",),
+                           keep=count)  # fmt: skip
+        found, arrays = cell.compute(context, lambda: False)
         assert found["energy_distance"] > 0
         assert not {tuple(x) for x in arrays["x"]} & {tuple(x) for x in data.test.numpy()}
 
@@ -100,7 +96,7 @@ BAD = [
     ({"formulations": {"x": {"_target_": "sde_gen.DDIM"}}}, r"formulations\.x\.perturbation must be a perturbation"),
     ({"formulations": {"x": sg.Formulation(sg.VP(), sg.VP())}}, r"x\.parameterization must be a parameterization"),
     ({"formulations": {"x": sg.Formulation(sg.VP(), objective=sg.VP())}}, r"formulations\.x\.objective must be an"),
-    ({"budgets": (0,)}, "budgets must be a whole number, at least 1"),
+    ({"budgets": (0,)}, r"budgets.* must be a whole number, at least 1, got 0"),
     ({"budgets": (4, 4)}, "must be different"),
     ({"seeds": ()}, "at least one seed"),
     ({"seeds": (-1,)}, "seed must be"),

@@ -6,6 +6,7 @@ import json
 import re
 from html.parser import HTMLParser
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
@@ -13,10 +14,13 @@ from PIL import Image
 
 import sde_gen as sg
 from sde_gen.comparison.ranking import mean_of
-from sde_gen.comparison.report import page_of, plots
+from sde_gen.comparison.report import page_of
 from sde_gen.comparison.report.blocks import Table
+from sde_gen.pictures import curves as plots
 from sde_gen.pictures.embedded import cloud
 from tests.comparison.helpers import small
+
+SVG = "{http://www.w3.org/2000/svg}"
 
 
 class Read(HTMLParser):
@@ -31,11 +35,11 @@ class Read(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in ("meta", "img", "input", "path", "rect", "br"):
+        if tag not in ("meta", "img", "input", "path", "use", "br"):
             self.open.append(tag)
 
     def handle_endtag(self, tag: str) -> None:
-        if tag not in ("path", "rect"):
+        if tag not in ("path", "use"):
             assert self.open.pop() == tag, f"</{tag}> closes another"
 
     def handle_data(self, data: str) -> None:
@@ -154,19 +158,20 @@ def test_the_twin_has_the_same_sections_and_all_its_pictures(folder: Path, html:
 
 
 def test_standalone_drawings_are_well_formed() -> None:
-    from xml.etree import ElementTree as ET
-
-    series = [plots.Series("a & b", [(8, 0.1, 0.01), (16, 0.01, None)], 0), plots.Series("c", [(8, 5.0, 9.0)], 7)]
+    series = [plots.Series("a & $b", [(8, 0.1, 0.01), (16, 0.01, None)], 0), plots.Series("_c", [(8, 5.0, 9.0)], 7)]
     x, y = plots.limits(series, [0.02])
-    for drawn in (
-        plots.panel(series, "x", "y", x, y, 0.02),
-        plots.legend([("a & b", 0), ("c" * 40, 7)] * 3, "real"),
-        plots.panel([], "x", "y", *plots.limits([])),
-    ):
+    panel = plots.panel(series, "x", "y", x, y, 0.02)
+    assert panel == plots.panel(series, "x", "y", x, y, 0.02), "the same drawing twice"
+    for drawn in (panel, plots.legend([("a & b", 0), ("c" * 40, 7)] * 3, "real"),
+                  plots.panel([], "x", "y", *plots.limits([]))):  # fmt: skip
         root = ET.fromstring(drawn)
         assert root.tag.endswith("svg")
         numbers = [float(v) for v in re.findall(r"(?<![\w#.-])-?\d+(?:\.\d+)?(?![\w%])", drawn.decode())]
         assert max(map(abs, numbers)) < 3000, "nothing is drawn far outside"
+    titles = [e.text for e in ET.fromstring(panel).iter(f"{SVG}title")]
+    assert {"a & $b", "_c", "a & $b: 0.1 ± 0.01 at 8", "a & $b: 0.01 at 16"} <= set(titles)
+    for colour in ("--ink", "--soft", "--line", "--paper"):
+        assert f"var({colour}," in panel.decode(), "it follows the page, in the light and in the dark"
 
 
 def test_points_are_drawn_where_they_are() -> None:
@@ -181,12 +186,15 @@ def test_values_far_above_are_drawn_hollow_at_the_edge() -> None:
     far = plots.Series("far", [(8, 50.0, 1.0), (16, 0.05, None)], 4)
     x, y = plots.limits([*low, far])
     assert 0.5 < y[1] < 5, "the others keep their room"
-    drawn = plots.panel([far], "x", "y", x, y).decode()
+    groups = {e.findtext(f"{SVG}title"): e for e in ET.fromstring(plots.panel([far], "x", "y", x, y)).iter(f"{SVG}g")}
+    marks = {told: next(groups[told].iter(f"{SVG}use")) for told in ("far: 50 ± 1 at 8", "far: 0.05 at 16")}
+    high, usual = (mark.get("style") or "" for mark in marks.values())
     colour = plots.COLOURS[4]
-    assert drawn.count(f'stroke="{colour}"/>') == 1
-    assert drawn.count(f'fill="{colour}"') == 1
-    top = min(float(v) for v in re.findall(r"translate\([\d.]+ ([\d.]+)\)\" d", drawn))
-    assert top == pytest.approx(12.0), "within the picture"
+    assert ("fill: var(--paper" in high, f"stroke: {colour}" in high) == (True, True), "hollow"
+    assert (f"fill: {colour}" in usual, "stroke: var(--paper" in usual) == (True, True)
+    tops = [float(mark.get("y") or "nan") for mark in marks.values()]
+    assert tops[0] == pytest.approx(12.0), "at the edge"
+    assert tops[1] > 100
     assert plots.limits(low)[1] == pytest.approx((0.05 / 1.5, 0.1 * 1.5))
 
 

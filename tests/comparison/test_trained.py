@@ -1,16 +1,16 @@
 """Comparisons with trained networks: trained once, continued where they stopped, shared if asked."""
 
+import pickle
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 import sde_gen as sg
-from sde_gen.comparison.cells.compute import Context
-from sde_gen.comparison.cells.network import train
-from sde_gen.comparison.cells.store import Cell
-from sde_gen.comparison.plan import make_plan
+from sde_gen.comparison.cells.cell import Cell, Context
+from sde_gen.comparison.cells.store import Store
 from sde_gen.config.restore import load_model
 from sde_gen.training import Interrupted, Trainer, newest_checkpoint
 from sde_gen.training.checkpoint import save_checkpoint
@@ -41,15 +41,15 @@ def test_each_formulation_is_trained_once_from_the_same_weights_and_order(tmp_pa
 
 
 def test_the_first_weights_are_the_same_for_all_formulations(tmp_path: Path) -> None:
-    cells = [cell for cell in make_plan(trained()).cells if cell.kind == "model"]
-    data = trained().dataset()
+    cells = [cell for cell in trained().cells() if cell.kind == "model"]
+    context = Context(trained().dataset(), Store(tmp_path))
     first = []
     for cell in cells:
         stopped = iter([False])  # after one step
 
         with pytest.raises(Interrupted):
-            train(cell.config, data, tmp_path / cell.key, trainer={**TRAINER, "learning_rate": 1e-12, "warmup": 0},
-                  device=torch.device("cpu"), stop=lambda s=stopped: next(s, True))  # fmt: skip
+            slow = replace(cell, trainer=replace(cell.trainer, learning_rate=1e-12, warmup=0))
+            slow.train(context, tmp_path / cell.key, lambda s=stopped: next(s, True))
         found, _ = newest_checkpoint(tmp_path / cell.key / "checkpoints")
         assert found is not None
         first.append(found.tensors("model"))
@@ -58,15 +58,15 @@ def test_the_first_weights_are_the_same_for_all_formulations(tmp_path: Path) -> 
 
 
 def test_an_interrupted_training_goes_on_to_the_same_network(tmp_path: Path) -> None:
-    cell = next(cell for cell in make_plan(trained()).cells if cell.kind == "model")
-    data, device = trained().dataset(), torch.device("cpu")
-    whole = train(cell.config, data, tmp_path / "a", trainer=TRAINER, device=device)
+    cell = next(cell for cell in trained().cells() if cell.kind == "model")
+    context = Context(trained().dataset(), Store(tmp_path))
+    whole = cell.train(context, tmp_path / "a")
     calls = iter(range(100))
     with pytest.raises(Interrupted, match="stopped at step 3 of 6"):
-        train(cell.config, data, tmp_path / "b", trainer=TRAINER, device=device, stop=lambda: next(calls) >= 3)
-    parts = train(cell.config, data, tmp_path / "b", trainer=TRAINER, device=device)
+        cell.train(context, tmp_path / "b", lambda: next(calls) >= 3)
+    parts = cell.train(context, tmp_path / "b")
     assert (whole["steps"], whole["held_out_loss"]) == (parts["steps"], parts["held_out_loss"])
-    again = train(cell.config, data, tmp_path / "b", trainer=TRAINER, device=device)
+    again = cell.train(context, tmp_path / "b")
     assert again["held_out_loss"] == whole["held_out_loss"]
 
 
@@ -183,8 +183,10 @@ def test_a_network_that_does_not_fit_the_data_is_refused_at_once() -> None:
         trained(network={"_target_": "sde_gen.networks.UNet"}).cells()
 
 
-def test_a_context_travels_to_another_process() -> None:
-    import pickle
-
-    context = make_plan(small(data=trained().dataset())).context
-    assert isinstance(pickle.loads(pickle.dumps(context)), Context)  # noqa: S301 - our own bytes
+def test_a_cell_travels_to_another_process() -> None:
+    comparison = trained(samplers={"Auto": sg.Auto(effort=0.0), "DDIM": sg.DDIM()}, trajectories=True)
+    for cell in comparison.cells():
+        other = pickle.loads(pickle.dumps(cell))  # noqa: S301 - our own bytes
+        assert (other.config, other.code, other.key, other.labels) == (cell.config, cell.code, cell.key, cell.labels)
+    context = Context(comparison.dataset(), Store(Path()))
+    assert pickle.loads(pickle.dumps(context)).data.fingerprint == context.data.fingerprint  # noqa: S301

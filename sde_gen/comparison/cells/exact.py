@@ -11,14 +11,16 @@ Both run over the half log-SNRs [-3, 2.5], or the part of it that the process ha
 """
 
 import math
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sde_gen.comparison.cells.cell import Cell, Context, Result
 from sde_gen.errors import ConfigError
 from sde_gen.oracles import GaussianMixture, Oracle
 from sde_gen.perturbations import Perturbation
@@ -31,6 +33,19 @@ _MEANS = [[1.0, 0.3], [-0.8, 0.9], [-0.2, -1.1]]
 _COVARIANCES = [[[0.25, 0.1], [0.1, 0.2]], [[0.1, -0.03], [-0.03, 0.3]], [[0.4, 0.0], [0.0, 0.12]]]
 _STARTS = [[0.3, -1.1], [1.4, 0.6], [-0.7, -0.2], [0.05, 1.7]]  # in units of the noise at the start
 _VARIANCE = 0.25
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class FittedOrder(Cell):
+    """The order of convergence of a sampler under a perturbation."""
+
+    kind: ClassVar[str] = "order"
+    perturbation: Perturbation
+    sampler: Sampler
+
+    def compute(self, context: Context, stop: Callable[[], bool]) -> Result:
+        """See `fitted_order`."""
+        return fitted_order(self.sampler, self.perturbation), {}
 
 
 class Window(Oracle):

@@ -1,16 +1,21 @@
 """Training one network of a comparison: found in the cache, continued from its checkpoint, or trained."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, ClassVar
 
 import torch
 
+from sde_gen.comparison.cells.cell import Cell, Context, Result
 from sde_gen.comparison.cells.store import exclusive
+from sde_gen.comparison.description import describe
 from sde_gen.config.objects import build
-from sde_gen.config.typed import typed
-from sde_gen.data import Dataset
 from sde_gen.model import ScoreModel
+from sde_gen.objectives import DenoisingScoreMatching
+from sde_gen.parameterizations import Parameterization
+from sde_gen.perturbations import Perturbation
 from sde_gen.training import Interrupted, Trainer, TrainerSettings, newest_checkpoint
 from sde_gen.training.checkpoint import Checkpoint, remove_leftovers
 
@@ -21,65 +26,78 @@ FREE = (
 )  # fmt: skip
 
 
-def learned_from(trainer: Mapping[str, Any]) -> dict[str, Any]:
-    """All settings that decide what is learned, defaults included."""
-    settings = typed(TrainerSettings, trainer, "trainer")
-    return {name: getattr(settings, name) for name in TrainerSettings.names() if name not in FREE}
-
-
-def train(
-    config: Mapping[str, Any],
-    data: Dataset,
-    folder: Path,
-    *,
-    trainer: Mapping[str, Any],
-    device: torch.device,
-    trust: Sequence[str] = (),
-    stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any]:
-    """Train the network of a "model" cell in `folder`, or go on where it was left, and say how it went.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class TrainedNetwork(Cell):
+    """A network trained under a formulation.
 
     The network's first weights, the order of the data, and the times and noises of each step are functions of the
-    cell's seed and so the same for every formulation.
-
-    Raises:
-        Interrupted: `stop` asked; what was done is saved.
+    seed and so the same for every formulation.
     """
-    p, parameterization, objective = (
-        build(config[name], trust=trust, where=name) for name in ("perturbation", "parameterization", "objective")
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config["seed"])
-        network = build(config["network"], trust=trust, where="network")
-    settings = typed(TrainerSettings, trainer, "trainer")
-    stored = {name: config[name] for name in ("network", "parameterization", "objective", "seed")}
-    stored |= {"sde": config["perturbation"], "trainer": dict(trainer)}
-    with exclusive(folder):
-        trained = Trainer(
-            ScoreModel(network, p, parameterization),
-            data,
-            objective,
-            settings,
-            seed=config["seed"],
-            device=device,
-            checkpoints=folder / "checkpoints",
-            config=stored,
-            stop=stop,
-        )
-        remove_leftovers(folder / "checkpoints")
-        found, _ = newest_checkpoint(folder / "checkpoints")
-        if found is not None:
-            trained.resume(found)
-        last = dict(trained.last) if finished(found, settings) else trained.train()
-        if not finished(newest_checkpoint(folder / "checkpoints")[0], settings):
-            raise Interrupted(f"training stopped at step {trained.step} of {settings.steps}, which is saved")
-    return {
-        "steps": trained.step,
-        "seconds": trained.seconds,
-        "loss": last.get("loss"),
-        "held_out_loss": last.get("held_out_loss"),
-        "parameters": sum(weights.numel() for weights in network.parameters()),
-    }
+
+    kind: ClassVar[str] = "model"
+    perturbation: Perturbation
+    parameterization: Parameterization
+    objective: DenoisingScoreMatching
+    network: Mapping[str, Any]
+    """As a configuration names it."""
+    trainer: TrainerSettings
+    seed: int
+    data: str
+    """Fingerprint."""
+    device: str
+
+    @property
+    def config(self) -> dict[str, Any]:  # type: ignore[override]
+        """Without the settings that do not change what is learned."""
+        whole = super().config
+        return whole | {"trainer": {name: v for name, v in whole["trainer"].items() if name not in FREE}}
+
+    def compute(self, context: Context, stop: Callable[[], bool]) -> Result:
+        """How its training went; the network itself is left in the store."""
+        if not context.afresh:
+            return self.train(context, context.store.model(self.key), stop), {}
+        with TemporaryDirectory(prefix=".afresh-", dir=context.store.root) as folder:
+            return self.train(context, Path(folder), stop), {}
+
+    def train(self, context: Context, folder: Path, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+        """Train in `folder`, or go on where it was left, and say how it went.
+
+        Raises:
+            Interrupted: `stop` asked; what was done is saved.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.seed)
+            network = build(self.network, trust=context.trust, where="network")
+        parts = {"sde": self.perturbation, "parameterization": self.parameterization, "objective": self.objective}
+        stored = {name: describe(part, name) for name, part in parts.items()}
+        stored |= {"network": dict(self.network), "seed": self.seed, "trainer": asdict(self.trainer)}
+        checkpoints = folder / "checkpoints"
+        with exclusive(folder):
+            trained = Trainer(
+                ScoreModel(network, self.perturbation, self.parameterization),
+                context.data,
+                self.objective,
+                self.trainer,
+                seed=self.seed,
+                device=torch.device(context.device),
+                checkpoints=checkpoints,
+                config=stored,
+                stop=stop,
+            )
+            remove_leftovers(checkpoints)
+            found, _ = newest_checkpoint(checkpoints)
+            if found is not None:
+                trained.resume(found)
+            last = dict(trained.last) if finished(found, self.trainer) else trained.train()
+            if not finished(newest_checkpoint(checkpoints)[0], self.trainer):
+                raise Interrupted(f"training stopped at step {trained.step} of {self.trainer.steps}, which is saved")
+        return {
+            "steps": trained.step,
+            "seconds": trained.seconds,
+            "loss": last.get("loss"),
+            "held_out_loss": last.get("held_out_loss"),
+            "parameters": sum(weights.numel() for weights in network.parameters()),
+        }
 
 
 def finished(checkpoint: Checkpoint | None, settings: TrainerSettings) -> bool:

@@ -7,9 +7,11 @@ they do when the parent is interrupted. Everywhere a cell has one thread: how su
 
 import multiprocessing
 import os
+import pickle
 import signal
 import threading
 import time
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -20,9 +22,16 @@ from typing import Any
 
 import torch
 
-from sde_gen.comparison.cells.compute import Context, compute
-from sde_gen.comparison.cells.store import Cell, Store
-from sde_gen.errors import ConfigError, NonFiniteError, OutputError, SDEGenError, SolverError, WriteError
+from sde_gen.comparison.cells.cell import Cell, Context
+from sde_gen.errors import (
+    BetweenNodesWarning,
+    ConfigError,
+    NonFiniteError,
+    OutputError,
+    SDEGenError,
+    SolverError,
+    WriteError,
+)
 from sde_gen.training import Interrupted
 
 #: Told of each cell that is done: (cell, result, whether it was there already).
@@ -47,12 +56,11 @@ def run_cells(
         Interrupted: a signal stopped a training; all results so far are in the cache.
         SDEGenError: worker processes cannot be started here.
     """
-    store = Store(context.cache)
     results: dict[str, dict[str, Any]] = {}
     tell = tell or (lambda cell, result, known: None)
     todo: dict[str, Cell] = {}
     for cell in cells:
-        known = None if fresh else store.read(cell)
+        known = None if fresh else context.store.read(cell)
         if known is None:
             todo[cell.key] = cell
         elif cell.key not in results:
@@ -62,7 +70,7 @@ def run_cells(
         context = replace(context, afresh=fresh)
         with _one_thread():
             for key, cell in todo.items():
-                results[key] = _after(cell, results) or _one(cell, context, store)
+                results[key] = _refused(cell, results) or _one(cell, context)
                 tell(cell, results[key], False)
         return results
     with _spawning():
@@ -75,17 +83,18 @@ def _in_processes(
 ) -> None:
     waiting = dict(todo)
     spawn = multiprocessing.get_context("spawn")
+    given = pickle.dumps(context)  # as bytes: tensors would go by shared memory, of which a container has little
     while waiting:
         running: dict[Future[dict[str, Any]], Cell] = {}
         stop, begun = spawn.Event(), spawn.Event()
-        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(context, stop, begun))
+        pool = ProcessPoolExecutor(workers, mp_context=spawn, initializer=_begin, initargs=(given, stop, begun))
         try:
             while waiting or running:
-                for key in [k for k, c in waiting.items() if all(need in results for need in c.after)]:
+                for key in [k for k, c in waiting.items() if all(need.key in results for need in c.after)]:
                     if len(running) >= 2 * workers:
                         break
                     cell = waiting.pop(key)
-                    refused = _after(cell, results)
+                    refused = _refused(cell, results)
                     if refused:
                         results[key] = refused
                         tell(cell, refused, False)
@@ -103,11 +112,10 @@ def _in_processes(
                     'if __name__ == "__main__":, or use workers=1'
                 ) from error
             # Which of the cells ended its process cannot be told: those that were running are given up, as a row says.
-            store = Store(context.cache)
             lost = {key: c for key, c in todo.items() if key not in results and key not in waiting}
             for key, cell in lost.items():
                 gone = {"status": "failed", "reason": "its process ended abruptly (out of memory?); run again"}
-                results[key] = store.read(cell) or gone
+                results[key] = context.store.read(cell) or gone
                 tell(cell, results[key], False)
         except BaseException:
             stop.set()  # a training saves and ends, instead of being waited for
@@ -116,23 +124,25 @@ def _in_processes(
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _after(cell: Cell, results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
+def _refused(cell: Cell, results: dict[str, dict[str, Any]]) -> dict[str, Any] | None:
     """A cell whose network could not be trained, or sampler not chosen, is not computed, and says why."""
-    for key in cell.after:
-        needed = results.get(key, {"status": "ok"})
-        if needed["status"] != "ok":
-            what = "network" if key == cell.needs else "calibration"
-            return {"status": needed["status"], "reason": f"its {what}: {needed['reason']}"}
+    for needed in cell.after:
+        found = results.get(needed.key, {"status": "ok"})
+        if found["status"] != "ok":
+            what = "network" if needed.kind == "model" else "calibration"
+            return {"status": found["status"], "reason": f"its {what}: {found['reason']}"}
     return None
 
 
-def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
+def _one(cell: Cell, context: Context, stop: Callable[[], bool] = lambda: False) -> dict[str, Any]:
     """Compute a cell and publish its result, whatever it is; only what nobody foresaw is not kept for the next time."""
     began = time.time()
     arrays: dict[str, Any] = {}
     keep = not (context.afresh and cell.kind == "model")  # the network of the cache stays, and so does what it says
     try:
-        made, arrays = compute(cell, context, stop)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", BetweenNodesWarning)  # stated in the report's table of formulations
+            made, arrays = cell.compute(context, stop)
         result = {"status": "ok", **made}
     except (Interrupted, OutputError, WriteError):
         raise  # of the run, not of the cell
@@ -144,9 +154,7 @@ def _one(cell: Cell, context: Context, store: Store, stop: Callable[[], bool] = 
         result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         keep = False
     result |= {"wall_seconds": time.time() - began, "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
-    if keep:
-        store.write(cell, result, arrays)
-    return {**result, "arrays": bool(arrays)}
+    return context.store.write(cell, result, arrays) if keep else result
 
 
 @contextmanager
@@ -180,11 +188,11 @@ _ORPHANED = threading.Event()
 _BUSY = threading.Lock()
 
 
-def _begin(context: Context, stop: Any, begun: Any) -> None:
+def _begin(given: bytes, stop: Any, begun: Any) -> None:
     begun.set()
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to answer
-    _CONTEXT[:] = [(context, stop)]
+    _CONTEXT[:] = [(pickle.loads(given), stop)]  # noqa: S301 - bytes of the process that began this one
     threading.Thread(target=_watch, daemon=True).start()
 
 
@@ -202,4 +210,4 @@ def _in_worker(cell: Cell) -> dict[str, Any]:
     with _BUSY:
         if stop.is_set():
             raise Interrupted("stopped before it was begun")
-        return _one(cell, context, Store(context.cache), lambda: _ORPHANED.is_set() or stop.is_set())
+        return _one(cell, context, lambda: _ORPHANED.is_set() or stop.is_set())

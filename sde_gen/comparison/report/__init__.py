@@ -6,10 +6,10 @@ from sde_gen.comparison.report import content, exactness, record, views
 from sde_gen.comparison.report.blocks import Page, Section
 from sde_gen.comparison.report.html import write_html
 from sde_gen.comparison.report.markdown import write_markdown
-from sde_gen.comparison.results import Results
+from sde_gen.comparison.results import ResultTable
 
 
-def page_of(results: Results) -> Page:
+def page_of(results: ResultTable) -> Page:
     """The whole report, apart from how it is written."""
     sections = [
         Section("In short", content.summary(results)),
@@ -31,7 +31,7 @@ def page_of(results: Results) -> Page:
     return Page(title, lead, [section for section in sections if section is not None])
 
 
-def write_report(results: Results, folder: Path) -> Path:
+def write_report(results: ResultTable, folder: Path) -> Path:
     """Write report.html, and report.md with its pictures; return the path of the HTML."""
     page = page_of(results)
     write_markdown(page, folder)

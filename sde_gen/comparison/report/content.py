@@ -3,11 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from sde_gen.comparison.cells.quality import badness, title_of
-from sde_gen.comparison.numbers import difference_with_interval, mean_with_error, with_error
-from sde_gen.comparison.ranking import by_entry, mean_of
+from sde_gen.comparison.numbers import difference_with_interval, mean_with_error, title_of, with_error
+from sde_gen.comparison.ranking import badness, by_entry, mean_of
 from sde_gen.comparison.report.blocks import Badge, Fold, Section, Table, Text
-from sde_gen.comparison.results import Results
+from sde_gen.comparison.results import ResultTable
 
 _MODES = {
     "oracle": "Every score is exact: no network, so what differs is what the discretisation costs.",
@@ -18,7 +17,7 @@ _MODES = {
 }
 
 
-def summary(results: Results) -> list[Any]:
+def summary(results: ResultTable) -> list[Any]:
     """What was compared, and the answer in a few lines."""
     spec, data = results.spec, results.data
     held = min(spec["num_samples"], len(data.test))
@@ -52,12 +51,12 @@ def summary(results: Results) -> list[Any]:
     return blocks
 
 
-def _kind(results: Results) -> str:
+def _kind(results: ResultTable) -> str:
     data, size = results.data, "x".join(map(str, results.data.shape))
     return f"images of {data.name} ({size})" if data.kind == "image" else f"points of {data.name} ({size} numbers each)"
 
 
-def _needed(results: Results) -> Table | None:
+def _needed(results: ResultTable) -> Table | None:
     """The fewest calls with which each sampler is as good as real samples under each formulation."""
     name, spec = results.measure, results.spec
     real = [badness(name, row[name]) for row in results.real if row["status"] == "ok"]
@@ -83,7 +82,7 @@ def _needed(results: Results) -> Table | None:
     return Table(["sampler", *names], rows, words, range(1, 1 + len(names)))
 
 
-def _winner(results: Results, budget: int | None) -> list[str | Badge]:
+def _winner(results: ResultTable, budget: int | None) -> list[str | Badge]:
     lines = results.ranking(budget)
     ties = [line.entry for line in lines[1:] if line.behind is not None and line.behind.sign == 0]
     told = "none" if not ties else "; ".join(f"{f}, {s}" for f, s, _ in ties[:3])
@@ -94,7 +93,7 @@ def _winner(results: Results, budget: int | None) -> list[str | Badge]:
     return [where, f"{f}, {s}", with_error(*lines[0].value[:2]), told]
 
 
-def findings(results: Results) -> Section | None:
+def findings(results: ResultTable) -> Section | None:
     """The claims stated beforehand, with their verdicts."""
     checked = results.findings
     if not checked:
@@ -107,7 +106,7 @@ def findings(results: Results) -> Section | None:
     return Section("What was expected", [Text(words), Table(["verdict", "claim", "numbers"], rows)])
 
 
-def rankings(results: Results) -> Section:
+def rankings(results: ResultTable) -> Section:
     """A table for each budget, the most telling one open."""
     n = len(results.spec["seeds"])
     words = (
@@ -126,7 +125,7 @@ def rankings(results: Results) -> Section:
     return Section("Ranking", blocks)
 
 
-def _most_telling(results: Results) -> int | None:
+def _most_telling(results: ResultTable) -> int | None:
     """The budget at which the fewest entries tie with the first, as a share; the smallest of equals."""
 
     def ties(budget: int | None) -> float:
@@ -137,7 +136,7 @@ def _most_telling(results: Results) -> int | None:
     return min(budgets, key=ties)
 
 
-def _what_varies(results: Results) -> str:
+def _what_varies(results: ResultTable) -> str:
     if results.spec["mode"] == "oracle":
         return "What varies from seed to seed is the noise."
     if results.spec["train_each_seed"]:
@@ -147,7 +146,7 @@ def _what_varies(results: Results) -> str:
     )
 
 
-def _ranking(results: Results, budget: int | None) -> Table:
+def _ranking(results: ResultTable, budget: int | None) -> Table:
     measures = list(results.spec["measures"])
     rows: list[list[Any]] = []
     for line in results.ranking(budget):

@@ -4,10 +4,10 @@ from typing import Any
 
 from sde_gen.comparison.findings import falls_short
 from sde_gen.comparison.report.blocks import Badge, Section, Table, Text
-from sde_gen.comparison.results import Results
+from sde_gen.comparison.results import ResultTable
 
 
-def orders(results: Results) -> Section | None:
+def orders(results: ResultTable) -> Section | None:
     """Claimed and fitted orders of convergence."""
     if not results.orders:
         return None
@@ -46,7 +46,7 @@ def _order(row: Any) -> str:
     return f"{row['fitted']:.2f} ± {row['standard_error']:.2f}"
 
 
-def likelihoods(results: Results) -> Section | None:
+def likelihoods(results: ResultTable) -> Section | None:
     """Negative log-likelihoods of the formulations."""
     if not results.likelihoods:
         return None

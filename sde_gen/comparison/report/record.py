@@ -1,17 +1,14 @@
 """What the report says of its own making: networks, what was left out, configuration and commands."""
 
 import json
-from collections.abc import Mapping
-from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
 
-import sde_gen
-from sde_gen.comparison.description import canonical, describe, short
+from sde_gen.comparison.description import short
 from sde_gen.comparison.report.blocks import Badge, Code, Fold, Section, Table, Text
-from sde_gen.comparison.results import Results
+from sde_gen.comparison.results import ResultTable
 
 
-def networks(results: Results) -> Section | None:
+def networks(results: ResultTable) -> Section | None:
     """What was trained."""
     if not results.networks:
         return None
@@ -31,7 +28,7 @@ def networks(results: Results) -> Section | None:
     return Section("Networks", [Text(words), Table(header, rows, "", [1, 2, 3, 4, 5])])
 
 
-def choices(results: Results) -> Section | None:
+def choices(results: ResultTable) -> Section | None:
     """What samplers that measure first chose, and what that cost."""
     if not results.choices:
         return None
@@ -61,7 +58,7 @@ def _named(node: Any) -> str:
     return f"{short({k: node[k] for k in ('_target_', 'order', 'prediction') if k in node})}, times chosen"
 
 
-def left_out(results: Results) -> Section | None:
+def left_out(results: ResultTable) -> Section | None:
     """Rows without a result, or not the one that was asked for, with the reason; those that share it share a line."""
     joined: dict[tuple[str, ...], list[Any]] = {}
     for row in results.rows:
@@ -82,15 +79,15 @@ def left_out(results: Results) -> Section | None:
     return Section("What was left out", [Table(["", "formulation", "sampler", "budgets", "reason"], rows)])
 
 
-def provenance(results: Results) -> Section:
+def provenance(results: ResultTable) -> Section:
     """The exact configuration and commands."""
     spec = results.spec
     learned = [] if spec["mode"] == "oracle" else ["parameterization", "objective"]
     formulations = [
-        [name, short(node["perturbation"]), *(short(_told(node[part])) for part in learned)]
-        for name, node in spec["formulations"].items()
+        [name, short(spec["formulations"][name]["perturbation"]), *(short(getattr(f, part)) for part in learned)]
+        for name, f in results.formulations.items()
     ]
-    samplers = [[name, short(_told(node))] for name, node in spec["samplers"].items()]
+    samplers = [[name, short(sampler)] for name, sampler in results.samplers.items()]
     made = [row for row in results.rows if row.get("cell")]
     code = made[0]["code"] if made else ""
     dates = sorted(row["date"] for row in made if row.get("date"))
@@ -111,25 +108,12 @@ def provenance(results: Results) -> Section:
         Code(f"{results.command} cell={first}"),
         Table(["formulation", "perturbation", *learned], formulations),
         Table(["sampler", "settings other than the default"], samplers),
-        Fold("The whole configuration", [Code(json.dumps(dict(spec), indent=1))]),
+        Fold("The whole configuration", [Code(json.dumps(spec, indent=1).replace("<", "\\u003c"))]),
     ]
     if known:
         header = ["formulation", "sampler", "budget", "seed", "status", "calls", results.measure, "cell"]
         blocks.append(Fold(f"All {len(cells)} cells", [Table(header, cells, "", [2, 3, 5, 6])]))
     return Section("How it was made", blocks)
-
-
-def _told(node: Any) -> Any:
-    """A node without the arguments that are what they would be anyway."""
-    if not isinstance(node, Mapping) or not isinstance(node.get("_target_"), str):
-        return node
-    cls = getattr(sde_gen, node["_target_"].rpartition(".")[2], None)
-    usual: dict[str, Any] = {}
-    if isinstance(cls, type) and is_dataclass(cls) and node["_target_"].startswith("sde_gen."):
-        for field in fields(cls):
-            made = field.default_factory() if field.default_factory is not MISSING else field.default
-            usual[field.name] = None if made is MISSING else canonical(describe(made, field.name))
-    return {k: _told(v) for k, v in node.items() if k == "_target_" or canonical(v) != usual.get(k)}
 
 
 def _cell(row: Any, measure: str) -> list[Any]:

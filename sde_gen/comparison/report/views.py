@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from sde_gen.comparison.cells.quality import title_of
-from sde_gen.comparison.cells.store import Cell
+from sde_gen.comparison.cells.cell import Cell
+from sde_gen.comparison.numbers import title_of
 from sde_gen.comparison.ranking import mean_of
 from sde_gen.comparison.report.blocks import Gallery, Picture, Player, Section, Text
-from sde_gen.comparison.results import Results
-from sde_gen.config.objects import build
+from sde_gen.comparison.results import ResultTable
 from sde_gen.perturbations import Perturbation
 from sde_gen.pictures import curves as plots
 from sde_gen.pictures import embedded as images
+from sde_gen.pictures import has_matplotlib
 
 _SHOWN_PARTICLES = 120
 _STRIP = 7
@@ -25,11 +25,13 @@ _MOST_COLUMNS = 6
 _MOST_TICKS = 7
 
 
-def curves(results: Results) -> Section | None:
+def curves(results: ResultTable) -> Section | None:
     """Quality against counted network calls: a panel for each formulation, or one for all if none has a curve."""
-    points = _points(results)
+    title, points = "Quality against network calls", _points(results)
     if not points:
         return None
+    if not has_matplotlib():
+        return Section(title, [Text("Curves are drawn by matplotlib, which is not installed: `pip install matplotlib`.")])
     names = list(dict.fromkeys(f for f, _ in points))
     one = all(len(p) < 2 for p in points.values())
     labels = [f"{f}, {s}" for f, s in points] if one else list(dict.fromkeys(s for _, s in points))
@@ -63,10 +65,10 @@ def curves(results: Results) -> Section | None:
         "many real samples reach: nothing below it means anything. Hollow marks at the upper edge stand for values "
         "above it."
     )
-    return Section("Quality against network calls", [Text(words), Gallery([key], "wide"), Gallery(pictures, "plots")])
+    return Section(title, [Text(words), Gallery([key], "wide"), Gallery(pictures, "plots")])
 
 
-def _points(results: Results) -> dict[tuple[str, str], list[tuple[float, float, float | None]]]:
+def _points(results: ResultTable) -> dict[tuple[str, str], list[tuple[float, float, float | None]]]:
     """(formulation, sampler) to points (calls, measure, error), ascending."""
     found: dict[tuple[str, str], dict[Any, list[dict[str, Any]]]] = {}
     for row in results.rows:
@@ -82,7 +84,7 @@ def _points(results: Results) -> dict[tuple[str, str], list[tuple[float, float, 
     return result
 
 
-def samples(results: Results) -> Section | None:
+def samples(results: ResultTable) -> Section | None:
     """Samples of all formulations and samplers from the same noise, at the largest budget."""
     chosen = _largest(results, "samples")
     if not chosen or not _can_be_drawn(results):
@@ -116,7 +118,7 @@ def samples(results: Results) -> Section | None:
     return Section("Samples from the same noise", blocks)
 
 
-def _samples_picture(results: Results, x: Any, caption: str, name: str, truth: Any) -> Picture:
+def _samples_picture(results: ResultTable, x: Any, caption: str, name: str, truth: Any) -> Picture:
     if results.data.kind == "image":
         data, alt = images.grid(x[:36], 6), f"A grid of {min(len(x), 36)} images: {caption}"
     else:
@@ -124,14 +126,11 @@ def _samples_picture(results: Results, x: Any, caption: str, name: str, truth: A
     return Picture(f"samples_{_file(name)}", "png", data, alt, caption, sharp=results.data.kind == "image")
 
 
-def ways(results: Results) -> Section | None:
+def ways(results: ResultTable) -> Section | None:
     """Forward and reverse processes, and moving particles in the plane."""
     if not _can_be_drawn(results):
         return None
-    perturbations = {
-        name: build(node["perturbation"], trust=results.trust, where=name)
-        for name, node in results.spec["formulations"].items()
-    }
+    perturbations = {name: formulation.perturbation for name, formulation in results.formulations.items()}
     traces = _largest(results, "trace")
     blocks: list[Any] = []
     found = {key: results.store.arrays(cell) for key, cell in traces.items()}
@@ -153,7 +152,7 @@ def ways(results: Results) -> Section | None:
     return Section("From data to noise and back", blocks)
 
 
-def _player(results: Results, perturbations: dict[str, Perturbation], found: dict[Any, Any]) -> Player:
+def _player(results: ResultTable, perturbations: dict[str, Perturbation], found: dict[Any, Any]) -> Player:
     formulations = [f for f in results.spec["formulations"] if any(k[0] == f for k in found)]
     samplers = [s for s in results.spec["samplers"] if any(k[1] == s for k in found)]
     test = results.data.test[:600].double().numpy()
@@ -185,7 +184,7 @@ def _player(results: Results, perturbations: dict[str, Perturbation], found: dic
     return Player(data, "The moving particles are in `report.html`.")
 
 
-def _forward(results: Results, name: str, p: Perturbation) -> Picture:
+def _forward(results: ResultTable, name: str, p: Perturbation) -> Picture:
     test = results.data.test[: 4 if results.data.kind == "image" else 2048].double()
     noise = torch.randn(test.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     states = []
@@ -196,14 +195,14 @@ def _forward(results: Results, name: str, p: Perturbation) -> Picture:
     return _strip(results, states, f"forward_{_file(name)}", f"{name}: t from 0 to {p.t_max:g}")
 
 
-def _reverse(results: Results, f: str, s: str, arrays: Any) -> Picture:
+def _reverse(results: ResultTable, f: str, s: str, arrays: Any) -> Picture:
     frames = arrays["x"]
     chosen = [round(k * (len(frames) - 1) / (_STRIP - 1)) for k in range(_STRIP)]
     caption = f"{f}, {s}: t from {float(arrays['t'][0]):g} to {float(arrays['t'][-1]):g}"
     return _strip(results, [frames[k] for k in chosen], f"reverse_{_file(f'{f}_{s}')}", caption)
 
 
-def _strip(results: Results, states: list[Any], name: str, caption: str) -> Picture:
+def _strip(results: ResultTable, states: list[Any], name: str, caption: str) -> Picture:
     if results.data.kind == "image":
         stacked = np.stack([state[:2] for state in states], axis=1).reshape(-1, *states[0].shape[1:])
         alt = f"Images along the way, left to right. {caption}"
@@ -212,7 +211,7 @@ def _strip(results: Results, states: list[Any], name: str, caption: str) -> Pict
     return Picture(name, "png", images.clouds(states, half), f"Points along the way, left to right. {caption}", caption)
 
 
-def _one_each(results: Results, found: dict[Any, Any]) -> dict[Any, Any]:
+def _one_each(results: ResultTable, found: dict[Any, Any]) -> dict[Any, Any]:
     """All ways of images; in the plane, where the particles show all, that of the best sampler of each formulation."""
     if results.data.kind == "image":
         return found
@@ -225,7 +224,7 @@ def _one_each(results: Results, found: dict[Any, Any]) -> dict[Any, Any]:
     return {key: found[key] for key in keys} or found
 
 
-def _largest(results: Results, kind: str) -> dict[tuple[str, str], Cell]:
+def _largest(results: ResultTable, kind: str) -> dict[tuple[str, str], Cell]:
     """(formulation, sampler) to its cell of this kind with the largest budget and the first seed."""
     result: dict[tuple[str, str], Cell] = {}
     ok = {row.get("cell") for row in results.rows if row["status"] == "ok"}
@@ -238,11 +237,11 @@ def _largest(results: Results, kind: str) -> dict[tuple[str, str], Cell]:
     return dict(sorted(result.items(), key=lambda item: (f[item[0][0]], s[item[0][1]])))
 
 
-def _first_seed(results: Results, cell: Cell) -> bool:
+def _first_seed(results: ResultTable, cell: Cell) -> bool:
     return cell.labels.get("seed") == results.spec["seeds"][0]
 
 
-def _can_be_drawn(results: Results) -> bool:
+def _can_be_drawn(results: ResultTable) -> bool:
     return results.data.kind == "image" or results.data.shape == (2,)
 
 
