@@ -60,7 +60,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
         store = replace(store, folder=target.folder / f".partial-{target.stem}-{store.digest[:12]}")
         processes.agree({"job": store.digest, "folder": str(store.folder)})
-        processes.on_main(lambda: target.check_free(cfg.overwrite or store.folder.is_dir()))
+        if not cfg.overwrite:
+            processes.on_main(target.check_free)
         processes.on_main(lambda: held.enter_context(store.open()))
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
         say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
@@ -182,14 +183,14 @@ class _Target:
         label = str(cfg.sampler.get("_target_", "sampler")).rpartition(".")[2].lower()
         return cls(fresh_folder(checkpoint, "sampled", label), "samples")
 
-    def check_free(self, ours: bool) -> None:
-        """Refuse to write over what is there, unless it is `ours`.
+    def check_free(self) -> None:
+        """Refuse to write over what is there.
 
         Raises:
             OutputError: naming the first file.
         """
         there = [path for path in (self.path(".npz"), self.report, self.path(".png")) if path.exists()]
-        if there and not ours:
+        if there:
             raise OutputError(f"{there[0]} is there already; give another out=PATH, or overwrite=true to replace it")
 
     @property
