@@ -6,119 +6,28 @@
     loss = sg.DenoisingScoreMatching()(model, x0).mean()
     samples = sg.PredictorCorrector(steps=500)(model, (64, 1, 8, 8), seed=0).x
 
-Names are loaded on first use (PEP 562), so that the commands' `--help` does not wait for torch.
+Names are loaded on first use (PEP 562), so that the commands' `--help` does not wait for torch. Which there are follows
+from the `__all__` of each room (`sde_gen.register`); rooms such as `sg.data` and `sg.metrics` are attributes too.
 """
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from sde_gen.register import homes, path_of
+
 __version__ = "0.1.0"
 
-_HOME = {
-    "sde_gen.comparison": ("Comparison", "Finding", "Formulation", "Results"),
-    "sde_gen.conditions": ("Condition", "Rows", "Whole"),
-    "sde_gen.config": ("load_config",),
-    "sde_gen.errors": (
-        "BetweenNodesWarning",
-        "CheckpointError",
-        "ConfigError",
-        "DataError",
-        "LateStartWarning",
-        "MissingInputError",
-        "NonFiniteError",
-        "OutputError",
-        "PrecisionWarning",
-        "SDEGenError",
-        "SolverError",
-        "WriteError",
-    ),
-    "sde_gen.likelihood": (
-        "Likelihood",
-        "VariationalBound",
-        "decode",
-        "encode",
-        "interpolate",
-        "log_likelihood",
-        "variational_bound",
-    ),
-    "sde_gen.model": ("Prediction", "ScoreModel"),
-    "sde_gen.networks": ("MLP", "UNet"),
-    "sde_gen.objectives": ("DenoisingScoreMatching",),
-    "sde_gen.oracles": ("EmpiricalData", "GaussianMixture", "Oracle"),
-    "sde_gen.parameterizations": (
-        "Coefficients",
-        "DataPrediction",
-        "EDMPreconditioning",
-        "NoisePrediction",
-        "Parameterization",
-        "ScorePrediction",
-        "VPrediction",
-    ),
-    "sde_gen.perturbations": (
-        "DDPM",
-        "EDM",
-        "NCSN",
-        "VE",
-        "VP",
-        "Chain",
-        "Cosine",
-        "FlowMatching",
-        "Perturbation",
-        "SubVP",
-    ),
-    "sde_gen.samplers": (
-        "DDIM",
-        "DEIS",
-        "LMS",
-        "PLMS",
-        "AdamsBashforth",
-        "AdaptiveSDE",
-        "Ancestral",
-        "AnnealedLangevin",
-        "ArctanLambda",
-        "ChainNodes",
-        "Corrector",
-        "DPMSolverPP2M",
-        "DPMSolverPP3M",
-        "EDMChurn",
-        "EulerMaruyama",
-        "ExponentialSDE",
-        "GivenLambdas",
-        "GivenTimes",
-        "GridSampler",
-        "Heun",
-        "KarrasRho",
-        "Langevin",
-        "NoiseSource",
-        "OneStepSampler",
-        "PredictorCorrector",
-        "ProbabilityFlow",
-        "Quadratic",
-        "Restart",
-        "ReverseDiffusion",
-        "SDEDPMSolverPP",
-        "Sampler",
-        "Samples",
-        "SeededNoise",
-        "ShiftedNoiseSource",
-        "SingleStep",
-        "StochasticHeun",
-        "TimeGrid",
-        "UniPC",
-        "UniformLambda",
-        "UniformTime",
-    ),
-    "sde_gen.tuning": ("Auto", "Choice", "Fitted", "fit_grid"),
-}
-_MODULE_OF = {name: module for module, names in _HOME.items() for name in names}
-__all__ = [*_MODULE_OF, "__version__"]  # pyright: ignore[reportUnsupportedDunderAll]
-
-if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two lists equal
+if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to the register
+    from sde_gen import data as data
+    from sde_gen import metrics as metrics
+    from sde_gen import networks as networks
+    from sde_gen import pictures as pictures
     from sde_gen.comparison import *  # noqa: F403
     from sde_gen.conditions import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
     from sde_gen.likelihood import *  # noqa: F403
+    from sde_gen.loading import *  # noqa: F403
     from sde_gen.model import *  # noqa: F403
     from sde_gen.networks import *  # noqa: F403
     from sde_gen.objectives import *  # noqa: F403
@@ -126,16 +35,21 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py keeps the two
     from sde_gen.parameterizations import *  # noqa: F403
     from sde_gen.perturbations import *  # noqa: F403
     from sde_gen.samplers import *  # noqa: F403
+    from sde_gen.training import Trainer as Trainer
+    from sde_gen.training import TrainerSettings as TrainerSettings
     from sde_gen.tuning import *  # noqa: F403
 
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULE_OF:
-        value = getattr(import_module(_MODULE_OF[name]), name)
-        globals()[name] = value
+    if name == "__all__":
+        return [*homes(), "__version__"]
+    if name in homes():
+        value = globals()[name] = getattr(import_module(homes()[name]), name)
         return value
+    if not name.startswith("_") and path_of(f"sde_gen.{name}"):
+        return import_module(f"sde_gen.{name}")
     raise AttributeError(f"module 'sde_gen' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_MODULE_OF])
+    return sorted([*globals(), *homes()])

@@ -138,7 +138,9 @@ class ComparisonSettings:
             "findings": tuple(Finding.of(finding) for finding in self.findings),
             "trainer": trainer if isinstance(trainer, TrainerSettings) else typed(TrainerSettings, trainer, "trainer"),
             "data": {"_target_": f"sde_gen.data.{self.data}"} if isinstance(self.data, str) else self.data,
-            "samplers": {str(n): self._made(s, Sampler, f"samplers.{n}", "a sampler") for n, s in self.samplers.items()},
+            "samplers": {
+                str(n): self._made(s, Sampler, f"samplers.{n}", "a sampler") for n, s in self.samplers.items()
+            },
             "formulations": {str(n): self._formulation(f, f"formulations.{n}") for n, f in self.formulations.items()},
         }
         for name, value in made.items():

@@ -41,7 +41,9 @@ class Results(ResultTable):
         place = make_folder(Path(folder).expanduser(), "the folder of the report")
         if self.command == Results.command:  # made in Python: the description beside the report is what reruns it
             words = [f"spec={place / 'comparison.json'}", f"cache={self.store.root}"]
-            own = [name for name in self.settings.trusted if name != "__main__"]  # what a script defines, no other can build
+            own = [
+                name for name in self.settings.trusted if name != "__main__"
+            ]  # what a script defines, no other can build
             words += [f"trust=[{','.join(own)}]"] if own else []
             return self.with_command(" ".join(["python -m sde_gen.compare", *map(shlex.quote, words)])).report(folder)
         self.to_csv(place / "rows.csv")

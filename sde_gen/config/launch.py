@@ -2,29 +2,48 @@
 
 import os
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib import import_module
 from tempfile import TemporaryDirectory
-from typing import TYPE_CHECKING
+from typing import Any, NamedTuple
 
-from sde_gen.config.compose import explained, reject_additions
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from sde_gen import __version__
+from sde_gen.config.compose import explained, readable, with_arguments
 from sde_gen.config.folder import config_dir
+from sde_gen.config.groups import completed_files
 from sde_gen.errors import SDEGenError
 
-if TYPE_CHECKING:
-    from omegaconf import DictConfig
-
 _ABORTED = 130
-_PER_JOB = {
-    "train": ("run", "_"),
-    "sample": ("out", "/"),
-    "evaluate": ("out", "/"),
-    "compare": ("out", "/"),
-    "import_weights": ("run", "_"),
-}
+_TAKE_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+_PER_JOB = {"train": ("run", "_"), "import_weights": ("run", "_")}  # all others: out=PATH/<job>
 
 
-def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str] | None = None) -> int:
+class Command(NamedTuple):
+    """A command: its name, and the module whose `run` does the work, imported after `--help` has been answered."""
+
+    name: str
+    module: str
+
+    def run(self, config: Mapping[str, Any] | DictConfig) -> Any:
+        """Do what `config` says, as the command would, and return what it found.
+
+        Raises:
+            SDEGenError: one of its subclasses, with the exit code of the command, before any long work where possible.
+        """
+        return import_module(self.module).run(config)
+
+    def main(self, argv: Sequence[str] | None = None) -> int:
+        """Run the command and return its exit code."""
+        return launch(self.name, self.run, argv)
+
+
+def launch(name: str, task: Callable[[DictConfig], object], argv: Sequence[str] | None = None) -> int:
     """Run the command `name` and return its exit code.
 
     Codes: 0 done, 2 usage or configuration, 65 bad data or checkpoint, 66 missing input, 69 another process of the job
@@ -33,16 +52,20 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
     With HYDRA_FULL_ERROR=1 in the environment every error shows its traceback.
 
     Args:
-        name: of the primary configuration, "train", "sample" or "evaluate".
+        name: of the primary configuration, such as "train".
         task: called with the composed configuration, once per job.
         argv: arguments; those of the process by default.
     """
+    _open_streams()
     arguments = list(sys.argv[1:] if argv is None else argv)
+    if "--version" in arguments:
+        say(f"sde_gen {__version__}")
+        return 0
     debug = os.environ.get("HYDRA_FULL_ERROR", "0") not in ("", "0")
 
-    def job(config: "DictConfig") -> object:
+    def job(config: DictConfig) -> object:
         try:
-            result = task(config)
+            result = task(with_arguments(config, _job_arguments()))
             _wait_for_the_others()
             return result
         except Exception as error:
@@ -51,18 +74,16 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
                 raise
             _tell(told)  # at once: in a sweep Hydra raises only the first error, and only at the end
             told._told = True  # type: ignore[attr-defined]
-            if told.exit_code == 75 or not _in_sweep():
+            if told.exit_code == 75 or HydraConfig.get().mode != RunMode.MULTIRUN:
                 # Not an Exception, which Hydra would comment on; and a signal ends the sweep, not one job of it.
                 raise SystemExit(told.exit_code) from error
             raise told from error
 
     try:
-        overrides = [argument for argument in arguments if not argument.startswith("-")]
-        reject_additions(overrides)
-        with _process(_one_folder_per_job(name, arguments)), _scratch(arguments) as more:
+        arguments = _readable(arguments)
+        per_job = _one_folder_per_job(name, arguments)
+        with _process(per_job), _scratch(arguments) as more, completed_files():
             sys.argv += more
-            import hydra
-
             hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
     except SystemExit as error:
         return error.code if isinstance(error.code, int) else 0 if error.code is None else 2
@@ -82,6 +103,24 @@ def launch(name: str, task: Callable[["DictConfig"], object], argv: Sequence[str
     return 0
 
 
+def _open_streams() -> None:
+    """A process that was started without standard output or error works in silence."""
+    for stream in ("stdout", "stderr"):
+        if getattr(sys, stream) is None:
+            setattr(sys, stream, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115 - lives as long as the process
+
+
+def _readable(arguments: list[str]) -> list[str]:
+    """`arguments` with those that are settings as Hydra can read them."""
+    before = ["", *arguments]
+    return [
+        readable([argument])[0]
+        if "=" in argument and argument[0] != "-" and before[k] not in _TAKE_A_VALUE
+        else argument
+        for k, argument in enumerate(arguments)
+    ]
+
+
 def _as_ours(error: Exception, name: str, arguments: Sequence[str]) -> SDEGenError | None:
     """`error` as one of ours, with its sentence and exit code; None for one that nobody foresaw."""
     if type(error).__name__ == "OutOfMemoryError":
@@ -90,28 +129,12 @@ def _as_ours(error: Exception, name: str, arguments: Sequence[str]) -> SDEGenErr
     return told if isinstance(told, SDEGenError) else None
 
 
-def _in_sweep() -> bool:
-    from hydra.core.hydra_config import HydraConfig
-    from hydra.types import RunMode
-
-    return bool(HydraConfig.get().mode == RunMode.MULTIRUN)
-
-
-def job_overrides() -> list[str]:
-    """The arguments of the command that is running, as Hydra took them; empty where none is."""
-    from hydra.core.hydra_config import HydraConfig
-
-    return list(HydraConfig.get().overrides.task) if HydraConfig.initialized() else []
-
-
-def config_folders() -> list[str]:
-    """The folders of the user's own configurations that the command was given with --config-dir."""
-    from hydra.core.hydra_config import HydraConfig
-
-    if not HydraConfig.initialized():
-        return []
-    sources = HydraConfig.get().runtime.config_sources
-    return [str(source.path) for source in sources if source.provider == "command-line"]
+def _job_arguments() -> list[str]:
+    """The arguments of the job that is running, as Hydra took them."""
+    hydra_config = HydraConfig.get()
+    sources = hydra_config.runtime.config_sources
+    folders = [f"--config-dir={source.path}" for source in sources if source.provider == "command-line"]
+    return [*folders, *hydra_config.overrides.task]
 
 
 def rank() -> int:
@@ -142,7 +165,8 @@ def _tell(error: BaseException) -> None:
     if type(error).__name__ == "FailedElsewhere":  # process 0 has said it
         return
     sys.stdout.flush()
-    sys.stderr.write(f"error: {error}\n" if rank() == 0 else f"error: process {rank()}: {error}\n")
+    what = "" if getattr(error, "exit_code", 0) == 75 else "error: "  # what was stopped and is saved is no error
+    sys.stderr.write(f"{what}{error}\n" if rank() == 0 else f"{what}process {rank()}: {error}\n")
     sys.stderr.flush()
 
 
@@ -150,7 +174,7 @@ def _one_folder_per_job(name: str, arguments: list[str]) -> list[str]:
     """In a sweep, give each job its own run=NAME_<job> (or out=PATH/<job>), unless the sweep is over that very name."""
     if not _is_sweep(arguments):
         return arguments
-    key, joint = _PER_JOB[name]
+    key, joint = _PER_JOB.get(name, ("out", "/"))
     result = []
     for argument in arguments:
         found, _, value = argument.partition("=")

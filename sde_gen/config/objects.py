@@ -1,37 +1,24 @@
 """The one place where a configuration becomes objects.
 
-A `_target_` is looked up in a closed list of exact names. Anything else is refused, unless the user names its module on
-the command line with trust=[module]: a configuration that came with a checkpoint is data, not a program.
+A `_target_` must be on the closed list of exact names that the package exports (`sde_gen.config.signatures.targets`).
+Anything else is refused, unless the user names its module on the command line with trust=[module]: a configuration that
+came with a checkpoint is data, not a program.
 """
 
+import inspect
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from sde_gen.config.typed import arguments, nearest
+from sde_gen.config.signatures import target_named, targets
+from sde_gen.config.typed import arguments, did_you_mean
 from sde_gen.errors import CheckpointError, ConfigError
 
-_CLASSES = {
-    "sde_gen": (
-        "VP SubVP VE Cosine EDM FlowMatching DDPM NCSN "
-        "NoisePrediction DataPrediction VPrediction ScorePrediction EDMPreconditioning DenoisingScoreMatching "
-        "EulerMaruyama ReverseDiffusion Ancestral DDIM Heun AnnealedLangevin PredictorCorrector ProbabilityFlow "
-        "DPMSolverPP2M Langevin "
-        "DPMSolverPP3M AdamsBashforth UniPC DEIS LMS PLMS SingleStep Auto Fitted "
-        "ExponentialSDE SDEDPMSolverPP StochasticHeun EDMChurn Restart AdaptiveSDE ArctanLambda "
-        "UniformTime UniformLambda KarrasRho Quadratic ChainNodes GivenTimes GivenLambdas"
-    ),
-    "sde_gen.networks": "MLP UNet",
-    "sde_gen.metrics": "NetworkFeatures Pixels efficientnet_lite0",
-    "sde_gen.data": (
-        "digits two_moons checkerboard swiss_roll rings mixture fashion_mnist image_folder array_file csv_file hub"
-    ),
-}
-
-#: Every name that a configuration may build without the user's word for it.
-TARGETS = frozenset(f"{module}.{name}" for module, names in _CLASSES.items() for name in names.split())
+#: Where a composed configuration keeps the arguments that it was composed with.
+ARGUMENTS = "_arguments_"
 
 
 def build(node: Any, *, trust: Sequence[str] = (), where: str = "config", stored: bool = False, **given: Any) -> Any:
@@ -59,7 +46,49 @@ def build(node: Any, *, trust: Sequence[str] = (), where: str = "config", stored
     target = _find(name, trust, where, stored)
     title = name.rpartition(".")[2]
     values = {key: _inner(value, trust, f"{where}.{key}", stored) for key, value in node.items() if key != "_target_"}
-    return target(**arguments(target, title, {**given, **values}, where))
+    made = target(**arguments(target, title, {**given, **values}, where))
+    if hasattr(made, "state_dict"):  # a network does not say what it was made from
+        made.described = {**given, **node}
+    return made
+
+
+def describe(value: Any, where: str) -> Any:
+    """What `build` makes `value` of: plain data, in which an object is its `_target_` and arguments.
+
+    Args:
+        value: a number, text, a list or mapping of such, a frozen dataclass such as `VP()` or `DDIM(steps=20)`, or a
+            network that was built from a configuration, or keeps in an attribute `arguments` what it was made with.
+        where: how messages name it.
+
+    Raises:
+        ConfigError: for an object that is not made of plain values.
+    """
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    if isinstance(value, Mapping):
+        return {str(key): describe(item, f"{where}.{key}") for key, item in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        given = {f.name: describe(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value) if f.init}
+        return {"_target_": target_of(type(value)), **given}
+    if isinstance(value, Sequence):
+        return [describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(node := getattr(value, "described", None), Mapping):
+        return describe(node, where)
+    given = getattr(value, "arguments", None)
+    if isinstance(given, Mapping) and set(given) == set(inspect.signature(type(value)).parameters):
+        return {"_target_": target_of(type(value)), **describe(given, where)}
+    raise ConfigError(
+        f"{where}: {type(value).__name__} cannot be written down as plain data; give a frozen dataclass or a mapping "
+        "with a _target_, or let a network keep in an attribute `arguments` all that it was constructed with, by name"
+    )
+
+
+def target_of(cls: type) -> str:
+    """The name under which a configuration builds `cls`."""
+    ours = target_named(cls.__qualname__)
+    return (
+        ours if ours is not None and cls.__module__.startswith("sde_gen.") else f"{cls.__module__}.{cls.__qualname__}"
+    )
 
 
 def plain(node: Any) -> Any:
@@ -68,6 +97,19 @@ def plain(node: Any) -> Any:
     if omegaconf is not None and omegaconf.OmegaConf.is_config(node):
         return omegaconf.OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
     return node
+
+
+def settings(config: Any) -> tuple[dict[str, Any], list[str]]:
+    """The settings of a command as plain data, and the arguments that they were composed with ([] if not known).
+
+    Raises:
+        ConfigError: `config` holds no named values.
+    """
+    values = plain(config)
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"a command's configuration must hold named values, got {values!r}")
+    values = dict(values)
+    return values, list(values.pop(ARGUMENTS, ()))
 
 
 def _inner(value: Any, trust: Sequence[str], where: str, stored: bool) -> Any:
@@ -80,11 +122,13 @@ def _inner(value: Any, trust: Sequence[str], where: str, stored: bool) -> Any:
 
 def _find(name: str, trust: Sequence[str], where: str, stored: bool) -> Any:
     module, _, attribute = name.rpartition(".")
-    if name not in TARGETS and module not in trust:
+    ours = name in targets()
+    if not ours and module not in trust:
         advice = f"; add trust=[{module}] if it is your own module" if module else ""
         error = CheckpointError if stored else ConfigError
-        raise error(f"{where}._target_={name} is not one of sde_gen's own classes{nearest(name, TARGETS)}{advice}")
-    if name not in TARGETS and os.getcwd() not in sys.path:
+        hint = did_you_mean(name, targets())
+        raise error(f"{where}._target_={name} is not one of sde_gen's own classes{hint}{advice}")
+    if not ours and os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a trusted module usually lies where the command is run
     try:
         return getattr(import_module(module), attribute)

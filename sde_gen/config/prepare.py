@@ -3,13 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
 from sde_gen.config.objects import build
 from sde_gen.config.restore import find_checkpoint, resolved_network
-from sde_gen.config.schema import TrainConfig
+from sde_gen.config.schema import RunConfig, TrainConfig
 from sde_gen.config.typed import typed
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
@@ -17,10 +17,8 @@ from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training import TrainerSettings
-from sde_gen.training.checkpoint import has_interpolation
+from sde_gen.training.checkpoint import MANIFEST, has_interpolation
 from sde_gen.training.run_folder import run_path
-
-C = TypeVar("C", bound=TrainConfig)
 
 #: What is stored of a configuration: all that decides what is computed.
 _STORED = ("sde", "data", "parameterization", "objective", "trainer", "network", "seed", "class_conditional")
@@ -46,7 +44,7 @@ class Prepared:
     """The configuration as plain data, as checkpoints hold it."""
 
 
-def prepare(cfg: TrainConfig) -> Prepared:
+def prepare(cfg: RunConfig) -> Prepared:
     """Everything that `cfg` names, built and checked, before anything is written.
 
     Raises:
@@ -54,7 +52,9 @@ def prepare(cfg: TrainConfig) -> Prepared:
     """
     settings = typed(TrainerSettings, cfg.trainer, "trainer")
     check_seed(cfg.seed)
-    stored = cfg.resume is not None  # then the configuration came with a checkpoint, and is data
+    stored = (
+        isinstance(cfg, TrainConfig) and cfg.resume is not None
+    )  # then the configuration came with a checkpoint, and is data
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde", stored=stored)
     parameterization = build(cfg.parameterization, trust=cfg.trust, where="parameterization", stored=stored)
     data = build(cfg.data, trust=cfg.trust, where="data", stored=stored)
@@ -74,7 +74,7 @@ def prepare(cfg: TrainConfig) -> Prepared:
     return Prepared(model, data, objective, settings, kept)
 
 
-def continued(cfg: C, overrides: Sequence[str]) -> C:
+def continued(cfg: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
     """`cfg` for resume=RUN: what the run's newest sound checkpoint holds, with the settings of the command on top.
 
     Args:
@@ -90,7 +90,14 @@ def continued(cfg: C, overrides: Sequence[str]) -> C:
         raise ConfigError("give run=NAME or resume=RUN, not both")
     text, root = str(cfg.resume), Path(cfg.runs_dir).expanduser()
     path = Path(text).expanduser() if "/" in text or text in (".", "..") else run_path(root, text)
-    path = path.resolve().parent if path.name == "checkpoints" else path
+    path = path.resolve()
+    if (path / MANIFEST).is_file():
+        home = path.parent.parent if path.parent.name == "checkpoints" else path
+        raise ConfigError(
+            f"resume={text} is a checkpoint, in which no training may go on; give its run, resume={home}, which "
+            "continues from its newest checkpoint"
+        )
+    path = path.parent if path.name == "checkpoints" else path
     checkpoint, _ = find_checkpoint(path)
     values: dict[str, Any] = {name: checkpoint.config[name] for name in _STORED if name in checkpoint.config}
     for override in overrides:

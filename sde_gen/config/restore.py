@@ -12,7 +12,14 @@ from sde_gen.config.objects import build
 from sde_gen.data import Affine, Dataset
 from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
-from sde_gen.training.checkpoint import MANIFEST, Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint
+from sde_gen.training.checkpoint import (
+    MANIFEST,
+    Checkpoint,
+    best_checkpoint,
+    has_interpolation,
+    newest_checkpoint,
+    read_checkpoint,
+)
 from sde_gen.training.run_folder import newest_run, run_path
 from sde_gen.training.state import load_weights
 
@@ -170,34 +177,64 @@ def load_model(
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> ScoreModel:
-    """The model of a checkpoint (or of the newest one of a run), ready to sample from.
-
-    Args:
-        checkpoint: as read, or the folder of a checkpoint or run.
-        weights: "ema" for the averaged weights, "model" for the last ones.
-        device: where to put it.
-        trust: modules of your own whose classes the checkpoint may name.
+    """The model of a checkpoint (or of the newest one of a run), ready to sample from; see `sde_gen.load`.
 
     Raises:
         CheckpointError: damaged, or it names a class that is not allowed.  MissingInputError: nothing there.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint, _ = find_checkpoint(checkpoint)
+    about = checkpoint.state.get("data")
+    if isinstance(about, Mapping) and not checkpoint.state.get("conditional"):
+        about = {**about, "classes": (), "num_classes": 0}  # of a network that was not given them
+    model = build_model(checkpoint.config, f"of checkpoint {checkpoint.path}", trust=trust, about=about)
+    load_weights(model.network, checkpoint.tensors(weights), checkpoint.path)  # type: ignore[arg-type]
+    return model.to(device).eval()
+
+
+def build_model(config: Mapping[str, Any], whose: str, *, trust: Sequence[str] = (), about: Any = None) -> ScoreModel:
+    """The model that stored plain data describes, without its weights.
+
+    Args:
+        config: nodes `network`, `sde`, `parameterization` and perhaps `under`, the formulation it is asked in.
+        whose: how messages go on after "the configuration".
+        trust: modules of your own whose classes may be named.
+        about: shape, classes and transform of the data, or nothing.
+
+    Raises:
+        CheckpointError: a part that is missing, not allowed or of no use.
+    """
     parts = {}
-    for name in ("network", "sde", "parameterization"):
-        node = checkpoint.config.get(name)
-        if not isinstance(node, Mapping):
-            raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no {name}")
+    for name in ("network", "sde", "parameterization", "under"):
+        node = config.get(name)
+        if node is None and name == "under":
+            continue
+        if not isinstance(node, Mapping) or has_interpolation(node):
+            raise CheckpointError(f"the configuration {whose} has no {name} as plain data")
         try:
             parts[name] = build(node, trust=trust, where=name, stored=True)
         except CheckpointError:
             raise
         except SDEGenError as error:
-            raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} is of no use: {error}") from error
-    network = parts["network"]
-    load_weights(network, checkpoint.tensors(weights), checkpoint.path)
-    model = ScoreModel(network, parts["sde"], parts["parameterization"]).to(device)
-    return model.eval()
+            raise CheckpointError(f"the configuration {whose} is of no use: {error}") from error
+    try:
+        model = ScoreModel(parts["network"], parts["sde"], parts["parameterization"])
+        model = model.under(parts["under"]) if "under" in parts else model
+    except SDEGenError as error:
+        raise CheckpointError(f"the configuration {whose} is of no use: {error}") from error
+    model.transform, model.shape, model.classes = _about(about, whose)  # pyright: ignore[reportArgumentType]
+    return model
+
+
+def _about(data: Any, whose: str) -> tuple[Affine | None, tuple[int, ...], tuple[str, ...]]:
+    if data is None:
+        return None, (), ()
+    try:
+        transform = None if data["transform"] is None else Affine.from_dict(data["transform"])
+        names = data["classes"] if "classes" in data else range(int(data["num_classes"]))
+        return transform, tuple(int(n) for n in data["shape"]), tuple(map(str, names))
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"the configuration {whose} does not describe its data: {error}") from error
 
 
 def stored_transform(checkpoint: Checkpoint) -> tuple[Affine, tuple[int, ...], int]:
@@ -206,10 +243,7 @@ def stored_transform(checkpoint: Checkpoint) -> tuple[Affine, tuple[int, ...], i
     Raises:
         CheckpointError: they are not there.
     """
-    data = checkpoint.state.get("data")
-    try:
-        if not isinstance(data, dict):
-            raise TypeError("it is not there")
-        return Affine.from_dict(data["transform"]), tuple(int(n) for n in data["shape"]), int(data["num_classes"])
-    except (KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data: {error}") from error
+    transform, shape, classes = _about(checkpoint.state.get("data"), f"of checkpoint {checkpoint.path}")
+    if transform is None:
+        raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
+    return transform, shape, len(classes)

@@ -1,9 +1,13 @@
-"""The settings of each command, as typed values."""
+"""The settings of each command as typed values: names, types, defaults and ranges, all in one place."""
 
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from sde_gen import checks
+from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
+
+Name = str | int | float | None  # what a person may call a run or a folder; YAML takes 7 and 1e3 for numbers
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,25 +17,30 @@ class LoggerSettings:
     tensorboard: bool = False
 
 
-def _check_timeout(seconds: float) -> None:
-    if not 0 < seconds < 1e6:
-        raise ConfigError(f"timeout={seconds} must be a positive number of seconds, such as 600")
+@dataclass(frozen=True, kw_only=True)
+class _Common:
+    """What these commands ask alike."""
 
+    run: Name = None
+    runs_dir: str = "runs"  # where runs lie
+    seed: int = 0
+    trust: list[str] = field(default_factory=list)  # modules of your own whose classes a _target_ may name
 
-def _check_sampling(config: "SampleConfig | EvaluateConfig") -> None:
-    """What the commands that draw samples from a checkpoint ask alike."""
-    _check_timeout(config.timeout)
-    if config.num_samples < 1:
-        raise ConfigError(f"num_samples={config.num_samples} must be at least 1")
-    if config.chunk is not None and config.chunk < 1:
-        raise ConfigError(f"chunk={config.chunk} must be at least 1, or null")
-    if config.run is not None and config.checkpoint is not None:
-        raise ConfigError("give run=NAME or checkpoint=PATH, not both")
+    def __post_init__(self) -> None:
+        checks.fields(self, "the command")
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """Settings of `python -m sde_gen.train`; conf/train.yaml says what each is."""
+class _Working(_Common):
+    """What the commands ask that work on a device, perhaps in several processes."""
+
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    timeout: float = checked(600.0, above=0, below=1e6)  # seconds without a word from another process that end a job
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig(_Common):
+    """What a run is made of; run: its name, null is a fresh folder."""
 
     sde: dict[str, Any]
     data: dict[str, Any]
@@ -39,108 +48,110 @@ class TrainConfig:
     parameterization: dict[str, Any]
     objective: dict[str, Any]
     trainer: dict[str, Any] = field(default_factory=dict)
+    class_conditional: bool = False  # give the network the labels of the data
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(RunConfig, _Working):
+    """Settings of `python -m sde_gen.train`; an existing run is resumed."""
+
     logger: dict[str, Any] = field(default_factory=dict)
-    run: str | int | float | None = None
-    resume: str | int | float | None = None
-    runs_dir: str = "runs"
-    seed: int = 0
-    device: str = "auto"
-    class_conditional: bool = False
-    timeout: float = 600.0
-    trust: list[str] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        _check_timeout(self.timeout)
+    resume: Name = None  # name or folder of a run to continue with its stored settings
 
 
 @dataclass(frozen=True, kw_only=True)
-class ImportConfig(TrainConfig):
-    """Settings of `python -m sde_gen.import_weights`; conf/import_weights.yaml says what each is."""
+class ImportConfig(RunConfig):
+    """Settings of `python -m sde_gen.import_weights`."""
 
-    weights: str
-    key: str | None = None
-    ema_key: str | None = None
-    strip: str = ""
+    weights: str  # the file: .safetensors, or .pt/.pth/.bin/.ckpt, of which tensors alone are read
+    key: str | None = None  # where in the file the weights are, such as model or state.model; null: at the top
+    ema_key: str | None = None  # where averaged weights are; null: the same
+    strip: str = ""  # what to take off the beginning of each name, such as module.
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig:
-    """Settings of `python -m sde_gen.sample`; conf/sample.yaml says what each is."""
+class _FromCheckpoint(_Working):
+    """What the commands ask that draw from a trained network; run: null is the newest under runs_dir."""
 
     sampler: dict[str, Any]
     sde: dict[str, Any] | None = None
-    run: str | int | float | None = None
-    checkpoint: str | None = None
-    runs_dir: str = "runs"
-    num_samples: int = 64
-    out: str | int | float | None = None
-    seed: int = 0
-    device: str = "auto"
-    weights: Literal["ema", "model"] = "ema"
-    best: bool = False
-    label: int | Literal["cycle"] | None = None
-    chunk: int | None = None
-    metrics: bool = True
-    animation: bool = False
-    forward: bool = False
-    timeout: float = 600.0
-    trust: list[str] = field(default_factory=list)
+    checkpoint: str | None = None  # instead of a run, the folder of a checkpoint (or of a run)
+    out: Name = None  # folder of the results; null: a fresh one in the run
+    weights: Literal["ema", "model"] = "ema"  # model: the last ones, not averaged
+    chunk: int | None = checked(None)  # most samples at once; null: chosen from their size and the device
+    num_samples: int = checked(1000)
 
     def __post_init__(self) -> None:
-        _check_sampling(self)
+        super().__post_init__()
+        if self.run is not None and self.checkpoint is not None:
+            raise ConfigError("give run=NAME or checkpoint=PATH, not both")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(_FromCheckpoint):
+    """Settings of `python -m sde_gen.sample`; out may end in .npz."""
+
+    num_samples: int = checked(64)
+    overwrite: bool = False  # replace what out= holds
+    best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
+    label: int | Literal["cycle"] | None = None  # class to sample, of a network trained with labels; cycle: all in turn
+    metrics: bool = True  # compare with held-out data
+    animation: bool = False  # an animation of the reverse process
+    forward: bool = False  # a strip of the forward process
 
 
 @dataclass(frozen=True, kw_only=True)
 class LikelihoodSettings:
-    """How `python -m sde_gen.evaluate` computes likelihoods; ranges are checked where they are used."""
+    """How `python -m sde_gen.evaluate` computes likelihoods."""
 
-    samples: int | None = 512
+    samples: int | None = checked(512)  # held-out samples, picked at random; null: all
     divergence: Literal["auto", "exact", "hutchinson"] = "auto"
-    probes: int = 4
-    probe: Literal["auto", "rademacher", "gaussian", "fresh", "walsh"] = "auto"
-    steps: int | None = 98
-    rtol: float = 1e-5
-    atol: float = 1e-5
-    max_nfe: int = 10_000
-    terms: int | None = None
+    probes: int = checked(
+        4
+    )  # of Hutchinson's estimator, for each sample; two or more have a standard error of their own
+    probe: Literal["auto", "rademacher", "gaussian", "fresh", "walsh"] = "auto"  # fresh and walsh with steps=N
+    steps: int | None = checked(98)  # a grid of N network calls; null: adaptive steps of each sample (rtol, atol)
+    rtol: float = checked(1e-5, above=0, below=1)
+    atol: float = checked(1e-5, above=0, below=1)
+    max_nfe: int = checked(10_000)  # network calls for one sample, at most
+    terms: int | None = checked(None)  # of the variational bound, for each sample; null: its default
 
     def __post_init__(self) -> None:
-        for name in ("samples", "probes", "steps", "max_nfe", "terms"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"nll.{name}={value} must be at least 1")
-        for name in ("rtol", "atol"):
-            if not 0 < getattr(self, name) < 1:
-                raise ConfigError(f"nll.{name}={getattr(self, name)} must lie between 0 and 1")
+        checks.fields(self, "nll")
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Settings of `python -m sde_gen.evaluate`; conf/evaluate.yaml says what each is."""
+class EvaluateConfig(_FromCheckpoint):
+    """Settings of `python -m sde_gen.evaluate`."""
 
-    sampler: dict[str, Any]
     features: dict[str, Any]
-    sde: dict[str, Any] | None = None
-    run: str | int | float | None = None
-    checkpoint: str | None = None
-    runs_dir: str = "runs"
-    likelihood: Literal["ode", "vlb", "both", "none"] = "ode"
+    likelihood: Literal["ode", "vlb", "both", "none"] = "ode"  # of the held-out data
     nll: dict[str, Any] = field(default_factory=dict)
-    num_samples: int = 1000
-    samples: str | None = None
+    samples: str | None = None  # the folder or .npz of samples that were drawn before, instead of drawing
     metrics: list[str] = field(default_factory=list)
-    compared: int | None = 2000
-    out: str | int | float | None = None
-    seed: int = 0
-    device: str = "auto"
-    weights: Literal["ema", "model"] = "ema"
-    chunk: int | None = None
-    timeout: float = 600.0
-    trust: list[str] = field(default_factory=list)
+    compared: int | None = checked(2000, low=2)  # most points of each set in a distance; null: all
 
     def __post_init__(self) -> None:
-        _check_sampling(self)
-        if self.compared is not None and self.compared < 2:
-            raise ConfigError(f"compared={self.compared} must be at least 2, or null")
+        super().__post_init__()
         if self.likelihood == "none" and not self.metrics:
             raise ConfigError("likelihood=none and metrics=[] leave nothing to do; ask for one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareSettings:
+    """Where and how `python -m sde_gen.compare` runs; what is compared are the parameters of `Comparison`."""
+
+    workers: int | Literal["auto"] = "auto"  # processes of one thread each; auto: one for each CPU core
+    cache: str = "runs/comparisons/.cache"
+    out: Name = None  # folder of the report; null: runs/comparisons/NAME
+    cell: Name = None  # compute this one cell afresh and print its row
+    part: int | None = checked(None)  # with parts=N: compute the K-th of N parts only, for jobs that share a cache
+    parts: int | None = checked(None)
+    spec: str | None = None  # a comparison.json of a report, instead of an experiment
+
+    def __post_init__(self) -> None:
+        checks.fields(self, "the command")
+        if (self.part is None) != (self.parts is None):
+            raise ConfigError("part=K and parts=N go together: the K-th of N parts of the cells")
+        if self.workers != "auto":
+            checks.integer("the command", "workers", self.workers)

@@ -3,22 +3,22 @@
 The constructors themselves are the schema, so the two can never disagree; ranges are checked by the constructors.
 """
 
-import difflib
 import inspect
 import types
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import MISSING, fields
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from sde_gen.checks import nearest
 from sde_gen.errors import ConfigError
 
 T = TypeVar("T")
 
 
-def nearest(word: str, choices: Iterable[str]) -> str:
+def did_you_mean(word: str, choices: Iterable[str]) -> str:
     """A hint such as " (did you mean vp?)" with the choice most like `word`, empty if none is alike."""
-    found = difflib.get_close_matches(word, list(choices), n=1, cutoff=0.5)
-    return f" (did you mean {found[0]}?)" if found else ""
+    found = nearest(word, choices)
+    return "" if found is None else f" (did you mean {found}?)"
 
 
 def typed(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
@@ -34,7 +34,9 @@ def typed(cls: type[T], values: Mapping[str, Any], where: str = "") -> T:
     hints = get_type_hints(cls)
     for name in values:
         if name not in names:
-            raise ConfigError(f"{prefix}{name} is not a setting{nearest(name, names)}; there are {', '.join(names)}")
+            raise ConfigError(
+                f"{prefix}{name} is not a setting{did_you_mean(name, names)}; there are {', '.join(names)}"
+            )
     for field in fields(cls):  # type: ignore[arg-type]
         if field.name not in values and field.default is MISSING and field.default_factory is MISSING:
             raise ConfigError(f"{prefix}{field.name} is missing; give {prefix}{field.name}=VALUE")
@@ -55,7 +57,7 @@ def arguments(target: Any, title: str, values: Mapping[str, Any], where: str) ->
     for name, value in values.items():
         if name not in names and not takes_any:
             known = f"it takes {', '.join(names)}" if names else "it takes none"
-            raise ConfigError(f"{where}.{name} is not a parameter of {title}{nearest(name, names)}; {known}")
+            raise ConfigError(f"{where}.{name} is not a parameter of {title}{did_you_mean(name, names)}; {known}")
         result[name] = checked(f"{where}.{name}", hints.get(name, Any), value)
     for name in names:
         if name not in values and parameters[name].default is inspect.Parameter.empty:

@@ -8,10 +8,10 @@ import pytest
 import torch
 from PIL import Image
 
-from sde_gen.config.folder import config_dir
+from sde_gen.config.groups import choices
 from tests.commands.helpers import TINY, Command
 
-SAMPLERS = sorted(path.stem for path in (Path(config_dir()) / "sampler").glob("*.yaml"))
+SAMPLERS = choices("sampler")
 
 TRAIN_ERRORS = [
     (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp"),
@@ -83,7 +83,7 @@ SAMPLE_ERRORS = [
     (["sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),
     (["sampler=ode", "sampler.steps=10"], 2, "chooses its own steps"),
-    (["num_samples=0"], 2, "num_samples=0 must be at least 1"),
+    (["num_samples=0"], 2, "num_samples must be a whole number, at least 1, got 0"),
     (["weights=best"], 2, "one of ema, model"),
     (["run=a", "checkpoint=b"], 2, "not both"),
     (["device=cuda:99"], 2, "is not there"),

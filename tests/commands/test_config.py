@@ -1,57 +1,115 @@
 """The configuration folder: every choice composes and builds, and agrees with what it builds."""
 
 import inspect
-import json
+from dataclasses import MISSING, fields, is_dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
 import sde_gen as sg
 from sde_gen.config import build, load_config
 from sde_gen.config.folder import config_dir
-from sde_gen.config.objects import TARGETS
-from sde_gen.config.typed import checked
+from sde_gen.config.groups import choices
+from sde_gen.config.objects import describe, plain
+from sde_gen.config.schema import CompareSettings, EvaluateConfig, ImportConfig, SampleConfig, TrainConfig
+from sde_gen.config.signatures import GROUPS, defaults, members, targets
+from sde_gen.config.typed import checked, typed
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
 from sde_gen.training import TrainerSettings
 
 CONF = Path(config_dir())
-BUILT = ("sde", "objective", "parameterization", "sampler", "network", "data", "features")
-CHOICES = [(group, path.stem) for group in BUILT for path in sorted((CONF / group).glob("*.yaml"))]
-NAMED = [pair for pair in CHOICES if pair != ("network", "auto")]
+SETTINGS = (TrainConfig, ImportConfig, SampleConfig, EvaluateConfig, CompareSettings, TrainerSettings, sg.Comparison)
+CHOSEN = ("sde", "objective", "parameterization", "sampler", "network", "data", "features")
+CHOICES = [(group, choice) for group in CHOSEN for choice in sorted({*choices(group), *members(group)})]
+FROM_DATA = {"channels", "features", "num_classes"}
 
 
-def _target(name: str):
+def _target(name: str) -> Any:
     module, _, attribute = name.rpartition(".")
-    return getattr(__import__(module, fromlist=[attribute]), attribute)
+    return getattr(import_module(module), attribute)
 
 
-@pytest.mark.parametrize(("group", "choice"), NAMED)
-def test_each_file_names_every_parameter_with_its_default(group: str, choice: str) -> None:
-    node = OmegaConf.to_container(OmegaConf.load(CONF / group / f"{choice}.yaml"))
-    assert isinstance(node, dict)
-    assert node["_target_"] in TARGETS
-    parameters = inspect.signature(_target(node["_target_"])).parameters
-    assert set(node) - {"_target_"} <= set(parameters)
-    # What follows from the data is not asked for.
-    assert set(parameters) - set(node) <= {"channels", "features", "num_classes"}
-    for name, parameter in parameters.items():
-        value = node.get(name, parameter.default)
-        if parameter.default is inspect.Parameter.empty:
-            assert value == "???"
-        elif not isinstance(value, dict) and name not in ("weighting", "nfe"):  # one of several, as the file is named
-            assert value == parameter.default or json.loads(json.dumps(parameter.default)) == value, name
+def _told(target: Any) -> dict[str, Any]:
+    """Parameters and defaults as Python tells them, as plain data."""
+    if is_dataclass(target):
+        given = {f.name: f.default if f.default_factory is MISSING else f.default_factory() for f in fields(target)
+                 if f.init}  # fmt: skip
+    else:
+        given = {name: p.default for name, p in inspect.signature(target).parameters.items()}
+    missing = (MISSING, inspect.Parameter.empty)
+    return {name: "???" if any(v is m for m in missing) else describe(v, name) for name, v in given.items()}
 
 
-@pytest.mark.parametrize(("group", "choice"), [p for p in NAMED if p[0] not in ("data", "features")])
-def test_each_choice_builds(group: str, choice: str) -> None:
-    name = "sample" if group == "sampler" else "train"
-    assert build(load_config(name, [f"{group}={choice}"])[group], where=group) is not None
+@pytest.mark.parametrize("name", [*sorted(targets()), *(f"{cls.__module__}.{cls.__qualname__}" for cls in SETTINGS)])
+def test_what_is_read_from_the_source_is_what_python_says(name: str) -> None:
+    read, told = defaults(name), _told(_target(name))
+    left_out = told.keys() - read.keys()
+    assert left_out <= FROM_DATA, "only what follows from the data is not asked for"
+    assert read == {key: value for key, value in told.items() if key not in left_out}
+
+
+@pytest.mark.parametrize("group", GROUPS)
+def test_the_classes_of_a_group_are_what_python_says(group: str) -> None:
+    """Every exported class that can be made and belongs to the group is a choice of it, by being exported."""
+    rooms, (kind, *_) = GROUPS[group]
+    modules = [import_module(f"sde_gen.{room}") for room in rooms]
+    exported = {name: getattr(module, name) for module in modules for name in module.__all__}
+    if kind.startswith("-> "):
+        made = {name: value for name, value in exported.items() if inspect.isfunction(value)}
+        expected = {name for name, value in made.items() if value.__annotations__["return"] is sg.data.Dataset}
+    else:
+        bases = {"Module": torch.nn.Module, "Objective": sg.DenoisingScoreMatching, "Features": sg.metrics.Features}
+        base = bases.get(kind) or getattr(sg, kind)
+        made = {name: value for name, value in exported.items() if inspect.isclass(value)}
+        expected = {name for name, value in made.items() if issubclass(value, base) and not inspect.isabstract(value)}
+    assert {name for name in members(group) if name in made} == expected - {"Chain"}  # whose nodes others give
+
+
+@pytest.mark.parametrize("path", sorted(CONF.rglob("*.yaml")), ids=lambda path: str(path.relative_to(CONF)))
+def test_a_file_states_only_what_differs_from_the_signature(path: Path) -> None:
+    node: Any = OmegaConf.to_container(OmegaConf.load(path))
+    if "_target_" in node and node["_target_"] != "auto":
+        assert node["_target_"] in targets()
+        usual = defaults(node["_target_"])
+        assert [key for key in node if key != "_target_" and usual[key] == node[key]] == []
+
+
+def test_the_files_are_short() -> None:
+    assert sum(len(path.read_text().splitlines()) for path in CONF.rglob("*.yaml")) <= 450
+
+
+@pytest.mark.parametrize(("group", "choice"), CHOICES)
+def test_each_choice_composes_and_is_complete(group: str, choice: str) -> None:
+    name = {"sampler": "sample", "features": "evaluate"}.get(group, "train")
+    node = plain_or_missing(load_config(name, [f"{group}={choice}"])[group])
+    if node["_target_"] != "auto":
+        assert node.keys() - {"_target_"} == defaults(node["_target_"]).keys()
+    needy = ("auto", "sde_gen.Auto", "sde_gen.Fitted", "sde_gen.metrics.efficientnet_lite0")
+    if "???" not in node.values() and group != "data" and node["_target_"] not in needy:
+        assert build(node, where=group) is not None
+
+
+def plain_or_missing(node: Any) -> dict[str, Any]:
+    return dict(OmegaConf.to_container(node))
+
+
+@pytest.mark.parametrize(
+    ("name", "cls"), [("train", TrainConfig), ("sample", SampleConfig), ("evaluate", EvaluateConfig)]
+)
+def test_a_command_has_the_settings_of_its_dataclass(name: str, cls: type) -> None:
+    config = plain(load_config(name))
+    assert config.pop("_arguments_") == []
+    made = typed(cls, config)
+    assert all(getattr(made, f.name) == f.default for f in fields(cls) if f.default is not MISSING)
 
 
 def test_the_trainers_file_is_the_trainers_settings() -> None:
     node = load_config("train").trainer
-    assert tuple(node) == TrainerSettings.names()
+    assert tuple(node) == tuple(f.name for f in fields(TrainerSettings))
     assert TrainerSettings(**node) == TrainerSettings()
 
 
@@ -174,8 +232,6 @@ def test_values_of_another_type_are_refused(annotation: object, value: object) -
 def test_each_process_of_a_machine_has_its_gpu(
     monkeypatch: pytest.MonkeyPatch, count: int, local_rank: int, device: str
 ) -> None:
-    import torch
-
     from sde_gen.config.restore import pick_device
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)

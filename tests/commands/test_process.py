@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import sde_gen
-from sde_gen.config.folder import config_dir
+from sde_gen.config.groups import choices
 from sde_gen.config.launch import say
 from sde_gen.training import newest_checkpoint
 from tests.commands.helpers import TINY
@@ -117,7 +117,7 @@ def test_help_lists_groups_without_importing_torch(tmp_path: Path) -> None:
     assert process.returncode == 0, err
     assert "sde: cosine, ddpm, edm, flow, ncsn, subvp, ve, vp" in out
     assert "data: array_file, checkerboard, csv_file, digits, fashion_mnist, hub" in out
-    samplers = sorted(path.stem for path in (Path(config_dir()) / "sampler").glob("*.yaml"))
+    samplers = choices("sampler")
     assert "sampler: " + ", ".join(samplers) in " ".join(out.split())
     assert out.strip().endswith("False False"), "neither torch nor numpy is loaded for --help"
     assert os.listdir(tmp_path) == []

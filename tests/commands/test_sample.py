@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 import sde_gen as sg
-from sde_gen import sample
 from sde_gen.config import load_model
 from sde_gen.config.restore import find_checkpoint, stored_transform
+from sde_gen.jobs import sampling
 from sde_gen.samplers import Samples
 from sde_gen.streaming import BlockStore
 from tests.commands.helpers import TINY, Command
@@ -65,7 +65,7 @@ def test_the_newest_run_a_named_one_and_a_path(trained: Command) -> None:
     assert "newest run: runs/later" in trained("sample", *quick).out
     assert "runs/tiny/checkpoints/step_00000004" in trained("sample", *quick, "run=tiny").out
     for path in ("runs/tiny", "runs/tiny/checkpoints", "runs/tiny/checkpoints/step_00000004"):
-        result = trained("sample", *quick, f"checkpoint={path}", "out=o")
+        result = trained("sample", *quick, f"checkpoint={path}", "out=o", "overwrite=true")
         assert result.code == 0, result.err
         assert "checkpoint runs/tiny/checkpoints/step_00000004" in result.out
     assert len(os.listdir("runs/tiny/sampled")) == 1
@@ -73,9 +73,25 @@ def test_the_newest_run_a_named_one_and_a_path(trained: Command) -> None:
 
 @pytest.mark.parametrize(("out", "names"), [("o", ["report.json", "samples.npz", "samples.png"])])
 def test_out_is_a_folder(trained: Command, out: str, names: list[str]) -> None:
-    for _ in range(2):
-        assert trained("sample", *QUICK, "num_samples=3", f"out={out}").code == 0
+    assert trained("sample", *QUICK, "num_samples=3", f"out={out}").code == 0
     assert sorted(os.listdir(out)) == names
+
+
+def test_what_is_there_is_replaced_only_when_asked(trained: Command) -> None:
+    for name in ("mine.npz", "mine.json", "mine.png"):
+        Path(name).write_text("precious")
+        refused = trained("sample", *QUICK, "num_samples=3", "metrics=false", "out=mine.npz")
+        assert refused.code == 73
+        assert f"{name} is there already; give another out=PATH, or overwrite=true" in refused.err
+        assert sorted(os.listdir()) == sorted(["runs", name])
+        Path(name).unlink()
+    first = ("sample", *QUICK, "num_samples=3", "metrics=false", "out=o")
+    assert trained(*first).code == 0
+    before = Path("o/samples.npz").read_bytes()
+    assert trained(*first, "seed=5").code == 73
+    assert Path("o/samples.npz").read_bytes() == before
+    assert trained(*first, "seed=5", "overwrite=true").code == 0
+    assert Path("o/samples.npz").read_bytes() != before
 
 
 def test_out_may_name_the_array(trained: Command) -> None:
@@ -125,7 +141,7 @@ def test_samples_need_the_data_no_more(command: Command) -> None:
     assert result.code == 0, result.err
     assert "no comparison with data" in result.out
     np.save("x.npy", np.random.default_rng(1).normal(size=(50, 2)))
-    result = command("sample", *QUICK, "out=o")
+    result = command("sample", *QUICK, "out=o2")
     assert "not what it was" in result.out
     assert "energy_distance" not in json.loads(Path("o/report.json").read_text())
 
@@ -160,7 +176,8 @@ def test_many_blocks_give_what_one_gives_and_go_on_after_a_signal(
     other = trained("sample", *quick[:-1], "seed=4", "out=two", "chunk=25")
     assert other.code == 0, "another job in the same folder has blocks of its own"
     del written[:]
-    done = trained("sample", *quick, "out=two", "chunk=8")
+    assert trained("sample", *quick, "out=two", "chunk=8").code == 73, "whose samples are not replaced unasked"
+    done = trained("sample", *quick, "out=two", "chunk=8", "overwrite=true")
     assert done.code == 0, done.err
     assert written == [3, 4, 5, 6]
     assert sorted(os.listdir("two")) == ["report.json", "samples.npz", "samples.png"]
@@ -191,9 +208,9 @@ def test_labels_run_on_from_block_to_block(command: Command) -> None:
 
 
 def test_pictures_and_distances_take_as_many_samples_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sample, "_HEAD_NUMBERS", 60)
-    monkeypatch.setattr(sample, "_FEWEST", 8)
-    monkeypatch.setattr(sample, "_MOST", 32)
+    monkeypatch.setattr(sampling, "_HEAD_NUMBERS", 60)
+    monkeypatch.setattr(sampling, "_FEWEST", 8)
+    monkeypatch.setattr(sampling, "_MOST", 32)
     for size, expected in ((1, 32), (4, 15), (20, 8)):
         store = BlockStore(tmp_path / f"{size}", {}, 50, (size,), 7)
         x = torch.arange(50.0)[:, None].expand(50, size)
@@ -201,6 +218,6 @@ def test_pictures_and_distances_take_as_many_samples_as_fit(tmp_path: Path, monk
             for index in range(len(store)):
                 first, count = store.rows(index)
                 store.write(index, Samples(x[first : first + count], nfe=3 + index, seconds=0.5))
-            head, nfe, seconds = sample._summary(store)
+            head, nfe, seconds = sampling._summary(store)
         assert torch.equal(head, x[:expected])
         assert (nfe, seconds) == (10, 4.0)

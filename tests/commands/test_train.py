@@ -146,7 +146,7 @@ def test_a_configuration_folder_and_a_network_of_ones_own(command: Command, monk
 
 
 def test_tensorboard_is_asked_for_only_where_it_is(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sde_gen.train._has_tensorboard", lambda: False)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     result = command("train", *TINY, "logger=tensorboard")
     assert result.code == 2
     assert "pip install 'sde_gen[tensorboard]'" in result.err

@@ -1,0 +1,98 @@
+"""What several commands do alike: start on a device, take a trained network, find a place for results, print."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sde_gen.config.launch import say
+from sde_gen.config.objects import build
+from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device
+from sde_gen.config.schema import EvaluateConfig, RunConfig, SampleConfig, TrainConfig
+from sde_gen.distributed import Processes, start
+from sde_gen.model import ScoreModel
+from sde_gen.rng import check_seed
+from sde_gen.samplers import Sampler
+from sde_gen.training import Checkpoint, RunDirectory, read_checkpoint
+
+QUIET_SECONDS = 5.0  # between two lines of progress, where there is no terminal
+
+
+def begin(cfg: TrainConfig | SampleConfig | EvaluateConfig) -> tuple[Processes, torch.device]:
+    """Join the processes of the job, each with the device that is its own; called when the settings are checked."""
+    processes = start(pick_device(cfg.device).type, cfg.timeout)
+    device = pick_device(cfg.device, processes.local_rank if processes.world > 1 else 0)
+    if processes.world > 1 and device.type == "cuda":
+        torch.cuda.set_device(device)
+    return processes, device
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained network, what samples it, and where."""
+
+    model: ScoreModel
+    sampler: Sampler
+    checkpoint: Checkpoint
+    processes: Processes
+    device: torch.device
+
+    @property
+    def conditional(self) -> bool:
+        """Whether the network was trained with labels."""
+        return bool(self.checkpoint.state.get("conditional"))
+
+    def about(self) -> dict[str, object]:
+        """What every report says of the network."""
+        return {
+            "perturbation": repr(self.model.perturbation),
+            "checkpoint": str(self.checkpoint.path),
+            "step": self.checkpoint.step,
+        }
+
+
+def trained(cfg: SampleConfig | EvaluateConfig, best: bool = False) -> Trained:
+    """What the settings of a command name, all of it checked before anything is read; with `best`, of the lowest loss.
+
+    Raises:
+        SDEGenError: one of its subclasses, naming the setting.
+    """
+    check_seed(cfg.seed)
+    pick_device(cfg.device)
+    sampler = build(cfg.sampler, trust=cfg.trust, where="sampler")
+    perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
+    processes, device = begin(cfg)
+    place = (cfg.run, cfg.checkpoint, cfg.runs_dir)
+    path = processes.on_main(lambda: str(chosen_checkpoint(*place, say, best=best).path))
+    checkpoint = read_checkpoint(Path(path))
+    model = load_model(checkpoint, weights=cfg.weights, device=device, trust=cfg.trust)
+    model = model if perturbation is None else model.under(perturbation)
+    return Trained(model, sampler, checkpoint, processes, device)
+
+
+def run_folder(cfg: RunConfig, label: str) -> RunDirectory:
+    """The run that the settings name, made if it is not there; a fresh one where they name none."""
+    root = Path(cfg.runs_dir).expanduser()
+    return RunDirectory.fresh(root, label) if cfg.run is None else RunDirectory.named(root, str(cfg.run))
+
+
+def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
+    """A new folder for results, `kind/<date>-<time>_<label>` in the run of a checkpoint."""
+    home = checkpoint.path.parent  # a checkpoint may lie in a run, in `checkpoints` of a run, or alone
+    home = home.parent if home.name == "checkpoints" else home
+    return RunDirectory.fresh(home / kind, label).path
+
+
+def cycled(classes: int, first: int, size: int) -> Tensor:
+    """The labels of samples `first`, ..., `first + size - 1` where all classes come in turn, (size,)."""
+    return torch.arange(first, first + size) % classes
+
+
+def table(rows: Iterable[tuple[str, str]]) -> None:
+    """Print names and values, one below the other."""
+    rows = list(rows)
+    width = max(len(name) for name, _ in rows)
+    for name, value in rows:
+        say(f"  {name:<{width}}  {value}")

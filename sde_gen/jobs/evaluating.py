@@ -1,0 +1,210 @@
+"""Likelihood of held-out data and distances of samples from it, for a trained run: the work of `sde_gen.evaluate`."""
+
+import json
+import sys
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from sde_gen import pictures
+from sde_gen.config.launch import say
+from sde_gen.config.objects import build, settings
+from sde_gen.config.restore import stored_data
+from sde_gen.config.schema import EvaluateConfig, LikelihoodSettings
+from sde_gen.config.typed import did_you_mean, typed
+from sde_gen.data import Dataset
+from sde_gen.errors import BetweenNodesWarning, ConfigError
+from sde_gen.evaluation import (
+    Evaluation,
+    HeldOutLikelihood,
+    evaluation_picture,
+    held_out_likelihood,
+    in_parts,
+    part_length,
+    read_samples,
+    write_arrays,
+)
+from sde_gen.files import make_folder
+from sde_gen.jobs.common import Trained, fresh_folder, trained
+from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, summary
+from sde_gen.rng import keyed_generator
+from sde_gen.training import Checkpoint
+
+
+def run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Evaluate as `config` says and return the report.
+
+    Raises:
+        SDEGenError: one of its subclasses, before any long work where possible.
+    """
+    values, _ = settings(config)
+    cfg = typed(EvaluateConfig, values)
+    likelihood = typed(LikelihoodSettings, cfg.nll, "nll")
+    _check_metrics(cfg)
+    features = build(cfg.features, trust=cfg.trust, where="features")
+    what = trained(cfg)
+    model, checkpoint, processes = what.model, what.checkpoint, what.processes
+    data = stored_data(checkpoint, cfg.trust)
+    samples = read_samples(cfg.samples, data) if cfg.samples is not None and cfg.metrics else None
+    told = json.dumps(values, sort_keys=True, default=str)
+    processes.agree({"settings": told, "checkpoint": checkpoint.digest, "device": what.device.type})
+    folder = Path(processes.on_main(lambda: str(_folder(cfg, checkpoint))))
+
+    say(f"evaluating checkpoint {checkpoint.path} under {model.perturbation} on held-out {data.name}")
+    about: dict[str, Any] = {
+        **what.about(),
+        "weights": cfg.weights,
+        "trained_under": repr(model.trained_under),
+        "data": data.name,
+        "held_out": len(data.test),
+        "seed": cfg.seed,
+    }
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("once", BetweenNodesWarning)
+        likelihoods = _likelihoods(cfg, likelihood, what, data)
+        if cfg.metrics and samples is None:
+            samples, drawn = _draw(cfg, what, data)
+            about |= drawn
+        elif samples is not None:
+            about |= {"samples": str(cfg.samples), "num_samples": len(samples)}
+    for note in dict.fromkeys(str(note.message) for note in notes):
+        say(f"note: {note}")
+
+    def finish() -> dict[str, Any]:
+        found = _distances(cfg, samples, data, features, what.device) if samples is not None else []
+        evaluation = Evaluation(about, likelihoods, found)
+        evaluation.write(folder)
+        write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
+        _picture(folder, samples, data, found)
+        for line in evaluation.lines():
+            say(line)
+        say(f"  written to {folder}")
+        return evaluation.to_dict()
+
+    return processes.on_main(finish)
+
+
+def _check_metrics(cfg: EvaluateConfig) -> None:
+    """Refuse now what `metrics.summary` would refuse after the sampling."""
+    for name in cfg.metrics:
+        if name not in METRICS:
+            raise ConfigError(
+                f"metrics={name} is not a metric{did_you_mean(name, METRICS)}; there are {', '.join(METRICS)}"
+            )
+        least = METRICS[name].smallest
+        if cfg.samples is None and cfg.num_samples < least:
+            raise ConfigError(f"num_samples={cfg.num_samples} is too few for {name}, which needs {least}; draw more")
+
+
+def _folder(cfg: EvaluateConfig, checkpoint: Checkpoint) -> Path:
+    """Where the results go; made before anything is computed that would have no place."""
+    if cfg.out is not None:
+        return make_folder(Path(str(cfg.out)).expanduser(), "the output folder")
+    return fresh_folder(checkpoint, "evaluated", f"step{checkpoint.step}")
+
+
+def _likelihoods(
+    cfg: EvaluateConfig, given: LikelihoodSettings, what: Trained, data: Dataset
+) -> list[HeldOutLikelihood]:
+    if cfg.likelihood == "none":
+        return []
+    count = len(data.test) if given.samples is None else min(given.samples, len(data.test))
+    order = torch.randperm(len(data.test), generator=keyed_generator(cfg.seed, 2))
+    indices = order[:count].sort().values
+    condition = {}
+    if what.conditional and data.test_labels is not None:
+        condition = {"label": data.test_labels[indices].to(what.device)}
+    ode = asdict(given)
+    del ode["samples"]
+    options = {"vlb": {"terms": ode.pop("terms")}, "ode": ode}
+    results = []
+    for kind in ("ode", "vlb") if cfg.likelihood == "both" else (cfg.likelihood,):
+        by = "by the probability-flow ODE" if kind == "ode" else "variational bound"
+        say(f"likelihood of {count} held-out samples, {by}")
+        found = held_out_likelihood(
+            kind,
+            what.model,
+            data.test[indices].to(what.device),
+            data.transform,
+            indices=indices,
+            condition=condition,
+            law=data.law,
+            seed=cfg.seed,
+            chunk=cfg.chunk,
+            progress=what.processes.is_main and sys.stderr.isatty(),
+            processes=what.processes,
+            **options[kind],
+        )
+        for index, reason in found.failed.items():
+            say(f"note: held-out sample {index} has no likelihood and does not count: {reason}")
+        results.append(found)
+    return results
+
+
+def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, dict[str, Any]]:
+    """Samples, and what the report says of them."""
+
+    def draw(rows: slice) -> tuple[Tensor, int]:
+        condition = {}
+        if what.conditional and data.test_labels is not None:  # classes as often as in the held-out data
+            labels = data.test_labels[torch.arange(rows.start, rows.stop) % len(data.test_labels)]
+            condition = {"label": labels.to(what.device)}
+        samples = what.sampler(
+            what.model,
+            (rows.stop - rows.start, *data.shape),
+            seed=cfg.seed,
+            first=rows.start,
+            condition=condition,
+            progress=what.processes.is_main and sys.stderr.isatty(),
+            chunk=cfg.chunk,
+            device=what.device,
+        )
+        return samples.x.float().cpu(), samples.nfe
+
+    say(f"sampling {cfg.num_samples} with {what.sampler}")
+    began = time.perf_counter()
+    parts = in_parts(what.processes, cfg.num_samples, part_length(cfg.num_samples, data.shape, cfg.chunk), draw)
+    about = {"sampler": repr(what.sampler), "num_samples": cfg.num_samples, "nfe": max(nfe for _, nfe in parts)}
+    return torch.cat([x for x, _ in parts]), about | {"seconds": round(time.perf_counter() - began, 3)}
+
+
+def _distances(
+    cfg: EvaluateConfig, x: Tensor, data: Dataset, features: Features, device: torch.device
+) -> list[MetricResult]:
+    """Each metric of the samples, and of as many training samples, against the held-out data."""
+    if isinstance(features, NetworkFeatures) and isinstance(features.module, nn.Module):
+        features.module.to(device)
+
+    with tqdm(total=len(cfg.metrics), unit="metric", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
+        done = -1
+
+        def tell(title: str) -> None:
+            nonlocal done
+            done += 1
+            bar.n = done
+            bar.set_description(title)
+
+        return summary(
+            x,
+            data.test,
+            data.train,
+            metrics=cfg.metrics,
+            features=features,
+            seed=cfg.seed,
+            largest=cfg.compared,
+            progress=tell,
+        )
+
+
+def _picture(folder: Path, x: Tensor | None, data: Dataset, found: Sequence[MetricResult]) -> None:
+    if not pictures.has_matplotlib():
+        say("matplotlib is not installed, so there is no picture; run pip install 'sde_gen[plot]'")
+        return
+    pictures.save_image(evaluation_picture(x, data.test, found), folder / "evaluation.png")

@@ -1,0 +1,127 @@
+"""Make a run of weights that come from somewhere else: the work of `python -m sde_gen.import_weights`.
+
+The only place where a file of torch's own format is read, and only tensors are taken from it: unpickling anything else
+is refused (`weights_only=True`). What is written is a checkpoint like any other: safetensors, JSON and a manifest.
+"""
+
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from sde_gen.config.launch import say
+from sde_gen.config.objects import settings
+from sde_gen.config.prepare import Prepared, prepare
+from sde_gen.config.schema import ImportConfig
+from sde_gen.config.typed import typed
+from sde_gen.errors import CheckpointError, MissingInputError, OutputError
+from sde_gen.files import sha256
+from sde_gen.jobs.common import run_folder
+from sde_gen.training import save_checkpoint
+from sde_gen.training.checkpoint import checkpoint_folders
+from sde_gen.training.state import load_weights
+
+
+def run(config: Mapping[str, Any]) -> str:
+    """Import as `config` says and return the checkpoint's folder.
+
+    Raises:
+        MissingInputError: no such file.  CheckpointError: it cannot be read safely, or does not fit the network.
+        OutputError: the run has checkpoints already, or cannot be made.
+    """
+    cfg = typed(ImportConfig, settings(config)[0])
+    source = Path(cfg.weights).expanduser()
+    content = read_file(source)
+    ready = prepare(cfg)
+    network: Any = ready.model.network
+    tensors = {}
+    for part, key in (("model", cfg.key), ("ema", cfg.ema_key if cfg.ema_key is not None else cfg.key)):
+        load_weights(network, find_weights(content, key, cfg.strip, source), source)
+        tensors[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    folder = run_folder(cfg, f"imported_{ready.data.name}")
+    with folder.locked():
+        if checkpoint_folders(folder.checkpoints):
+            raise OutputError(f"run {folder.path} has checkpoints already; give another name with run=NAME")
+        path = save_checkpoint(folder.checkpoints, 0, tensors, ready.stored, _state(cfg, ready, source))
+    count = sum(tensor.numel() for tensor in tensors["model"].values())
+    say(f"imported {count:,} numbers from {source} into {path}")
+    say(f"next: python -m sde_gen.sample run={folder.path.name}, or train on with resume={folder.path.name}")
+    return str(path)
+
+
+def _state(cfg: ImportConfig, ready: Prepared, source: Path) -> dict[str, Any]:
+    return {
+        "seconds": 0.0,
+        "seed": cfg.seed,
+        "ema_updates": 0,
+        "data": ready.data.to_dict(),
+        "conditional": cfg.class_conditional,
+        "metrics": {},
+        "imported": {"file": source.name, "sha256": sha256(source)},
+    }
+
+
+def read_file(path: Path) -> Any:
+    """What a file of weights holds: tensors in mappings; nothing in it is executed.
+
+    Raises:
+        MissingInputError: no such file.  CheckpointError: it is damaged, or holds more than tensors.
+    """
+    if not path.is_file():
+        raise MissingInputError(f"no file {path}; give weights=PATH of a .safetensors or .pt file")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about the dialect of pickle, on the way to refusing it
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise CheckpointError(
+            f"{path} holds more than tensors, and reading the rest would run code that came with it; "
+            "save its state_dict alone, best as .safetensors"
+        ) from error
+    except (
+        SafetensorError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        EOFError,
+        KeyError,
+        AttributeError,
+        IndexError,
+    ) as error:
+        reason = (str(error).splitlines() or ["it is empty or cut off"])[0][:200]
+        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+
+
+def find_weights(content: Any, key: str | None, strip: str, source: Path) -> dict[str, Tensor]:
+    """The mapping of names to tensors at `key` (dots lead inwards), with `strip` taken off the names.
+
+    Raises:
+        CheckpointError: there is none; the message lists the keys that there are.
+    """
+    for part in key.split(".") if key else ():
+        if not isinstance(content, Mapping) or part not in content:
+            raise CheckpointError(f"{source} has nothing at key={key}; there are {_keys(content)}")
+        content = content[part]
+    named = dict(content) if isinstance(content, Mapping) else {}
+    if not named or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in named.items()):
+        place = f"at key={key}" if key else "at the top"
+        raise CheckpointError(f"{source} has no weights {place}: there are {_keys(content)}; say where with key=NAME")
+    for name, tensor in named.items():
+        if not bool(tensor.isfinite().all()):
+            raise CheckpointError(f"{source}: {name} holds values that are not finite; such weights are not imported")
+    return {name.removeprefix(strip): tensor for name, tensor in named.items()}
+
+
+def _keys(content: Any) -> str:
+    if not isinstance(content, Mapping):
+        return f"a {type(content).__name__}"
+    names = [str(name)[:60] for name in list(content)[:12]]
+    return ", ".join(names) + (", ..." if len(content) > 12 else "")

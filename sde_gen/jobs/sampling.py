@@ -1,0 +1,245 @@
+"""Draw samples from a trained run, with a picture and a report: the work of `python -m sde_gen.sample`."""
+
+import math
+import sys
+import warnings
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sde_gen import pictures
+from sde_gen.config.launch import say
+from sde_gen.config.objects import settings
+from sde_gen.config.restore import stored_data, stored_transform
+from sde_gen.config.schema import SampleConfig
+from sde_gen.config.typed import typed
+from sde_gen.data import Dataset
+from sde_gen.errors import BetweenNodesWarning, ConfigError, OutputError, SDEGenError
+from sde_gen.evaluation.distances import distances
+from sde_gen.files import make_folder, write_json
+from sde_gen.jobs.common import Trained, cycled, fresh_folder, table, trained
+from sde_gen.model import ScoreModel
+from sde_gen.pictures.animation import Frames
+from sde_gen.samplers import ProbabilityFlow, Samples
+from sde_gen.streaming import BlockStore, block_length, draw_blocks, write_npz
+from sde_gen.training import Checkpoint, Interrupted, StopFlag, stop_on_signals
+
+_SHOWN = 100  # images in a picture, at most
+# Samples that comparisons and pictures are made of: as many as have 4 million numbers, 2,000 to 20,000; the others pass
+# through memory in blocks.
+_HEAD_NUMBERS, _FEWEST, _MOST = 2**22, 2_000, 20_000
+
+
+def run(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Sample as `config` says and return the report.
+
+    Raises:
+        SDEGenError: one of its subclasses, before any long work where possible.
+    """
+    values, _ = settings(config)
+    cfg = typed(SampleConfig, values)
+    what = trained(cfg, best=cfg.best)
+    if cfg.animation and isinstance(what.sampler, ProbabilityFlow) and not what.sampler.at:
+        # Its samples have steps of their own; these times they share.
+        what = replace(what, sampler=replace(what.sampler, at=30))
+    model, checkpoint, processes = what.model, what.checkpoint, what.processes
+    transform, shape, classes = stored_transform(checkpoint)
+    classes = classes if what.conditional else 0
+    _check_label(cfg, classes)
+
+    plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
+    plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
+    block = min(cfg.num_samples, cfg.chunk or block_length(shape, what.device.type))
+    with ExitStack() as held:
+        target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
+        store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
+        store = replace(store, folder=target.folder / f".partial-{target.stem}-{store.digest[:12]}")
+        processes.agree({"job": store.digest, "folder": str(store.folder)})
+        if not cfg.overwrite:
+            processes.on_main(target.check_free)
+        processes.on_main(lambda: held.enter_context(store.open()))
+        source = f"checkpoint {checkpoint.path} under {model.perturbation}"
+        say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
+        frames = Frames(model) if cfg.animation and processes.is_main else None
+        _draw_all(cfg, what, store, classes, frames, target)
+        if not processes.is_main:
+            return {}
+        head, nfe, seconds = _summary(store)
+        data = _data(checkpoint, cfg)
+        report: dict[str, Any] = {
+            "sampler": repr(what.sampler),
+            **what.about(),
+            "weights": cfg.weights,
+            "seed": cfg.seed,
+            "num_samples": cfg.num_samples,
+            "nfe": nfe,
+            "seconds": round(seconds, 3),
+            "held_out_loss": checkpoint.state.get("metrics", {}).get("held_out_loss"),
+        }
+        if cfg.metrics and data is not None:
+            report |= distances(head, data)
+        size = (cfg.num_samples, *shape)
+        arrays: dict[str, Any] = {
+            "x": (size, str(transform.inverse(head[:1]).numpy().dtype),
+                  (transform.inverse(b.x).numpy() for b in store.read_all())),
+            "model_x": (size, "float32", (b.x.numpy() for b in store.read_all())),
+        }  # fmt: skip
+        if cfg.label is not None:
+            pieces = (_labels(cfg, classes, *store.rows(i)).numpy() for i in range(len(store)))
+            arrays["label"] = ((cfg.num_samples,), "int64", pieces)
+        write_npz(target.path(".npz"), arrays)
+        write_json(target.report, report)
+        _draw(target, model, head, data, frames, cfg)
+        store.remove()
+    _tell(report, target)
+    return report
+
+
+def _draw_all(
+    cfg: SampleConfig, what: Trained, store: BlockStore, classes: int, frames: Frames | None, target: "_Target"
+) -> None:
+    """Draw what is missing of the store; a signal is obeyed between blocks."""
+
+    def draw(first: int, size: int) -> Samples:
+        condition = {} if cfg.label is None else {"label": _labels(cfg, classes, first, size).to(what.device)}
+        return what.sampler(
+            what.model,
+            (size, *store.shape),
+            seed=cfg.seed,
+            first=first,
+            condition=condition,
+            callback=frames if first == 0 else None,
+            progress=what.processes.is_main and sys.stderr.isatty(),
+            chunk=size,
+            device=what.device,
+        )
+
+    with warnings.catch_warnings(record=True) as notes, ExitStack() as held:
+        warnings.simplefilter("once", BetweenNodesWarning)
+        # A job of one block has no boundary to stop at: there a signal ends it as it ends any program.
+        stop = held.enter_context(stop_on_signals()) if len(store) > 1 else StopFlag()
+        finished = draw_blocks(
+            store, what.processes, draw, lambda: bool(stop), again=(0,) if frames is not None else ()
+        )
+    for note in notes:
+        say(f"note: {note.message}")
+    if not finished:
+        out = target.folder if target.stem == "samples" else target.path(".npz")
+        raise Interrupted(
+            f"stopped by {stop.reason or 'a signal to another process'} between blocks, and those drawn are saved; "
+            f"run the same command with out={out} to continue"
+        )
+
+
+def _summary(store: "BlockStore") -> tuple[Tensor, int, float]:
+    """The first samples, network calls, and seconds of drawing over all blocks."""
+    head, nfe, seconds, kept = [], 0, 0.0, 0
+    wanted = min(_MOST, max(_FEWEST, _HEAD_NUMBERS // math.prod(store.shape)))
+    for block in store.read_all():
+        if kept < wanted:
+            head.append(block.x[: wanted - kept])
+            kept += len(head[-1])
+        nfe, seconds = max(nfe, block.nfe), seconds + block.seconds
+    return torch.cat(head), nfe, seconds
+
+
+def _check_label(cfg: SampleConfig, classes: int) -> None:
+    if cfg.label is not None and classes == 0:
+        raise ConfigError(f"label={cfg.label}, but this network was trained without labels; leave label out")
+    if isinstance(cfg.label, int) and not 0 <= cfg.label < classes:
+        raise ConfigError(f"label={cfg.label} must be one of 0..{classes - 1}, or cycle")
+
+
+def _labels(cfg: SampleConfig, classes: int, first: int, size: int) -> Tensor:
+    """The labels of samples `first`, ..., `first + size - 1`."""
+    if cfg.label == "cycle":
+        return cycled(classes, first, size)
+    return torch.full((size,), int(cfg.label or 0))
+
+
+class _Target:
+    """Where the results go: a folder, and the beginning of each file's name."""
+
+    def __init__(self, folder: str | Path, stem: str) -> None:
+        self.folder, self.stem = Path(folder), stem
+
+    def parts(self) -> list[str]:
+        """What the constructor takes, as text."""
+        return [str(self.folder), self.stem]
+
+    @classmethod
+    def of(cls, cfg: SampleConfig, checkpoint: Checkpoint) -> "_Target":
+        """From out=, or a fresh folder in the run; made before anything is computed that would have no place."""
+        if cfg.out is not None:
+            out = Path(str(cfg.out)).expanduser()
+            if out.suffix == ".npz":
+                return cls(make_folder(out.parent, "the output folder"), out.stem)
+            return cls(make_folder(out, "the output folder"), "samples")
+        label = str(cfg.sampler.get("_target_", "sampler")).rpartition(".")[2].lower()
+        return cls(fresh_folder(checkpoint, "sampled", label), "samples")
+
+    def check_free(self) -> None:
+        """Refuse to write over what is there.
+
+        Raises:
+            OutputError: naming the first file.
+        """
+        there = [path for path in (self.path(".npz"), self.report, self.path(".png")) if path.exists()]
+        if there:
+            raise OutputError(f"{there[0]} is there already; give another out=PATH, or overwrite=true to replace it")
+
+    @property
+    def report(self) -> Path:
+        """Where the report goes."""
+        return self.path(".json") if self.stem != "samples" else self.folder / "report.json"
+
+    def path(self, ending: str) -> Path:
+        """`samples.npz` for ".npz", `samples_animation.gif` for "_animation.gif" and so on."""
+        return self.folder / f"{self.stem}{ending}"
+
+
+def _data(checkpoint: Checkpoint, cfg: SampleConfig) -> Dataset | None:
+    """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
+    if not (cfg.metrics or cfg.forward):
+        return None
+    try:
+        return stored_data(checkpoint, cfg.trust)
+    except SDEGenError as error:
+        say(f"no comparison with data: {error}")
+        return None
+
+
+def _draw(
+    target: _Target, model: ScoreModel, x: Tensor, data: Dataset | None, frames: Frames | None, cfg: SampleConfig
+) -> None:
+    if x.ndim != 4 and not pictures.has_matplotlib():
+        say("matplotlib is not installed, so there are no plots of points; run pip install 'sde_gen[plot]'")
+        return
+    real = None if data is None else data.test
+    picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real)
+    pictures.save_image(picture, target.path(".png"))
+    if frames is not None:
+        frames.save(target.path("_animation.gif"))
+    if cfg.forward and data is not None:
+        strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
+        pictures.save_image(strip, target.path("_forward.png"))
+
+
+def _tell(report: Mapping[str, Any], target: _Target) -> None:
+    rows = [("network calls", str(report["nfe"])), ("seconds", f"{report['seconds']:.1f}")]
+    if report["held_out_loss"] is not None:
+        rows.append(("held-out loss", f"{report['held_out_loss']:.4f}"))
+    for key, title in (
+        ("energy_distance", "energy distance"),
+        ("sliced_wasserstein", "sliced Wasserstein"),
+        ("svm_accuracy", "SVM accuracy"),
+    ):
+        if key in report:
+            rows.append((title, f"{report[key]:.4f}  (two sets of real data: {report[key + '_real']:.4f})"))
+    rows.append(("written to", str(target.folder)))
+    table(rows)
