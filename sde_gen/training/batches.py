@@ -103,7 +103,8 @@ class Batches:
     def parts(self, step: int) -> Iterator[Part]:
         """This process's share of the batch of `step`, in as many parts as asked for."""
         indices = batch_indices(len(self._samples), self._size, step, self._seed)[self.share]
-        t = self.times(step)[self.share]
+        generator = keyed_generator(self._seed, step, TIMES)
+        t = self._objective.times(self._model, self._size, generator=generator, device="cpu")[self.share]
         if self._device.type != "cpu":
             t = _sent(t, self._device)
             if self._samples.device.type != "cpu":
@@ -119,10 +120,11 @@ class Batches:
             if self._channels_last and x0.ndim == 4:
                 x0 = x0.contiguous(memory_format=torch.channels_last)
             condition = {} if self._labels is None else {"label": _sent(self._labels[chosen], self._device)}
+            noise = self._noise(step, first, x0)
             generator = keyed_generator(self._seed, step, DROPOUT, 1)
             if first:  # of one number per sample: past those of the rows before
                 torch.rand(first, generator=generator)
-            yield Part(rows, x0, condition, t[rows], self._noise(step, first, x0), generator)
+            yield Part(rows, x0, condition, t[rows], noise, generator)
 
     def held_out(self) -> Iterator[Part]:
         """At most 1,024 held-out samples, each with its own generator; times and noise are left to the objective."""

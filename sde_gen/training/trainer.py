@@ -142,6 +142,7 @@ class Trainer:
         self.optimizer = self._update.optimizer
         self.ema = EMA(self.network, s.ema)
         self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.network.modules())
+        self._plain = processes.world == 1 and s.precision == "float32" and not self._dropout
         self._record = Record(s.log_every, self.batches, processes, self.device)
         self.faults = self._record.faults
         self._failed_saves = 0
@@ -201,7 +202,7 @@ class Trainer:
         scale = self.processes.world / self.settings.batch_size  # gradients are averaged over the processes
         row = self._record.losses[self._record.count]
         for part in self.batches.parts(self.step):
-            with self._surroundings(part.rows):
+            with nullcontext() if self._plain else self._surroundings(part.rows):
                 losses = self.objective(
                     self._parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
                 )
@@ -222,8 +223,7 @@ class Trainer:
         stack = ExitStack()
         if self.processes.world > 1:
             stack.enter_context(self._parallel.backward_of(rows.stop == share.stop - share.start))
-        if self.settings.precision != "float32":
-            stack.enter_context(self._precision())
+        stack.enter_context(self._precision())
         if self._dropout:
             stack.enter_context(self.batches.dropout_of(self.step, rows))
         return stack

@@ -28,6 +28,7 @@ def build(processes: Processes, checkpoints: Path | None, **changes: Any) -> Tra
     kind = changes.pop("kind", "points")
     weights_seed, data_seed = changes.pop("weights_seed", 0), changes.pop("data_seed", 0)
     stop, on_device = changes.pop("stop", lambda: False), changes.pop("on_device", False)
+    spare = changes.pop("spare", False)
     torch.manual_seed(weights_seed)
     if kind == "images":
         images = torch.rand(40, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -39,6 +40,8 @@ def build(processes: Processes, checkpoints: Path | None, **changes: Any) -> Tra
         classes = data.num_classes
         network = sg.MLP(2, hidden=16, layers=2, num_classes=classes)
         objective = sg.DenoisingScoreMatching(label_dropout=0.3, num_classes=classes)
+    if spare:  # what no loss reaches
+        network.spare = nn.Linear(3, 3)
     model = sg.ScoreModel(network, sg.VP())
     trainer = Trainer(
         model, data, objective, dataclasses.replace(SETTINGS, **changes), seed=3, conditional=kind == "points",

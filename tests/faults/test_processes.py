@@ -73,6 +73,8 @@ SLOW = pytest.mark.slow
 CASES = [
     (2, {}),
     (1, {"accumulate": 3}),
+    (2, {"spare": True, "steps": 20}),
+    pytest.param(2, {"spare": True, "steps": 20, "strategy": "fsdp"}, marks=SLOW, id="spare-fsdp"),
     pytest.param(3, {}, marks=SLOW, id="16 samples on 3"),
     pytest.param(2, {"accumulate": 2}, marks=SLOW, id="accumulate"),
     pytest.param(2, {"strategy": "fsdp"}, marks=SLOW, id="fsdp"),
@@ -85,7 +87,7 @@ CASES = [
 
 @pytest.mark.parametrize(("world", "changes"), CASES, ids=str)
 def test_any_number_of_processes_gives_the_weights_of_one(tmp_path: Path, world: int, changes: dict[str, Any]) -> None:
-    alone = {k: v for k, v in changes.items() if k in ("kind", "steps", "clip")}
+    alone = {k: v for k, v in changes.items() if k in ("kind", "steps", "clip", "spare")}
     one = jobs.train(Processes(), tmp_path / "one", alone)
     several = run_ranks(jobs.train, world, tmp_path / "ranks", tmp_path / "several", changes)
     for result in several:
