@@ -67,9 +67,10 @@ def parts(module: nn.Module, told: Callable[[Any], str] = digest) -> dict[str, s
     Of each its class, the names of its own submodules, parameters, buffers, attributes and hooks.
     """
     found: dict[str, str] = {}
+    kinds = {kind: told(kind) for kind in {type(each) for each in module.modules()}}  # code is long to read
     for path, each in module.named_modules(remove_duplicate=False):
         each = getattr(each, "_orig_mod", each)  # torch.compile's wrapper has no content of its own
-        found[path] = told((type(each), list(each._modules)))
+        found[path] = told((kinds.get(type(each)) or told(type(each)), list(each._modules)))
         own = {name: value for name, value in vars(each).items() if name not in _COMMON}
         for name, value in {**_public(each, own), **each._parameters, **each._buffers}.items():
             found[f"{path}.{name}"] = told(value)
