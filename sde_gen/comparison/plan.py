@@ -233,7 +233,8 @@ class _Planner:
         """Whether there is a way from noise to data to show: the data can be drawn, and the sampler shows states."""
         made = self.asked.samplers[sampler]
         can_be_drawn = self.data.kind == "image" or self.data.shape == (2,)
-        return self.asked.trajectories and can_be_drawn and (isinstance(made, GridSampler | ProbabilityFlow) or chooses(made))  # fmt: skip
+        shows = isinstance(made, GridSampler | ProbabilityFlow) or chooses(made)
+        return self.asked.trajectories and can_be_drawn and shows
 
     def _way(self, run: _Run) -> Way:
         count = PARTICLES if self.data.kind == "vector" else STRIP_IMAGES

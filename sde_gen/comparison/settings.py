@@ -96,7 +96,7 @@ class ComparisonSettings:
     orders: bool = checked(True)
     trajectories: bool = checked(True)
     network: Mapping[str, Any] = field(default_factory=lambda: {"_target_": "auto"})
-    trainer: Any = field(default_factory=TrainerSettings)
+    trainer: Any = field(default_factory=dict)
     training_seed: int = 0
     train_each_seed: bool = checked(False)
     shared_from: str | None = None

@@ -23,7 +23,7 @@ _CACHE = "runs/comparisons/.cache"
 
 
 @dataclass(frozen=True)
-class Results(ResultTable):
+class Results(ResultTable):  # noqa: D101 - that of its table
     __doc__ = ResultTable.__doc__
 
     command: str = "python -m sde_gen.compare spec=comparison.json"
@@ -41,9 +41,7 @@ class Results(ResultTable):
         place = make_folder(Path(folder).expanduser(), "the folder of the report")
         if self.command == Results.command:  # made in Python: the description beside the report is what reruns it
             words = [f"spec={place / 'comparison.json'}", f"cache={self.store.root}"]
-            own = [
-                name for name in self.settings.trusted if name != "__main__"
-            ]  # what a script defines, no other can build
+            own = [name for name in self.settings.trusted if name != "__main__"]  # which no other program can build
             words += [f"trust=[{','.join(own)}]"] if own else []
             return self.with_command(" ".join(["python -m sde_gen.compare", *map(shlex.quote, words)])).report(folder)
         self.to_csv(place / "rows.csv")
@@ -53,7 +51,7 @@ class Results(ResultTable):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(ComparisonSettings):
+class Comparison(ComparisonSettings):  # noqa: D101 - that of its settings
     __doc__ = ComparisonSettings.__doc__
 
     def run(

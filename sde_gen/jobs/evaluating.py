@@ -24,7 +24,6 @@ from sde_gen.errors import BetweenNodesWarning, ConfigError
 from sde_gen.evaluation import (
     Evaluation,
     HeldOutLikelihood,
-    evaluation_picture,
     held_out_likelihood,
     in_parts,
     part_length,
@@ -33,7 +32,7 @@ from sde_gen.evaluation import (
 )
 from sde_gen.files import make_folder
 from sde_gen.jobs.common import Trained, fresh_folder, trained
-from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, summary
+from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
 
@@ -53,6 +52,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     model, checkpoint, processes = what.model, what.checkpoint, what.processes
     data = stored_data(checkpoint, cfg.trust)
     samples = read_samples(cfg.samples, data) if cfg.samples is not None and cfg.metrics else None
+    if cfg.metrics:
+        drawn = cfg.num_samples if samples is None else len(samples)
+        check_sizes(cfg.metrics, drawn, len(data.test), len(data.train), cfg.compared)
     told = json.dumps(values, sort_keys=True, default=str)
     processes.agree({"settings": told, "checkpoint": checkpoint.digest, "device": what.device.type})
     folder = Path(processes.on_main(lambda: str(_folder(cfg, checkpoint))))
@@ -78,10 +80,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         say(f"note: {note}")
 
     def finish() -> dict[str, Any]:
+        Evaluation(about, likelihoods, []).write(folder)  # the distances may take long, or fail
+        write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
         found = _distances(cfg, samples, data, features, what.device) if samples is not None else []
         evaluation = Evaluation(about, likelihoods, found)
         evaluation.write(folder)
-        write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
         _picture(folder, samples, data, found)
         for line in evaluation.lines():
             say(line)
@@ -207,4 +210,4 @@ def _picture(folder: Path, x: Tensor | None, data: Dataset, found: Sequence[Metr
     if not pictures.has_matplotlib():
         say("matplotlib is not installed, so there is no picture; run pip install 'sde_gen[plot]'")
         return
-    pictures.save_image(evaluation_picture(x, data.test, found), folder / "evaluation.png")
+    pictures.save_image(pictures.evaluation_picture(x, data.test, found), folder / "evaluation.png")

@@ -19,7 +19,7 @@ import sde_gen as sg
 from tests.properties import curves, recursions
 
 #: Commands and their configuration: nothing to sample with, and slow to import.
-_NOT_WALKED = {"train", "sample", "evaluate", "compare", "config", "pictures", "training", "data", "metrics"}
+_NOT_WALKED = {"train", "sample", "evaluate", "compare", "config", "jobs", "pictures", "training", "data", "metrics"}
 
 
 def concrete_subclasses(base: type) -> set[type]:
