@@ -136,6 +136,7 @@ class Levels:
     Attributes:
         skip, out: coefficients of x and of the raw output in x0hat, shaped like alpha.
         calls: network calls made so far, those of `at` included.
+        is_cut: whether an output carried no gradient where its input did.
     """
 
     def __init__(self, model: "ScoreModel", alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
@@ -146,7 +147,7 @@ class Levels:
         self.learned_variance = bool(getattr(network, "learned_variance", False))
         if not self.learned_variance:
             self.raw = self.output
-        self._like, self.calls, self._first = like, 0, self
+        self._like, self.calls, self._first, self.is_cut = like, 0, self, False
         # One number a level, read without asking a device or cutting a gradient.
         self._single = alpha.ndim == 1 and alpha.device.type == "cpu" and not alpha.requires_grad
         if self._single:
@@ -196,6 +197,8 @@ class Levels:
             raw = self._tried(handed.clone() if handed is x else handed, noise.clone())
         if not isinstance(raw, Tensor) or raw.shape != x.shape or self.learned_variance:
             raw = tensor_of(raw, x, self.learned_variance)
+        if x.requires_grad and not raw.requires_grad and torch.is_grad_enabled():
+            self.is_cut = True
         return raw if raw.dtype == x.dtype else tensor_of(raw, x, self.learned_variance).to(x.dtype)
 
     def _tried(self, handed: Tensor, noise: Tensor) -> Any:
@@ -245,9 +248,9 @@ class ScoreModel(nn.Module):
     Args:
         network: `network(x, c_noise, **condition) -> Tensor shaped like x`, a module or any callable; it is given the
             scaled state c_in x, (B, *shape), and c_noise, (B,), in its own dtype (float32 without parameters, and for
-            one with an attribute noise_dtype, in that). It may also return a tuple that begins with the tensor, or an
-            object with an attribute `sample`. One with an attribute learned_variance = True returns twice as much in
-            dimension 1: what is predicted, then the variance of a reverse step.
+            one with an attribute noise_dtype, in that). It may also return an object with an attribute `sample`. One
+            with an attribute learned_variance = True returns twice as much in dimension 1: what is predicted, then the
+            variance of a reverse step.
         perturbation: the formulation the network is (to be) trained under.
         parameterization: what its raw output means; noise by default.
 

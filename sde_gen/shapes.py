@@ -18,19 +18,17 @@ def halves(raw: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def tensor_of(raw: object, x: Tensor, learned_variance: bool) -> Tensor:
-    """The real tensor in what a network returned: itself, the first of a tuple, or the attribute `sample` of an object.
+    """The real tensor in what a network returned: itself, or the attribute `sample` of an object.
 
     Raises:
         ConfigError: for anything else, or a tensor that is not shaped like x (twice as wide with a learned variance).
     """
-    if isinstance(raw, tuple | list) and raw:
-        raw = raw[0]
-    elif not isinstance(raw, Tensor):
-        raw = getattr(raw, "sample", raw)
+    raw = raw if isinstance(raw, Tensor) else getattr(raw, "sample", raw)
     if not isinstance(raw, Tensor):
+        which = "network(x, c_noise)[0]" if isinstance(raw, tuple | list) else "the tensor in what it returns"
         raise ConfigError(
             f"the network must return a tensor shaped like its input, got {type(raw).__name__}; wrap it: "
-            "lambda x, c_noise: the tensor in what it returns"
+            f"ScoreModel(lambda x, c_noise: {which}, ...)"
         )
     if not raw.is_floating_point():
         raise ConfigError(f"the network must return real floating numbers, got {raw.dtype}")

@@ -45,6 +45,7 @@ _SAFETY = 1 / 3
 _CHUNK_NUMBERS = 2**22
 
 
+@torch.no_grad()
 def log_likelihood(
     model: ScoreModel,
     x: Tensor,
@@ -68,7 +69,7 @@ def log_likelihood(
     progress: bool = False,
     **named: Any,
 ) -> Likelihood:
-    """Log-density of each sample under the model, by the probability-flow ODE.
+    """Log-density of each sample under the model, by the probability-flow ODE. No gradient leads through it.
 
     Without `steps` each sample is integrated with its own adaptive steps (Dormand-Prince 5(4)), its probes held fixed
     during the solve. With `steps=N` all go over one grid of N nodes with one network call each (Adams-Bashforth), and

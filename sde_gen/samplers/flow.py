@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.conditions import Condition
+from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.shapes import trailing
 
@@ -30,7 +31,7 @@ class Flow:
     """
 
     def __init__(self, model: ScoreModel, condition: Condition) -> None:
-        self.model, self.condition = model, condition
+        self.model, self.condition, self._looked = model, condition, False
 
     def denoised(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """x0hat at one lambda a row; `rows` are the samples meant, None for all."""
@@ -44,4 +45,14 @@ class Flow:
 
     def _denoised(self, u: Tensor, alpha: Tensor, sigma: Tensor, rows: Tensor | None) -> Tensor:
         condition = self.condition if rows is None or not self.condition else self.condition[rows]
-        return self.model.levels(alpha[None], sigma[None], u, condition).denoised(0, u)
+        levels = self.model.levels(alpha[None], sigma[None], u, condition)
+        denoised = levels.denoised(0, u)
+        if levels.is_cut and not self._looked:
+            # A network that says nothing of its input has no gradient either, and is as it should be.
+            self._looked, moved = True, u.detach() + 0.1 * (1 + u.detach().abs())
+            if not torch.equal(levels.raw(0, u), levels.raw(0, moved)):
+                raise ConfigError(
+                    "the network's output carries no gradient, which the divergence of the flow is made of; remove "
+                    "torch.no_grad, .detach() or a compiled inference mode from its forward"
+                )
+        return denoised

@@ -174,7 +174,15 @@ class GridSampler(Sampler):
             callback(0, listed[0], x[: job.count])
         for k in tqdm(numbers, desc=type(self).__name__, leave=False) if job.progress else numbers:
             rule = step if k < intervals else last
-            x, memory = rule(k, x, memory)  # pyright: ignore[reportOptionalCall]
+            try:
+                x, memory = rule(k, x, memory)  # pyright: ignore[reportOptionalCall]
+            except (OverflowError, RuntimeError) as error:
+                if "overflow" not in str(error):
+                    raise
+                raise ConfigError(
+                    f"{type(self).__name__}: a coefficient of its step from t = {listed[k]:.6g} under {run.perturbation} "
+                    f"is too large for {x.dtype}; use more steps, or dtype=torch.float64"
+                ) from error
             sums.append(x.sum(dtype=wide))
             if callback is not None:
                 callback(k + 1, listed[k + 1] if k < intervals else 0.0, x[: job.count])

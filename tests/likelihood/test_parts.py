@@ -192,3 +192,45 @@ def test_interpolation_starts_and_ends_at_the_two_points() -> None:
         sg.interpolate(model, a, b[:1])
     with pytest.raises(sg.SolverError, match="max_nfe=13"):
         sg.encode(model, a[None], max_nfe=13)
+
+
+# -- gradients ---------------------------------------------------------------------------------------------------------
+
+
+class _Scaled(torch.nn.Module):
+    """x times a weight, with the gradient as it is or cut."""
+
+    def __init__(self, cut: str = "") -> None:
+        super().__init__()
+        self.weight, self.cut = torch.nn.Parameter(torch.tensor(0.5)), cut
+
+    def forward(self, x, c_noise):
+        if self.cut == "no_grad":
+            with torch.no_grad():
+                return x * self.weight
+        return {"": x, "detach": x.detach(), "constant": torch.zeros_like(x)}[self.cut] * (
+            self.weight.detach() if self.cut else self.weight
+        )
+
+
+@pytest.mark.parametrize("divergence", ["exact", "hutchinson"])
+@pytest.mark.parametrize("steps", [None, 8])
+def test_a_network_without_a_gradient_is_refused(steps, divergence):
+    x = torch.randn(3, 2)
+    settings = {"steps": steps, "divergence": divergence}
+    for cut in ("no_grad", "detach"):
+        with pytest.raises(sg.ConfigError, match="carries no gradient"):
+            sg.log_likelihood(sg.ScoreModel(_Scaled(cut), sg.VP()), x, **settings)
+    for cut in ("", "constant"):  # a network that says nothing of x has a gradient of zero
+        assert sg.log_likelihood(sg.ScoreModel(_Scaled(cut), sg.VP()), x, **settings).log_prob.isfinite().all()
+
+
+def test_no_wrong_gradient_leads_through_a_likelihood():
+    law = sg.GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.2], [0.2, 0.5]]])
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    for model in (law.model(sg.VP()), sg.ScoreModel(_Scaled(), sg.VP())):
+        for found in (sg.log_likelihood(model, x, steps=8), sg.log_likelihood(model, x, rtol=1e-3, atol=1e-3)):
+            assert not any(v.requires_grad for v in (found.log_prob, found.bits_per_dim, found.latent))
+    assert torch.equal(law.score(x), torch.autograd.grad(law.log_prob(x).sum(), x)[0]) or torch.allclose(
+        law.score(x), torch.autograd.grad(law.log_prob(x).sum(), x)[0], rtol=1e-12
+    )

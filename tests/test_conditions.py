@@ -1,0 +1,127 @@
+"""Which tensors of a condition have a row for each sample is said, the same way everywhere."""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+import sde_gen as sg
+
+TABLE = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
+SHIFT = torch.linspace(-1, 1, 6)
+X = torch.randn(6, 2, generator=torch.Generator().manual_seed(0))
+
+
+class Net(torch.nn.Module):
+    """Each sample's shift, and what all share: a table that happens to have as many rows as there are samples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(0.4))
+
+    def forward(self, x: Tensor, c_noise: Tensor, shift: Tensor, table: Tensor, extra: Any = None) -> Tensor:
+        assert table.shape == (6, 2)
+        assert shift.shape == (len(x),)
+        nested = 0.0 if extra is None else extra["deep"][0][:, None]
+        return self.weight * x + 0.1 * shift[:, None] + 0.01 * table.sum(0) + nested
+
+
+MODEL = sg.ScoreModel(Net(), sg.VP())
+CONDITION = {"shift": SHIFT, "table": sg.Whole(TABLE), "extra": {"deep": [SHIFT * 0.3]}}
+#: Of some of the samples, with what is said of them.
+CALLS: dict[str, Callable[[slice, dict[str, Any]], Tensor]] = {
+    "model": lambda rows, c: MODEL(X[rows], 0.3, condition=c).score,
+    "sampler": lambda rows, c: sg.Ancestral(steps=3)(MODEL, (len(X[rows]), 2), seed=1, first=rows.start, condition=c).x,
+    "adaptive": lambda rows, c: sg.ProbabilityFlow(rtol=1e-3, atol=1e-3)(MODEL, start=50 * X[rows], condition=c).x,
+    "log_likelihood": lambda rows, c: (
+        sg.log_likelihood(MODEL, X[rows], steps=6, condition=c, first=rows.start).log_prob
+    ),
+    "variational_bound": lambda rows, c: (
+        sg.variational_bound(MODEL, X[rows], terms=3, condition=c, first=rows.start).log_prob
+    ),
+    "encode": lambda rows, c: sg.encode(MODEL, X[rows], rtol=1e-3, atol=1e-3, condition=c).x,
+    "objective": lambda rows, c: sg.DenoisingScoreMatching()(
+        MODEL, X[rows], c, t=torch.full((6,), 0.4)[rows], noise=TABLE[rows]
+    ),
+}
+
+
+def _of(rows: slice) -> dict[str, Any]:
+    return {"shift": SHIFT[rows], "table": sg.Whole(TABLE), "extra": {"deep": [SHIFT[rows] * 0.3]}}
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_rows_go_along_with_the_samples_and_what_is_shared_stays_whole(name: str) -> None:
+    whole = CALLS[name](slice(0, 6), CONDITION)
+    parts = [CALLS[name](rows, _of(rows)) for rows in (slice(0, 2), slice(2, 6))]
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=2e-5, atol=2e-6)
+
+
+@pytest.mark.parametrize("chunk", [1, 2, 4, 6])
+def test_chunks_change_nothing(chunk: int) -> None:
+    whole = sg.DDIM(steps=3)(MODEL, (6, 2), seed=1, condition=CONDITION).x
+    assert torch.allclose(sg.DDIM(steps=3)(MODEL, (6, 2), seed=1, condition=CONDITION, chunk=chunk).x, whole, atol=1e-6)
+    padded = sg.DDIM(steps=3)(MODEL, (6, 2), seed=1, condition=CONDITION, chunk=chunk, deterministic=True).x
+    assert torch.allclose(padded, whole, atol=1e-6)
+    likelihood = sg.log_likelihood(MODEL, X, steps=6, condition=CONDITION, chunk=chunk).log_prob
+    assert torch.allclose(likelihood, sg.log_likelihood(MODEL, X, steps=6, condition=CONDITION).log_prob, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", CALLS)
+def test_another_number_of_rows_is_refused_not_guessed(name: str) -> None:
+    with pytest.raises(sg.ConfigError, match=r"condition 'table' has 6 rows for 4 samples; .*Whole"):
+        CALLS[name](slice(0, 4), {"shift": SHIFT[:4], "table": TABLE})
+    with pytest.raises(sg.ConfigError, match=r"condition 'extra.deep.0' has 5 rows for 4 samples"):
+        CALLS[name](slice(0, 4), {"shift": SHIFT[:4], "table": sg.Whole(TABLE), "extra": {"deep": [SHIFT[:5]]}})
+
+
+def test_keywords_arrays_and_rows_are_the_same() -> None:
+    expected = sg.DDIM(steps=2)(MODEL, (6, 2), condition={"shift": SHIFT, "table": sg.Whole(TABLE)}).x
+    for given in (
+        {"shift": SHIFT, "table": sg.Whole(TABLE)},
+        {"shift": sg.Rows(SHIFT), "table": sg.Whole(TABLE.numpy())},
+        {"shift": SHIFT.numpy(), "table": sg.Whole(TABLE)},
+    ):
+        assert torch.equal(sg.DDIM(steps=2)(MODEL, (6, 2), **given).x, expected)
+        assert torch.equal(MODEL(X, 0.3, **given).score, MODEL(X, 0.3, condition=given).score)
+    assert torch.equal(
+        sg.log_likelihood(MODEL, X, steps=4, shift=SHIFT, table=sg.Whole(TABLE)).log_prob,
+        sg.log_likelihood(MODEL, X, steps=4, condition={"shift": SHIFT, "table": sg.Whole(TABLE)}).log_prob,
+    )
+
+
+@pytest.mark.parametrize("network", [Net(), lambda x, c, **anything: x], ids=["named", "takes anything"])
+def test_a_misspelt_argument_is_no_condition(network: Any) -> None:
+    model = sg.ScoreModel(network, sg.VP())
+    for call, word, meant in (
+        (lambda: sg.DDIM(steps=2)(model, (2, 2), sede=3), "sede", "seed"),
+        (lambda: sg.DDIM(steps=2)(model, (2, 2), conditions={}), "conditions", "condition"),
+        (lambda: sg.DenoisingScoreMatching()(model, X, noises=X), "noises", "noise"),
+        (lambda: sg.log_likelihood(model, X, step=3), "step", "steps"),
+    ):
+        with pytest.raises(sg.ConfigError, match=f"'{word}' is no argument of this call.*'{meant}'"):
+            call()
+
+
+def test_given_twice() -> None:
+    with pytest.raises(sg.ConfigError, match="'shift' is given twice"):
+        sg.DDIM(steps=2)(MODEL, (6, 2), condition=CONDITION, shift=SHIFT)
+
+
+def test_one_label_for_all() -> None:
+    model = sg.ScoreModel(sg.MLP(features=2, hidden=8, layers=1, num_classes=3), sg.VP())
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    each = sg.DDIM(steps=2)(model, (4, 2), label=torch.full((4,), 2)).x
+    for one in (2, np.int64(2), torch.tensor(2), np.full(4, 2)):
+        assert torch.equal(sg.DDIM(steps=2)(model, (4, 2), label=one).x, each)
+
+
+def test_a_number_is_no_row() -> None:
+    with pytest.raises(sg.ConfigError, match="Rows: expected a tensor with a row for each sample"):
+        sg.Rows(torch.tensor(3.0))
+    with pytest.raises(sg.ConfigError, match="condition must map names"):
+        sg.DDIM(steps=2)(MODEL, (2, 2), condition=[1, 2])
