@@ -180,8 +180,8 @@ class GridSampler(Sampler):
                 if "overflow" not in str(error):
                     raise
                 raise ConfigError(
-                    f"{type(self).__name__}: a coefficient of its step from t = {listed[k]:.6g} under {run.perturbation} "
-                    f"is too large for {x.dtype}; use more steps, or dtype=torch.float64"
+                    f"{type(self).__name__}: a coefficient of its step from t = {listed[k]:.6g} under "
+                    f"{run.perturbation} is too large for {x.dtype}; use more steps, or dtype=torch.float64"
                 ) from error
             sums.append(x.sum(dtype=wide))
             if callback is not None:

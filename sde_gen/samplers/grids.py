@@ -115,7 +115,7 @@ class ArctanLambda(TimeGrid):
         checks.fields(self)
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
-        first, last = (math.atan(math.exp(-(end - self.centre) / self.width))
+        first, last = (math.atan(math.exp(min(-(end - self.centre) / self.width, 700.0)))
                        for end in _ends(perturbation, t_low, t_high))  # fmt: skip
         lam = self.centre - self.width * torch.log(torch.tan(first + _unit(n) * (last - first)))
         return _at(perturbation, lam, t_low, t_high)
