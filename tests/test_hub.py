@@ -101,8 +101,9 @@ def test_only_safetensors_are_read_and_all_must_fit(tmp_path: Path) -> None:
     torch.save({}, folder / "model.safetensors")
     with pytest.raises(CheckpointError, match="damaged"):
         HubModel.from_pretrained(folder)
-    with pytest.raises(CheckpointError, match="not safetensors"):
-        HubModel._load_as_pickle(None, "pytorch_model.bin", "cpu", False)
+    os.rename(folder / "model.safetensors", folder / "pytorch_model.bin")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors"):
+        HubModel.from_pretrained(folder)
     (folder / "model.safetensors").write_bytes(weights)
     config = json.loads((folder / "config.json").read_text())
     config["network"]["layers"] = 2

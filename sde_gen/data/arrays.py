@@ -90,7 +90,7 @@ def csv_file(
         path: the file.
         label: column of the class labels (any text): its name in the header, or its 0-based place; None: no labels.
         header: whether the first line names the columns; None: it does where none of its fields is a number.
-        delimiter: the character between the fields.
+        delimiter: the character between the fields; \\t or tab for the tab.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -102,6 +102,7 @@ def csv_file(
     file = Path(path).expanduser()
     if not file.is_file():
         raise MissingInputError(f"{file}: no such file; path (data.path) must be a CSV file")
+    delimiter = "\t" if delimiter in ("\\t", "tab") else delimiter  # as it can be typed on a command line
     if len(delimiter) != 1:
         raise ConfigError(f"delimiter must be one character, got {delimiter!r}")
     lines = _lines(file, delimiter)

@@ -67,6 +67,10 @@ class MLP(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        self.arguments = {  # what `sde_gen.save` writes down
+            "features": features, "hidden": hidden, "layers": layers, "frequencies": frequencies, "dropout": dropout,
+            "num_classes": num_classes, "learned_variance": learned_variance,
+        }  # fmt: skip
         self.features = _checks.whole("MLP", "features", features, 1)
         hidden = _checks.whole("MLP", "hidden", hidden, 4)
         layers = _checks.whole("MLP", "layers", layers, 1)

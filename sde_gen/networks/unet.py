@@ -121,6 +121,10 @@ class UNet(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        self.arguments = {  # what `sde_gen.save` writes down
+            "channels": channels, "width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention,
+            "dropout": dropout, "num_classes": num_classes, "learned_variance": learned_variance,
+        }  # fmt: skip
         self.channels = _checks.whole("UNet", "channels", channels, 1)
         width = _checks.whole("UNet", "width", width, 4)
         widths = [width * m for m in _checks.wholes("UNet", "multipliers", multipliers, 1)]
