@@ -137,6 +137,10 @@ class MLP(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        self.arguments = {  # what `sde_gen.save` writes down
+            "features": features, "hidden": hidden, "layers": layers, "frequencies": frequencies, "dropout": dropout,
+            "num_classes": num_classes, "learned_variance": learned_variance,
+        }  # fmt: skip
         self.features = checks.integer("MLP", "features", features, low=1)
         hidden = checks.integer("MLP", "hidden", hidden, low=4)
         layers = checks.integer("MLP", "layers", layers, low=1)

@@ -123,6 +123,10 @@ class UNet(nn.Module):
         learned_variance: bool = False,
     ) -> None:
         super().__init__()
+        self.arguments = {  # what `sde_gen.save` writes down
+            "channels": channels, "width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention,
+            "dropout": dropout, "num_classes": num_classes, "learned_variance": learned_variance,
+        }  # fmt: skip
         self.channels = checks.integer("UNet", "channels", channels, low=1)
         width = checks.integer("UNet", "width", width, low=4)
         widths = [width * m for m in checks.integers("UNet", "multipliers", multipliers, low=1)]

@@ -201,3 +201,14 @@ def test_chain_times_hit_the_nodes_of_their_table(name: str) -> None:
     p, curve = PERTURBATIONS[name], curves.CURVES[name]
     for t, lam in zip(p.nodes.tolist(), curve.lams, strict=True):
         assert math.isclose(curve.lam(t), lam, rel_tol=1e-12, abs_tol=1e-13)
+
+
+@pytest.mark.parametrize("beta", [1e3, 1e6, 1e12])
+@pytest.mark.parametrize("rule", [sg.ExponentialSDE, sg.SDEDPMSolverPP, sg.StochasticHeun, sg.DDIM, sg.Heun, sg.UniPC])
+def test_extreme_processes_end_in_an_answer_or_in_one_of_our_errors(rule: type, beta: float) -> None:
+    model = sg.ScoreModel(lambda x, c: 0.1 * x, sg.VP(beta_max=beta))
+    for grid in (None, "lambda", "karras", "quadratic", sg.ArctanLambda(width=0.01)):
+        try:
+            assert rule(steps=2, grid=grid)(model, (3, 2)).x.isfinite().all()
+        except sg.SDEGenError:
+            pass
