@@ -66,6 +66,7 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     from sde_gen.config.objects import plain
     from sde_gen.config.typed import typed
     from sde_gen.errors import ConfigError
+    from sde_gen.files import make_folder
 
     cfg = typed(CompareConfig, plain(config))
     comparison = _comparison(cfg)
@@ -79,6 +80,8 @@ def run(config: "DictConfig | Mapping[str, Any]") -> dict[str, Any]:
     cells = comparison.cells()
     say(f"{comparison.name}: {len(cells)} cells in mode {comparison.mode}, {workers} at a time; cache {cfg.cache}")
     part = None if cfg.part is None or cfg.parts is None else (cfg.part, cfg.parts)
+    if part is None:
+        make_folder(folder, "the folder of the report")  # refused now, not after the work
     progress = _Progress(len({cell.key for cell in cells}))
     results = comparison.run(cfg.cache, workers=workers, tell=progress, part=part)
     progress.finish()
