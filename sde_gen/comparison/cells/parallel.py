@@ -154,7 +154,7 @@ def _one(cell: Cell, context: Context, stop: Callable[[], bool] = lambda: False)
         result = {"status": "failed", "reason": f"{type(error).__name__}: {error}"}
         keep = False
     result |= {"wall_seconds": time.time() - began, "date": time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime())}
-    return context.store.write(cell, result, arrays) if keep else result
+    return context.store.write(cell, result, arrays) if keep else {**result, "arrays": bool(arrays)}
 
 
 @contextmanager

@@ -66,18 +66,20 @@ class Store:
 
     def read(self, cell: Entry) -> dict[str, Any] | None:
         """The stored result of a cell, or None if there is none that fits it."""
-        try:
-            entry = json.loads(self.path(cell).read_text(encoding="utf-8"))
-            if entry != self._entry(cell, entry["result"]):
-                return None
-            result = dict(entry["result"])
-        except (OSError, ValueError, KeyError, TypeError):
+        entry = self._sound(cell)
+        if entry is None or (entry["packed"] and self._bytes(cell, entry["packed"]) is None):
             return None
-        if result["arrays"] and self._bytes(cell, result["arrays"]) is None:
-            return None
+        result = dict(entry["result"])
         if cell.kind == "model" and result["status"] == "ok" and not self._has_network(cell, result):
             return None
         return result
+
+    def _sound(self, cell: Entry) -> dict[str, Any] | None:
+        try:
+            entry = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            return entry if entry == self._entry(cell, entry["result"], entry["packed"]) else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def _has_network(self, cell: Entry, result: Mapping[str, Any]) -> bool:
         """Whether the last checkpoint is there and sound; an older one is where training goes on."""
@@ -86,35 +88,37 @@ class Store:
 
     def write(self, cell: Entry, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Publish a result, and return it; the arrays first, so that an entry is never without them."""
-        packed = io.BytesIO()
+        stream = io.BytesIO()
         if arrays:
-            np.savez_compressed(packed, **arrays)  # type: ignore[arg-type]
-            publish(self.path(cell, ".npz"), lambda path: path.write_bytes(packed.getvalue()), "the arrays of a cell")
-        kept = {**result, "arrays": hashlib.sha256(packed.getvalue()).hexdigest() if arrays else ""}
-        write_json(self.path(cell), self._entry(cell, kept), "the result of a cell")
+            np.savez_compressed(stream, **arrays)  # type: ignore[arg-type]
+            publish(self.path(cell, ".npz"), lambda path: path.write_bytes(stream.getvalue()), "the arrays of a cell")
+        kept = {**result, "arrays": bool(arrays)}
+        packed = hashlib.sha256(stream.getvalue()).hexdigest() if arrays else ""
+        write_json(self.path(cell), self._entry(cell, kept, packed), "the result of a cell")
         return kept
 
     @staticmethod
-    def _entry(cell: Entry, result: Mapping[str, Any]) -> dict[str, Any]:
-        head = {"format": FORMAT, "kind": cell.kind, "key": cell.key, "code": cell.code}
+    def _entry(cell: Entry, result: Mapping[str, Any], packed: str) -> dict[str, Any]:
+        """What the file says; `packed` is the SHA-256 of the arrays beside it."""
         config = json.loads(canonical(cell.config))
-        return {**head, "config": config, "result": dict(result), "digest": digest([cell.key, result])}
+        head = {"format": FORMAT, "kind": cell.kind, "key": cell.key, "code": cell.code, "config": config}
+        return {**head, "result": dict(result), "packed": packed, "digest": digest([cell.key, result, packed])}
 
     def arrays(self, cell: Entry) -> dict[str, np.ndarray]:
         """The arrays stored with a cell; empty where there are none, or not those that were computed."""
-        known = (self.read(cell) or {}).get("arrays")
-        data = self._bytes(cell, known) if known else None
+        entry = self._sound(cell)
+        data = self._bytes(cell, entry["packed"]) if entry is not None and entry["packed"] else None
         if data is None:
             return {}
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return dict(file)
 
-    def _bytes(self, cell: Entry, known: str) -> bytes | None:
+    def _bytes(self, cell: Entry, packed: str) -> bytes | None:
         try:
             data = self.path(cell, ".npz").read_bytes()
         except OSError:
             return None
-        return data if hashlib.sha256(data).hexdigest() == known else None
+        return data if hashlib.sha256(data).hexdigest() == packed else None
 
 
 @contextmanager
