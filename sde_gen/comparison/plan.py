@@ -19,6 +19,7 @@ from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
 from sde_gen.samplers import GridSampler, ProbabilityFlow, Sampler
+from sde_gen.tuning import Auto
 
 #: What is kept for pictures: images, points, particles, and states along the way.
 SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3
@@ -214,7 +215,7 @@ class _Planner:
     def _drawn(self, run: _Run, seed: int) -> dict[str, Any]:
         """The model, the sampler (or the cell in which it is chosen by measurement) and the noise."""
         model, sampler = self._model(run.formulation, seed), run.sampler
-        chosen = SamplerChoice(sampler=sampler, labels=run.labels, **model) if chooses(sampler) else sampler
+        chosen = SamplerChoice(sampler=sampler, labels=run.labels, **model) if isinstance(sampler, Auto) else sampler
         return {**model, "sampler": chosen, "seed": seed, "labels": {**run.labels, "seed": seed}}
 
     def _samples(self, run: _Run, seed: int) -> DrawnSamples:

@@ -14,6 +14,9 @@ class             log alpha(t)                            sigma(t)^2
 ================  ======================================  ==========================================================
 """
 
+# What a subclass states of these two takes float64 tensors alone; see `Perturbation.__init_subclass__`.
+# pyright: reportIncompatibleMethodOverride=false
+
 import math
 from dataclasses import dataclass
 from typing import ClassVar

@@ -5,6 +5,9 @@ A chain is a table of half log-SNRs. Between its nodes it answers by interpolati
 does. Derivatives at a node are those of the interval before it, the one a reverse step from that node crosses.
 """
 
+# What a subclass states of these two takes float64 tensors alone; see `Perturbation.__init_subclass__`.
+# pyright: reportIncompatibleMethodOverride=false
+
 import math
 from dataclasses import dataclass
 from functools import lru_cache

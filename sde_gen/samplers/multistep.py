@@ -187,7 +187,7 @@ class AdamsBashforth(Multistep):
         ConfigError: for values outside these.
     """
 
-    order: int = checked(3, low=1, high=4)
+    order: int = checked(3, low=1, high=4)  # pyright: ignore[reportIncompatibleVariableOverride]
     prediction: str = checked("data", choices=PREDICTIONS)
     variable: str | None = checked(None, choices=VARIABLES)
 

@@ -80,7 +80,7 @@ class DEIS(Multistep):
         ConfigError: for an order out of range.
     """
 
-    order: int = checked(3, low=1, high=4)
+    order: int = checked(3, low=1, high=4)  # pyright: ignore[reportIncompatibleVariableOverride]
     variable: ClassVar[str] = "time"
     interpolates = "noise"
     default_grid = UniformTime()
@@ -100,7 +100,7 @@ class LMS(DEIS):
         order: 1 to 4.
     """
 
-    order: int = checked(4, low=1, high=4)
+    order: int = checked(4, low=1, high=4)  # pyright: ignore[reportIncompatibleVariableOverride]
     variable = "rho"
 
     default_grid = KarrasRho()

@@ -94,7 +94,7 @@ class Sampler(abc.ABC):
         start: Tensor | None = None,
         seed: int = 0,
         noise: NoiseSource | None = None,
-        condition: Mapping[str, Any] | None = None,
+        condition: Mapping[str, Any] | Condition | None = None,
         callback: Callback | None = None,
         progress: bool = False,
         chunk: int | None = None,

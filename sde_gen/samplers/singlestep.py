@@ -36,7 +36,7 @@ class SingleStep(GridSampler):
         ConfigError: for values outside these.
     """
 
-    order: int = checked(2, low=2, high=3)
+    order: int = checked(2, low=2, high=3)  # pyright: ignore[reportIncompatibleVariableOverride]
     prediction: str = checked("data", choices=PREDICTIONS)
 
     default_steps = 10

@@ -105,7 +105,7 @@ def test_meaning_counts_and_words_do_not(tmp_path: Path) -> None:
     first = of("def f(x):\n    if x < 0:\n        raise ValueError(f'{x} is small')\n    return x + 1\n")
     same = (
         '"""A module."""\n\ndef f(x):\n    """A sentence."""\n    if x < 0:  # why\n'
-        + "        raise ValueError(f'too small: {x}')\n    return (x + 1)\n"
+        "        raise ValueError(f'too small: {x}')\n    return (x + 1)\n"
     )
     assert of(same.replace("too small: {x}", "{x} is too small")) == first
     assert of(same.replace("x + 1", "x + 2")) != first

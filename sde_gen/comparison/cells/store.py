@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -27,17 +27,8 @@ from sde_gen.training import newest_checkpoint
 FORMAT = 2
 
 
-class Entry(Protocol):
-    """What the store looks at in a cell."""
-
-    @property
-    def kind(self) -> str: ...
-    @property
-    def key(self) -> str: ...
-    @property
-    def code(self) -> str: ...
-    @property
-    def config(self) -> Mapping[str, Any]: ...
+#: A cell: the store looks at its kind, key, code and config (cells lie above the store).
+Entry = Any
 
 
 @dataclass(frozen=True)
