@@ -24,18 +24,15 @@ as in the papers, that of the step before it: log-variance :math:`(1-f)\log\tild
 """
 
 import math
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError
 from sde_gen.model import Prediction, ScoreModel
 from sde_gen.perturbations import Chain, Perturbation
 from sde_gen.shapes import trailing
-
-if TYPE_CHECKING:
-    from sde_gen.data import Affine
 
 VARIANCES = ("small", "large", "learned")
 
@@ -138,8 +135,6 @@ def chain_terms(
     if levels is None:
         # a first step has gap 0, so that no variance enters
         return kl + placed(first.to(gain.dtype) * float(density_constant(p, node)))
-    from sde_gen.data.transform import Affine
-
     log_variance = decoder_log_variance(p, node, p.nodes[1] if p.length > 1 else None, fraction, mean)
     nll = level_nll(x0, mean, log_variance, Affine.to_unit(-1.0, 1.0, levels))
     return torch.where(placed(first), nll.to(kl.dtype), kl)
