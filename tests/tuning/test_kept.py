@@ -270,6 +270,22 @@ def test_conditions_count_in_memory(measured: list[Any]) -> None:
     assert len(measured) == before
 
 
+@pytest.mark.parametrize("length", [1, 2, 4, 8])
+def test_what_all_samples_share_is_never_cut(length: int) -> None:
+    """Whatever its length: that of the calibration batch, or of the part of it that is chosen on."""
+    seen: set[tuple[int, bool]] = set()
+
+    class Takes(nn.Module):
+        def forward(self, x: Tensor, c: Tensor, label: Tensor, table: Tensor) -> Tensor:
+            seen.add((len(table), len(label) == len(x)))
+            return torch.tanh(x + table.sum() + label[:, None])
+
+    condition = {"label": LABEL, "table": Whole(torch.arange(float(length)))}
+    AUTO.choose(sg.ScoreModel(Takes(), sg.VP()), SHAPE, condition)
+    sg.fit_grid(sg.ScoreModel(Takes(), sg.VP()), **FIT, condition=condition)
+    assert seen == {(length, True)}
+
+
 def test_a_condition_without_content_does_not_hinder_a_choice(measured: list[Any], tmp_path: Path) -> None:
     class Held:
         def __init__(self) -> None:
