@@ -272,13 +272,14 @@ def test_a_name_that_no_hub_can_have(name: str, monkeypatch: pytest.MonkeyPatch)
         hub(name)
 
 
-def test_classes_that_the_hub_states_keep_their_order(tmp_path: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # the library and its own dependencies warn at will
+def test_classes_that_the_hub_states_keep_their_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     datasets = pytest.importorskip("datasets")
     pa = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    features = datasets.Features(
-        {"v": datasets.Value("float64"), "y": datasets.ClassLabel(names=["dog", "ant", "cat"])}
-    )
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    named = datasets.ClassLabel(names=["dog", "ant", "cat"])
+    features = datasets.Features({"v": datasets.Value("float64"), "y": named})
     columns = {"v": [float(i) for i in range(8)], "y": [0, 1, -1, 0, 1, 0, 1, -1]}
     parquet.write_table(pa.table(columns, schema=features.arrow_schema), tmp_path / "x.parquet")
     data = hub(tmp_path / "x.parquet", held_out=2)
