@@ -163,35 +163,31 @@ class Pulse:
 
     def __init__(self, processes: Processes) -> None:
         self._processes = processes
-        self._message: Tensor | None = None
-        self._work: Any = None
+        self._sent: tuple[Tensor, Any] | None = None  # a message, and the work of sending it
 
     def exchange(self, stop: bool, seconds: float) -> tuple[bool, float]:
         """(whether any process asked to stop, seconds of process 0), as of the last call; tell ours to the next."""
         if self._processes.world == 1:
             return stop, seconds
-        if self._message is None:
+        if self._sent is None:
             self._send(stop, seconds)
-        heard = self._receive()
+        heard = self.close()
         self._send(stop, seconds)
         return heard
 
-    def close(self) -> None:
-        """Take the last message off the line."""
-        if self._message is not None:
-            self._receive()
-
     def _send(self, stop: bool, seconds: float) -> None:
-        self._message = torch.tensor([float(stop), seconds if self._processes.is_main else -1.0], dtype=torch.float64)
+        message = torch.tensor([float(stop), seconds if self._processes.is_main else -1.0], dtype=torch.float64)
         with talking():
-            self._work = dist.all_reduce(self._message, dist.ReduceOp.MAX, async_op=True)
+            self._sent = message, dist.all_reduce(message, dist.ReduceOp.MAX, async_op=True)
 
-    def _receive(self) -> tuple[bool, float]:
-        message, work = self._message, self._work
-        self._message = self._work = None
+    def close(self) -> tuple[bool, float]:
+        """Take the last message off the line; what it says."""
+        if self._sent is None:
+            return False, 0.0
+        (message, work), self._sent = self._sent, None
         with talking():
             work.wait()
-        stop, seconds = message.tolist()  # type: ignore[union-attr] # pyright: ignore[reportOptionalMemberAccess]
+        stop, seconds = message.tolist()
         return stop > 0, seconds
 
 
@@ -201,23 +197,14 @@ def talking() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        if isinstance(error, SDEGenError) or not _is_broken_group(error):
+        broken = isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS)
+        if isinstance(error, SDEGenError) or not broken:
             raise
         first = str(error).strip().splitlines()[0][:200]
         raise ProcessLostError(
             f"another process of the job ended or did not answer in time ({first}); "
             "start the job again: it goes on from the newest checkpoint"
         ) from error
-
-
-def _is_broken_group(error: RuntimeError) -> bool:
-    return isinstance(error, dist.DistError) or any(sign in str(error) for sign in _SIGNS)
-
-
-def expected() -> int:
-    """How many processes the environment announces."""
-    world = os.environ.get("WORLD_SIZE", "1")
-    return int(world) if world.isdigit() else 1
 
 
 def start(kind: str = "cpu", timeout: float = 600.0) -> Processes:
@@ -231,7 +218,7 @@ def start(kind: str = "cpu", timeout: float = 600.0) -> Processes:
         ConfigError: an environment that does not describe a job.
         ProcessLostError: the others did not come.
     """
-    world = expected()
+    world = _number("WORLD_SIZE", 1)
     if dist.is_available() and dist.is_initialized():
         return Processes(dist.get_rank(), dist.get_world_size(), _number("LOCAL_RANK", dist.get_rank()))
     if world == 1:

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from sde_gen.errors import OutputError, WriteError
 
@@ -28,23 +28,22 @@ _FULL = {errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EFBIG}
 _TEMPORARY = re.compile(r"\.tmp-[0-9a-f]{8}-.+|\.tmp-(old-)?step_.+|\.probe-[0-9a-f]{8}", re.DOTALL)
 
 
-def raise_output_error(error: OSError, path: Path, what: str) -> NoReturn:
-    """Re-raise `error` as `WriteError` (disk full, input/output: exit code 74) or `OutputError` (73)."""
-    reason = os.strerror(error.errno) if error.errno else str(error)
-    if error.errno in _FULL:
-        raise WriteError(f"could not finish writing {what} {path}: {reason}; free some space and run again") from error
-    raise OutputError(f"cannot create {what} {path}: {reason}; choose a folder that can be written") from error
-
-
 @contextmanager
 def writing(path: Path, what: str = "file") -> Iterator[None]:
-    """Turn an `OSError` inside the block into one sentence that names `path`."""
+    """Turn an `OSError` inside the block into one sentence that names `path`.
+
+    Raises:
+        WriteError: the disk is full, or failed (exit code 74).  OutputError: anything else (73).
+    """
     try:
         yield
     except (OutputError, WriteError):
         raise
     except OSError as error:
-        raise_output_error(error, path, what)
+        why = os.strerror(error.errno) if error.errno else str(error)
+        if error.errno in _FULL:
+            raise WriteError(f"could not finish writing {what} {path}: {why}; free some space and run again") from error
+        raise OutputError(f"cannot create {what} {path}: {why}; choose a folder that can be written") from error
 
 
 def make_folder(path: Path, what: str = "folder") -> Path:

@@ -2,8 +2,8 @@
 
 import copy
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
-from typing import Any
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -11,47 +11,85 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sde_gen.distributed import Processes, talking
 from sde_gen.model import ScoreModel
+from sde_gen.objectives import DenoisingScoreMatching
+from sde_gen.training.batches import Batches
+from sde_gen.training.settings import TrainerSettings
 
 
 class Parallel:
-    """How the gradient of one process becomes that of all.
+    """The network where it is trained, and how the gradient of one process becomes that of all.
 
     Args:
-        model: its network is sharded in place ("fsdp"), or wrapped in a copy of the model ("ddp").
-        processes: of the job; one process changes nothing.
-        strategy: "ddp" or "fsdp".
+        model: its network is moved to the device, and sharded in place ("fsdp") or wrapped in a copy of the model.
+        batches, objective: what it is trained on.
+        settings: strategy, precision, memory layout, compilation.
+        processes: of the job.
         device: of this process.
-        unreached: whether some parameters have no gradient, which DDP must know before it waits for them.
 
     Attributes:
         model: what the loss is computed with.
-        sharded: whether the parameters are shards.
+        network: the network itself.
+        plain: whether a part of a batch needs no `surroundings`.
     """
 
     def __init__(
-        self, model: ScoreModel, processes: Processes, strategy: str, device: torch.device, unreached: bool = False
+        self,
+        model: ScoreModel,
+        batches: Batches,
+        objective: DenoisingScoreMatching,
+        settings: TrainerSettings,
+        processes: Processes,
+        device: torch.device,
     ) -> None:
-        self.model, self.sharded = model, strategy == "fsdp" and processes.world > 1
-        self._wrapped = not self.sharded and processes.world > 1
-        self._network: Any = model.network
-        if processes.world == 1:
-            return
+        self.network = network = cast(nn.Module, model.network)
+        self.model, self._batches, self._device = model, batches, device
+        self._bf16, self._synchronised = settings.precision == "bf16", processes.world == 1
+        self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in network.modules())
+        self.plain = self._synchronised and not self._bf16 and not self._dropout
+        self._wrapped: Any = None
+        sharded = settings.strategy == "fsdp" and processes.world > 1
+        if not sharded:
+            network.to(device)
+            if settings.channels_last:  # shards are contiguous
+                network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        unreached = processes.world > 1 and not sharded and self._some_unreached(objective, processes)
+        if settings.compile:
+            network.compile()
         with talking():
-            if self.sharded:
-                _shard(self._network, processes, device)
-                return
-            ids = [device] if device.type == "cuda" else None
-            self._network = DistributedDataParallel(self._network, device_ids=ids, find_unused_parameters=unreached)
-        self.model = copy.copy(model)
-        self.model._modules = dict(model._modules)
-        self.model.network = self._network
+            if sharded:
+                _shard(network, processes, device)
+            elif processes.world > 1:
+                ids = [device] if device.type == "cuda" else None
+                self._wrapped = DistributedDataParallel(network, device_ids=ids, find_unused_parameters=unreached)
+                self.model = copy.copy(model)
+                self.model._modules = dict(model._modules)
+                self.model.network = self._wrapped
 
-    def backward_of(self, last: bool) -> AbstractContextManager[object]:
-        """The surroundings of one part of a batch; gradients are exchanged with the last part only."""
-        if self.sharded:
-            self._network.set_requires_gradient_sync(last)
-            return nullcontext()
-        return nullcontext() if last or not self._wrapped else self._network.no_sync()
+    def surroundings(self, step: int, rows: slice) -> AbstractContextManager[object]:
+        """What a part of a batch is computed under; gradients are exchanged with the last part only."""
+        stack, share = ExitStack(), self._batches.share
+        last = rows.stop == share.stop - share.start
+        if self._wrapped is not None and not last:
+            stack.enter_context(self._wrapped.no_sync())
+        elif self._wrapped is None and not self._synchronised:
+            cast(Any, self.network).set_requires_gradient_sync(last)
+        stack.enter_context(self.precision())
+        if self._dropout:
+            stack.enter_context(self._batches.dropout_of(step, rows))
+        return stack
+
+    def precision(self) -> AbstractContextManager[object]:
+        """Autocast, if it was asked for."""
+        return torch.autocast(self._device.type, torch.bfloat16) if self._bf16 else nullcontext()
+
+    def _some_unreached(self, objective: DenoisingScoreMatching, processes: Processes) -> bool:
+        """Whether, in any process, a parameter has no gradient of the loss, which DDP must know before it waits."""
+        part, network, on_gpu = next(self._batches.parts(0)), self.network, self._device.type == "cuda"
+        with mode_of(network, training=False), torch.random.fork_rng([self._device] if on_gpu else []):
+            objective(self.model, part.x0, part.condition, generator=part.generator).sum().backward()
+        unreached = any(p.requires_grad and p.grad is None for p in network.parameters())
+        network.zero_grad(set_to_none=True)
+        return bool(processes.sum(torch.tensor(int(unreached))))
 
 
 def _shard(network: nn.Module, processes: Processes, device: torch.device) -> None:

@@ -9,7 +9,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -124,25 +124,17 @@ class Trainer:
                 "data": data.fingerprint,
                 "weights": weights_digest(network),
             })  # fmt: skip
-        sharded = s.strategy == "fsdp" and processes.world > 1
-        self.network = network if sharded else network.to(self.device)
-        if s.channels_last and not sharded:  # shards are contiguous
-            self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.batches = Batches(
             data, self.objective, model, size=s.batch_size, share=processes.rows(s.batch_size), seed=self.seed,
             accumulate=s.accumulate, device=self.device, conditional=conditional, channels_last=s.channels_last,
             dequantise=s.dequantise,
         )  # fmt: skip
-        unreached = processes.world > 1 and not sharded and self._some_unreached()
-        if s.compile:
-            self.network.compile()
-        self._parallel = Parallel(model, processes, s.strategy, self.device, unreached)
+        self._parallel = Parallel(model, self.batches, self.objective, s, processes, self.device)
+        self.network = network
         self._params = [p for p in self.network.parameters() if p.requires_grad]
         self._update = Update(self._params, s.clip, self.device, processes.world == 1)
         self.optimizer = self._update.optimizer
         self.ema = EMA(self.network, s.ema)
-        self._dropout = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.p > 0 for m in self.network.modules())
-        self._plain = processes.world == 1 and s.precision == "float32" and not self._dropout
         self._record = Record(s.log_every, self.batches, processes, self.device)
         self.faults = self._record.faults
         self._failed_saves = 0
@@ -200,11 +192,12 @@ class Trainer:
     def update(self) -> None:
         """One optimiser step, on the batch of this step."""
         scale = self.processes.world / self.settings.batch_size  # gradients are averaged over the processes
-        row = self._record.losses[self._record.count]
+        record, parallel = self._record, self._parallel
+        row = record.losses[record.count]
         for part in self.batches.parts(self.step):
-            with nullcontext() if self._plain else self._surroundings(part.rows):
+            with nullcontext() if parallel.plain else parallel.surroundings(self.step, part.rows):
                 losses = self.objective(
-                    self._parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
+                    parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
                 )
                 loss = losses.sum() * scale
                 if not self._update.checked_here:
@@ -212,26 +205,10 @@ class Trainer:
                     loss = loss * (1 + 0 * loss.detach())
                 loss.backward()
             row[part.rows].copy_(losses.detach())
-        self._record.norms[self._record.count].copy_(self._update(self.settings.rate(self.step, self.seconds), row))
-        self._record.count += 1
+        record.norms[record.count].copy_(self._update(self.settings.rate(self.step, self.seconds), row))
+        record.count += 1
         self.ema.update()
         self.step += 1
-
-    def _surroundings(self, rows: slice) -> AbstractContextManager[object]:
-        """What a part of a batch is computed under: exchange of gradients, precision, dropout keyed by the step."""
-        share = self.batches.share
-        stack = ExitStack()
-        if self.processes.world > 1:
-            stack.enter_context(self._parallel.backward_of(rows.stop == share.stop - share.start))
-        stack.enter_context(self._precision())
-        if self._dropout:
-            stack.enter_context(self.batches.dropout_of(self.step, rows))
-        return stack
-
-    def _precision(self) -> AbstractContextManager[object]:
-        if self.settings.precision == "float32":
-            return nullcontext()
-        return torch.autocast(self.device.type, torch.bfloat16)
 
     # -- what is measured --------------------------------------------------------------------------------------------
 
@@ -263,21 +240,12 @@ class Trainer:
         Every process computes all of it, which needs no messages and gives each the same number.
         """
         total, count = 0.0, 0
-        with mode_of(self.network, training=False), self.ema.applied(), self._precision():
+        with mode_of(self.network, training=False), self.ema.applied(), self._parallel.precision():
             for part in self.batches.held_out():
                 losses = self.objective(self.model, part.x0, part.condition, generator=part.generator)
                 total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)
         self._held_out = (self.step, total / count)
         return total / count
-
-    def _some_unreached(self) -> bool:
-        """Whether, in any process, a parameter has no gradient of the loss."""
-        part = next(self.batches.parts(0))
-        with mode_of(self.network, training=False), torch.random.fork_rng([self.device] * (self.device.type == "cuda")):
-            self.objective(self.model, part.x0, part.condition, generator=part.generator).sum().backward()
-        unreached = any(p.requires_grad and p.grad is None for p in self.network.parameters())
-        self.network.zero_grad(set_to_none=True)
-        return bool(self.processes.sum(torch.tensor(int(unreached))))
 
     def _tell(self, event: str, values: Mapping[str, Any]) -> None:
         for listener in self.listeners:
