@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import yaml
+from hydra._internal.core_plugins import structured_config_source
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
@@ -63,14 +64,26 @@ def completed_files() -> Iterator[None]:
     """Hydra reads files as `complete` sees them, as long as the context is open."""
     Plugins.instance()  # which registers Hydra's own sources
     types = SourcesRegistry.instance().types
-    before, types["file"] = types["file"], _Completed
+    before = dict(types)
+    types |= {"file": _Completed, "structured": StructuredConfigSource}
     try:
         yield
     finally:
-        types["file"] = before
+        types |= before
 
 
-class _Completed(FileConfigSource):
+class _Shared:
+    """Not copied: Hydra copies its sources, and all that they hold, for each group that --help lists."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class StructuredConfigSource(_Shared, structured_config_source.StructuredConfigSource):
+    """Hydra's own, which it knows by this name."""
+
+
+class _Completed(_Shared, FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
         target, text = self._class(config_path), ""
         if target is None:
