@@ -112,10 +112,8 @@ def test_a_comparison_writes_where_it_may_and_knows_it_before_the_work(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     data = {"_target_": "sde_gen.data.mixture", "n": 64, "n_test": 64}
-    made = sg.Comparison(
-        formulations={"VP": sg.VP()}, samplers={"DDIM": sg.DDIM()}, data=data, budgets=(4,), seeds=(0,), num_samples=64, orders=False,
-        trajectories=False,
-    )  # fmt: skip
+    what = {"formulations": {"VP": sg.VP()}, "samplers": {"DDIM": sg.DDIM()}, "data": data, "num_samples": 64}
+    made = sg.Comparison(**what, budgets=(4,), seeds=(0,), orders=False, trajectories=False)
     spec = json.loads(json.dumps(made.spec))
     for name in (str(tmp_path / "victim"), "../../up", "..", ".", ""):
         Path("spec.json").write_text(json.dumps({**spec, "name": name}))
