@@ -83,7 +83,8 @@ def test_a_network_of_ones_own_is_loaded_by_who_trusts_it(tmp_path: Path, monkey
     (tmp_path / "my_saved_network.py").write_text(
         "from torch import nn\n\n\nclass Mine(nn.Module):\n    def __init__(self, width=3):\n"
         "        super().__init__()\n        self.arguments = {'width': width}\n"
-        "        self.layer = nn.Linear(2, 2)\n\n    def forward(self, x, c_noise):\n        return self.layer(x)\n\n\n"
+        "        self.layer = nn.Linear(2, 2)\n\n"
+        "    def forward(self, x, c_noise):\n        return self.layer(x)\n\n\n"
         "class Silent(Mine):\n    def __init__(self, depth):\n        super().__init__()\n"
     )
     monkeypatch.syspath_prepend(tmp_path)

@@ -84,7 +84,7 @@ def csv_file(
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    r"""Vectors from a CSV file in UTF-8: one sample a line, numbers only, but for the labels; standardised.
+    """Vectors from a CSV file in UTF-8: one sample a line, numbers only, but for the labels; standardised.
 
     Args:
         path: the file.
