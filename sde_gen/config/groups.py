@@ -8,18 +8,24 @@ without a file.
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import yaml
+from hydra._internal.core_plugins import structured_config_source
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.sources_registry import SourcesRegistry
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import OmegaConf
+from omegaconf._utils import get_yaml_loader
 
-from sde_gen.config.folder import config_dir
-from sde_gen.config.signatures import GROUPS, MISSING, defaults, members, targets
+from sde_gen.config.folder import config_dir as _config_dir
+from sde_gen.config.signatures import GROUPS, MISSING, defaults, group_of, member, members
+
+config_dir = cache(_config_dir)
 
 
 def complete(node: Any) -> Any:
@@ -34,11 +40,12 @@ def complete(node: Any) -> Any:
     for name in [settings] if isinstance(settings, str) else settings:
         own = {key: value for key, value in defaults(name).items() if value != MISSING and key not in chosen}
         node = own | node
-    if target in targets() and "defaults" not in node:
-        node = {"_target_": target, **defaults(str(target))} | node
+    if isinstance(target, str) and group_of(target) and "defaults" not in node:
+        node = {"_target_": target, **defaults(target)} | node
     return node
 
 
+@cache
 def choices(group: str) -> list[str]:
     """The packaged files of a group, and the classes of it that no file names."""
     files = sorted(Path(config_dir(), group).glob("*.yaml"))
@@ -57,22 +64,33 @@ def completed_files() -> Iterator[None]:
     """Hydra reads files as `complete` sees them, as long as the context is open."""
     Plugins.instance()  # which registers Hydra's own sources
     types = SourcesRegistry.instance().types
-    before, types["file"] = types["file"], _Completed
+    before = dict(types)
+    types |= {"file": _Completed, "structured": StructuredConfigSource}
     try:
         yield
     finally:
-        types["file"] = before
+        types |= before
 
 
-class _Completed(FileConfigSource):
+class _Shared:
+    """Not copied: Hydra copies its sources, and all that they hold, for each group that --help lists."""
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Self:
+        return self
+
+
+class StructuredConfigSource(_Shared, structured_config_source.StructuredConfigSource):
+    """Hydra's own, which it knows by this name."""
+
+
+class _Completed(_Shared, FileConfigSource):
     def load_config(self, config_path: str) -> ConfigResult:
-        if target := self._class(config_path):
-            config: Any = OmegaConf.create(complete({"_target_": target}))
-            return ConfigResult(self.provider, f"file://{self.path}", config, {"package": None})
-        found = super().load_config(config_path)
-        plain = OmegaConf.to_container(found.config, resolve=False)
-        found.config = OmegaConf.create(complete(plain))  # type: ignore[assignment]
-        return found
+        target, text = self._class(config_path), ""
+        if target is None:
+            text = Path(self.path, self._normalize_file_name(config_path)).read_text("utf-8")
+        plain = {"_target_": target} if target else yaml.load(text, Loader=get_yaml_loader()) or {}
+        config: Any = OmegaConf.create(complete(plain))
+        return ConfigResult(self.provider, self.full_path(), config, self._get_header_dict(text[:512]))
 
     def is_group(self, config_path: str) -> bool:
         return super().is_group(config_path) or (config_path in GROUPS and self.path == config_dir())
@@ -81,16 +99,15 @@ class _Completed(FileConfigSource):
         return super().is_config(config_path) or self._class(config_path) is not None
 
     def list(self, config_path: str, results_filter: ObjectType | None) -> list[str]:
-        found = super().list(config_path, results_filter) if super().is_group(config_path) else []
-        if self.path != config_dir():
-            return found
-        more = choices(config_path) if results_filter != ObjectType.GROUP else []
-        groups = GROUPS if not config_path and results_filter != ObjectType.CONFIG else ()
-        return sorted({*found, *more, *groups})
+        packaged = self.path == config_dir()
+        if packaged and config_path in GROUPS:  # which hold no groups
+            return choices(config_path) if results_filter != ObjectType.GROUP else []
+        more = GROUPS if packaged and not config_path and results_filter != ObjectType.CONFIG else ()
+        return sorted({*super().list(config_path, results_filter), *more})
 
     def _class(self, config_path: str) -> str | None:
         """The target of a choice such as sampler/StochasticHeun, where there is no such file."""
         group, _, name = config_path.removesuffix(".yaml").rpartition("/")
         if group not in GROUPS or self.path != config_dir() or super().is_config(config_path):
             return None
-        return members(group).get(name)
+        return member(group, name)

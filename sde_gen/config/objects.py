@@ -13,7 +13,7 @@ from dataclasses import fields, is_dataclass
 from importlib import import_module
 from typing import Any
 
-from sde_gen.config.signatures import target_named, targets
+from sde_gen.config.signatures import group_of, target_named, targets
 from sde_gen.config.typed import arguments, did_you_mean
 from sde_gen.errors import CheckpointError, ConfigError
 
@@ -122,7 +122,7 @@ def _inner(value: Any, trust: Sequence[str], where: str, stored: bool) -> Any:
 
 def _find(name: str, trust: Sequence[str], where: str, stored: bool) -> Any:
     module, _, attribute = name.rpartition(".")
-    ours = name in targets()
+    ours = group_of(name) is not None
     if not ours and module not in trust:
         advice = f"; add trust=[{module}] if it is your own module" if module else ""
         error = CheckpointError if stored else ConfigError

@@ -29,6 +29,7 @@ GROUPS = {
     "data": (("data",), ("-> Dataset",)),
 }
 _NAMESPACES = ("networks", "metrics", "data")  # their members are named in the room, all others in `sde_gen`
+_AT_THE_MARGIN = re.compile(r"^(?=[A-Za-z_@])", re.MULTILINE)
 _ABSTRACT = re.compile(r"\bABC\b|\bProtocol\b|abstractmethod|raise NotImplementedError$", re.MULTILINE)
 #: Parameters that follow from the data, which the program fills in.
 _FROM_DATA = {"network": {"channels", "features", "num_classes"}, "objective": {"num_classes"}}
@@ -58,23 +59,21 @@ def _names(module: str) -> dict[str, Source | tuple[str, str]]:
     path = path_of(module)
     if path is None:
         return {}
-    chunks, quoted = [""], False
     with open(path, encoding="utf-8") as file:
-        for line in file:
-            if not quoted and (line[0].isalpha() or line[0] in "_@") and not chunks[-1].startswith("@"):
-                chunks.append("")
-            elif chunks[-1].startswith("@") and line.startswith(("class ", "def ")):
-                chunks[-1] = f" {chunks[-1]}"  # complete: what comes next is another
-            chunks[-1] += line
-            quoted ^= line.count('"""') % 2 == 1
+        pieces = _AT_THE_MARGIN.split(file.read())
     found: dict[str, Source | tuple[str, str]] = {}
-    for chunk in chunks:
-        text = chunk.removeprefix(" ")
+    text, quoted = "", False
+    for piece in pieces:
+        text = f"{text}{piece}"
+        quoted ^= piece.count('"""') % 2 == 1
+        if quoted or piece.startswith("@"):  # inside a text, or a decorator, which goes with what follows
+            continue
         if imported := re.match(r"from ([\w.]+) import \(?([^)#]*)", text):
             pairs = [part.split() for part in imported[2].split(",") if part.split()]
             found |= {words[-1]: (imported[1], words[0]) for words in pairs}
         elif defined := re.match(r"(?:@.*\n)*(?:class |def )?(\w+)", text):
             found.setdefault(defined[1], Source(module, text))
+        text = ""
     return found
 
 
@@ -85,26 +84,37 @@ def find(module: str, name: str) -> Source | None:
 
 
 @cache
-def members(group: str) -> dict[str, str]:
-    """Names of the classes and functions of a group, each with its target; bases to derive from are none."""
+def member(group: str, name: str) -> str | None:
+    """The target of the class or function `name` of a group; None: the group has none."""
     rooms, kinds = GROUPS[group]
-    return {
-        name: f"sde_gen.{room}.{name}" if room in _NAMESPACES else f"sde_gen.{name}"
-        for room in rooms
-        for name in exports(room)
-        if (source := find(f"sde_gen.{room}", name)) is not None and _belongs(name, source, kinds)
-    }
+    for room in rooms:
+        source = find(f"sde_gen.{room}", name) if name in exports(room) else None
+        if source is not None and _belongs(name, source, kinds):
+            return f"sde_gen.{room}.{name}" if room in _NAMESPACES else f"sde_gen.{name}"
+    return None
 
 
 @cache
+def members(group: str) -> dict[str, str]:
+    """Names of the classes and functions of a group, each with its target; bases to derive from are none."""
+    names = [name for room in GROUPS[group][0] for name in exports(room)]
+    return {name: target for name in names if (target := member(group, name))}
+
+
+def group_of(target: str) -> str | None:
+    """The group of a target; None: it is not one that a configuration may build without the user's word for it."""
+    name = target.rpartition(".")[2]
+    return next((group for group in GROUPS if member(group, name) == target), None)
+
+
 def targets() -> frozenset[str]:
-    """Every name that a configuration may build without the user's word for it."""
+    """Every target of a group."""
     return frozenset(target for group in GROUPS for target in members(group).values())
 
 
 def target_named(name: str) -> str | None:
     """The target of the class or function called `name`; None: there is none."""
-    return next((members(group)[name] for group in GROUPS if name in members(group)), None)
+    return next((target for group in GROUPS if (target := member(group, name))), None)
 
 
 def _belongs(name: str, source: Source, kinds: tuple[str, ...]) -> bool:
@@ -121,11 +131,6 @@ def _ancestors(source: Source) -> list[str]:
     return found
 
 
-@cache
-def _group_of(target: str) -> str | None:
-    return next((group for group in GROUPS if target in members(group).values()), None)
-
-
 def defaults(target: str) -> dict[str, Any]:
     """Parameters of a target or of a dataclass of settings, with their defaults as plain data.
 
@@ -139,7 +144,7 @@ def defaults(target: str) -> dict[str, Any]:
     source = find(homes().get(name, module) if module == "sde_gen" else module, name)
     if source is None:
         return {}
-    left_out = _FROM_DATA.get(_group_of(target) or "", ())
+    left_out = _FROM_DATA.get(group_of(target) or "", ())
     return {
         name: MISSING if default is None else _value(source.module, default)
         for name, (source, default) in _parameters(source).items()
@@ -209,7 +214,7 @@ def _value(module: str, node: ast.expr) -> Any:
         if node.func.id in ("dict", "list", "tuple") and not node.args:
             return {} if node.func.id == "dict" else []
         target = f"sde_gen.{node.func.id}"
-        if target in targets():
+        if group_of(target):
             own = defaults(target)
             given = dict(zip(own, node.args, strict=False)) | {word.arg: word.value for word in node.keywords}
             return {"_target_": target, **own} | {str(name): _value(module, item) for name, item in given.items()}

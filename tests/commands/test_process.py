@@ -51,6 +51,7 @@ def test_a_signal_saves_at_the_next_step_and_exits_with_75(tmp_path: Path, numbe
     assert process.returncode == 75, (out, err)
     assert number.name in err
     assert "run the same command with run=a to continue" in err
+    assert err.startswith("stopped by "), "what was stopped and is saved is no error"
     assert "Traceback" not in err
     found, skipped = newest_checkpoint(tmp_path / "runs/a/checkpoints")
     assert found is not None
