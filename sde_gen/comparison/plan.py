@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sde_gen.comparison.budgets import Range, chooses, common_range, takes_budget, within_budget
+from sde_gen.comparison.budgets import Range, common_range, takes_budget, within_budget
 from sde_gen.comparison.cells.cell import Cell
 from sde_gen.comparison.cells.choice import SamplerChoice
 from sde_gen.comparison.cells.exact import FittedOrder
@@ -19,6 +19,7 @@ from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
 from sde_gen.samplers import GridSampler, ProbabilityFlow, Sampler
+from sde_gen.tuning import Auto
 
 #: What is kept for pictures: images, points, particles, and states along the way.
 SHOWN_IMAGES, SHOWN_POINTS, PARTICLES, STRIP_IMAGES = 36, 1500, 400, 3
@@ -214,7 +215,7 @@ class _Planner:
     def _drawn(self, run: _Run, seed: int) -> dict[str, Any]:
         """The model, the sampler (or the cell in which it is chosen by measurement) and the noise."""
         model, sampler = self._model(run.formulation, seed), run.sampler
-        chosen = SamplerChoice(sampler=sampler, labels=run.labels, **model) if chooses(sampler) else sampler
+        chosen = SamplerChoice(sampler=sampler, labels=run.labels, **model) if isinstance(sampler, Auto) else sampler
         return {**model, "sampler": chosen, "seed": seed, "labels": {**run.labels, "seed": seed}}
 
     def _samples(self, run: _Run, seed: int) -> DrawnSamples:
@@ -231,9 +232,9 @@ class _Planner:
 
     def _shows_way(self, sampler: str) -> bool:
         """Whether there is a way from noise to data to show: the data can be drawn, and the sampler shows states."""
-        made = self.asked.samplers[sampler]
-        can_be_drawn = self.data.kind == "image" or self.data.shape == (2,)
-        return self.asked.trajectories and can_be_drawn and (isinstance(made, GridSampler | ProbabilityFlow) or chooses(made))  # fmt: skip
+        if not self.asked.trajectories or (self.data.kind != "image" and self.data.shape != (2,)):
+            return False
+        return isinstance(self.asked.samplers[sampler], GridSampler | ProbabilityFlow | Auto)
 
     def _way(self, run: _Run) -> Way:
         count = PARTICLES if self.data.kind == "vector" else STRIP_IMAGES

@@ -212,7 +212,7 @@ def test_any_change_of_a_kept_result_is_found(tmp_path: Path) -> None:
         assert results.store.arrays(cell) == {}
     path.write_text(json.dumps(whole))
     assert results.store.read(cell) == whole["result"]
-    for data in (packed[:-1], bytes([packed[0] ^ 1]) + packed[1:], packed[:200] + bytes([packed[200] ^ 1]) + packed[201:]):
+    for data in (packed[:-1], *(packed[:i] + bytes([packed[i] ^ 1]) + packed[i + 1 :] for i in (0, 200))):
         path.with_suffix(".npz").write_bytes(data)
         assert results.store.read(cell) is None
         assert results.store.arrays(cell) == {}

@@ -103,8 +103,9 @@ def test_meaning_counts_and_words_do_not(tmp_path: Path) -> None:
         return closure._meaning(path)
 
     first = of("def f(x):\n    if x < 0:\n        raise ValueError(f'{x} is small')\n    return x + 1\n")
-    same = '"""A module."""\n\ndef f(x):\n    """A sentence."""\n    if x < 0:  # why\n' \
-        "        raise ValueError(f'too small: {x}')\n    return (x + 1)\n"  # fmt: skip
+    lines = ['"""A module."""', "", "def f(x):", '    """A sentence."""', "    if x < 0:  # why",
+             "        raise ValueError(f'too small: {x}')", "    return (x + 1)", ""]  # fmt: skip
+    same = "\n".join(lines)
     assert of(same.replace("too small: {x}", "{x} is too small")) == first
     assert of(same.replace("x + 1", "x + 2")) != first
     assert of(same.replace("x < 0", "x < 1")) != first

@@ -14,7 +14,7 @@ from sde_gen.comparison.cells.store import Store
 from sde_gen.config.restore import load_model
 from sde_gen.training import Interrupted, Trainer, newest_checkpoint
 from sde_gen.training.checkpoint import save_checkpoint
-from tests.comparison.helpers import TRAINER, NotANumber, small, trained
+from tests.comparison.helpers import TRAINER, NotANumber, trained
 
 pytestmark = pytest.mark.filterwarnings("ignore::sde_gen.errors.BetweenNodesWarning")
 
@@ -47,8 +47,8 @@ def test_the_first_weights_are_the_same_for_all_formulations(tmp_path: Path) -> 
     for cell in cells:
         stopped = iter([False])  # after one step
 
+        slow = replace(cell, trainer=replace(cell.trainer, learning_rate=1e-12, warmup=0))
         with pytest.raises(Interrupted):
-            slow = replace(cell, trainer=replace(cell.trainer, learning_rate=1e-12, warmup=0))
             slow.train(context, tmp_path / cell.key, lambda s=stopped: next(s, True))
         found, _ = newest_checkpoint(tmp_path / cell.key / "checkpoints")
         assert found is not None

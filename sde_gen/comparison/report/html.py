@@ -24,12 +24,12 @@ def write_html(page: Page, folder: Path) -> Path:
 
 def _code(text: object) -> Markup:
     """Text with what is in backticks as code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped just before
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _inside(picture: Picture) -> Markup | str:
     """A drawing as markup, which we drew ourselves; other pictures as an address that holds them."""
     if picture.kind == "svg":
         label = f'<svg role="img" aria-label="{escape(picture.alt)}" '
-        return Markup(picture.data.decode().replace("<svg ", label, 1))  # noqa: S704
+        return Markup(picture.data.decode().replace("<svg ", label, 1))
     return f"data:image/png;base64,{base64.b64encode(picture.data).decode()}"

@@ -31,7 +31,9 @@ def curves(results: ResultTable) -> Section | None:
     if not points:
         return None
     if not has_matplotlib():
-        return Section(title, [Text("Curves are drawn by matplotlib, which is not installed: `pip install matplotlib`.")])
+        return Section(
+            title, [Text("Curves are drawn by matplotlib, which is not installed: `pip install matplotlib`.")]
+        )
     names = list(dict.fromkeys(f for f, _ in points))
     one = all(len(p) < 2 for p in points.values())
     labels = [f"{f}, {s}" for f, s in points] if one else list(dict.fromkeys(s for _, s in points))
