@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 
 import sde_gen as sg
-from sde_gen.comparison.cells import closure
+from sde_gen.comparison.cells import closure, models
 from sde_gen.comparison.cells.cell import Cell, Context
 from sde_gen.comparison.cells.store import Store
+from sde_gen.config.restore import find_checkpoint
 from tests.comparison.helpers import small, trained
 
 ROOT = Path(sg.__file__).parent
@@ -53,10 +54,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return place
 
 
-@pytest.mark.parametrize("name", sorted(cells()))
-def test_every_file_that_is_called_is_followed(name: str, cache: Path) -> None:
-    cell, comparison = cells()[name]
-    context = Context(comparison.dataset(), Store(cache), afresh=True)
+def check_called(cell: Cell, context: Context) -> None:
     called: set[str] = set()
 
     def look(frame: FrameType, event: str, argument: Any) -> None:
@@ -69,9 +67,26 @@ def test_every_file_that_is_called_is_followed(name: str, cache: Path) -> None:
     finally:
         sys.setprofile(None)
     apart = tuple(f"{name.replace('.', '/')}{end}" for name in closure.APART for end in (".py", "/"))
-    missing = {file for file in called if not file.startswith(apart)} - followed(cell) - {"__init__.py"}
-    assert missing == set()
+    assert {file for file in called if not file.startswith(apart)} - followed(cell) - {"__init__.py"} == set()
     assert len(called) > 5
+
+
+@pytest.mark.parametrize("name", sorted(cells()))
+def test_every_file_that_is_called_is_followed(name: str, cache: Path) -> None:
+    cell, comparison = cells()[name]
+    models._LOADED.clear()
+    check_called(cell, Context(comparison.dataset(), Store(cache), afresh=True))
+
+
+def test_every_file_that_a_given_network_calls_is_followed(cache: Path) -> None:
+    cell, comparison = cells()["shared model "]
+    given = str(cache / "models" / cell.key)
+    for cell in trained(mode="shared", checkpoint=given, likelihood=4, seeds=(0,)).cells():
+        models._LOADED.clear()
+        checkpoint, _ = find_checkpoint(given)
+        check_called(cell, Context(comparison.dataset(), Store(cache), checkpoint=str(checkpoint.path)))
+        if cell.kind == "samples":
+            assert "networks/mlp.py" in followed(cell)
 
 
 def test_what_is_left_out_decides_no_number() -> None:
