@@ -16,7 +16,6 @@ from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers import GivenLambdas, GridSampler, Sampler
-from sde_gen.tuning import Auto
 
 _UNMATCHED = "chooses its own times; the grid is not matched"
 #: Half log-SNRs at the two ends of a matched grid, ascending.
@@ -38,11 +37,6 @@ def takes_budget(sampler: Sampler) -> bool:
     if not isinstance(sampler, GridSampler) or sampler.steps is not None:
         return False
     return sampler.grid is None or sampler.grid.length is None
-
-
-def chooses(sampler: Sampler) -> bool:
-    """Whether this sampler measures on the model before it is run, which is a cell of its own."""
-    return isinstance(sampler, Auto)
 
 
 def common_range(models: list[ScoreModel]) -> Range:

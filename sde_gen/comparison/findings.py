@@ -97,79 +97,67 @@ class Finding:
         name = self.measure or measure
         ok = [row for row in rows if row["status"] == "ok" and row.get(name) is not None]
         if self.better is not None:
-            verdict, numbers = self._better(ok, name)
+            verdict, numbers = _better(_pairs(ok, self.better, self.than or {}, name), name)
         elif self.equal is not None:
-            verdict, numbers = self._equal(ok, name)
+            verdict, numbers = _equal(_pairs(ok, self.equal, self.to or {}, name), name, self.tolerance)
         elif self.below is not None:
-            verdict, numbers = self._below(ok, name, real.get(name))
+            verdict, numbers = _below([r[name] for r in ok if _fits(r, self.below)], name, real.get(name), self.limit)
         else:
-            verdict, numbers = self._order(orders)
+            fitted = [row for row in orders if row["status"] == "ok" and _fits(row, self.order_of or {})]
+            verdict, numbers = _order(fitted)
         return {"claim": self.claim, "verdict": verdict, "numbers": numbers}
 
-    def _better(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
-        pairs = _pairs(rows, self.better or {}, self.than or {}, name)
-        first_bad, second_bad = (
-            {seed: mean_of(badness(name, pair[i]) for pair in values).mean for seed, values in pairs.items()}
-            for i in (0, 1)
-        )
-        found = difference(first_bad, second_bad)
-        if found is None:
-            return "no data", "no seed has both"
-        first, second = (mean_of(v[i] for values in pairs.values() for v in values).mean for i in (0, 1))
-        verdict = {-1: "pass", 0: "tie", 1: "fail"}[found.sign]
-        return (
-            verdict,
-            f"{title_of(name)} {first:.4g} against {second:.4g}; difference {difference_with_interval(found)}",
-        )
 
-    def _equal(self, rows: Sequence[Mapping[str, Any]], name: str) -> tuple[str, str]:
-        pairs = _pairs(rows, self.equal or {}, self.to or {}, name)
-        gaps = [abs(a - b) / max(abs(a), abs(b), 1e-300) for values in pairs.values() for a, b in values]
-        if not gaps:
-            return "no data", "no seed has both"
-        verdict = "pass" if max(gaps) <= self.tolerance else "fail"
-        return (
-            verdict,
-            f"largest relative difference of {title_of(name)}: {max(gaps):.2g} (allowed: {self.tolerance:g})",
-        )
+#: Seed to the values of two selections.
+Pairs = Mapping[Any, Sequence[tuple[float, float]]]
 
-    def _below(self, rows: Sequence[Mapping[str, Any]], name: str, real: float | None) -> tuple[str, str]:
-        chosen = [float(row[name]) for row in rows if _fits(row, self.below or {})]
-        if not chosen or real is None or self.limit is None:
-            return "no data", "nothing was measured"
-        mean = mean_of(chosen).mean
-        verdict = "pass" if badness(name, mean) < self.limit * badness(name, real) else "fail"
-        return (
-            verdict,
-            f"{title_of(name)} {mean:.4g}, {mean / real:.2f} times that of real samples (allowed: {self.limit:g})",
-        )
 
-    def _order(self, orders: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
-        chosen = [row for row in orders if row["status"] == "ok" and _fits(row, self.order_of or {})]
-        if not chosen:
-            return "no data", "no order was fitted"
-        short = [row for row in chosen if falls_short(row)]
-        numbers = ", ".join(
-            f"{row['formulation']} {row['sampler']} {row['fitted']:.2f} (claimed {row['claimed']:g})"
-            for row in (short or chosen)[:4]
-        )
-        more = len(short or chosen) - 4
-        return ("fail" if short else "pass"), numbers + (f" and {more} more" if more > 0 else "")
+def _better(pairs: Pairs, name: str) -> tuple[str, str]:
+    bad = [{seed: mean_of(badness(name, p[i]) for p in values).mean for seed, values in pairs.items()} for i in (0, 1)]
+    found = difference(bad[0], bad[1])
+    if found is None:
+        return "no data", "no seed has both"
+    first, second = (mean_of(p[i] for values in pairs.values() for p in values).mean for i in (0, 1))
+    told = f"{title_of(name)} {first:.4g} against {second:.4g}; difference {difference_with_interval(found)}"
+    return {-1: "pass", 0: "tie", 1: "fail"}[found.sign], told
+
+
+def _equal(pairs: Pairs, name: str, tolerance: float) -> tuple[str, str]:
+    gaps = [abs(a - b) / max(abs(a), abs(b), 1e-300) for values in pairs.values() for a, b in values]
+    if not gaps:
+        return "no data", "no seed has both"
+    told = f"largest relative difference of {title_of(name)}: {max(gaps):.2g} (allowed: {tolerance:g})"
+    return "pass" if max(gaps) <= tolerance else "fail", told
+
+
+def _below(values: Sequence[float], name: str, real: float | None, limit: float | None) -> tuple[str, str]:
+    if not values or real is None or limit is None:
+        return "no data", "nothing was measured"
+    mean = mean_of(values).mean
+    told = f"{title_of(name)} {mean:.4g}, {mean / real:.2f} times that of real samples (allowed: {limit:g})"
+    return "pass" if badness(name, mean) < limit * badness(name, real) else "fail", told
+
+
+def _order(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    if not rows:
+        return "no data", "no order was fitted"
+    short = [row for row in rows if falls_short(row)]
+    shown = [f"{r['formulation']} {r['sampler']} {r['fitted']:.2f} (claimed {r['claimed']:g})" for r in short or rows]
+    more = f" and {len(shown) - 4} more" if len(shown) > 4 else ""
+    return "fail" if short else "pass", ", ".join(shown[:4]) + more
 
 
 def _fits(row: Mapping[str, Any], selection: Mapping[str, Any]) -> bool:
     return all(row.get(key) == value for key, value in selection.items())
 
 
-def _pairs(
-    rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any], second: Mapping[str, Any], name: str
-) -> dict[Any, list[tuple[float, float]]]:
+def _pairs(rows: Sequence[Mapping[str, Any]], first: Mapping[str, Any], second: Mapping[str, Any], name: str) -> Pairs:
     """Seed to the pairs of values of the two selections that agree in everything which neither of them names."""
-    free = [key for key in _KEYS if key not in first and key not in second]
-    others = {(*(row[key] for key in free), row["seed"]): float(row[name]) for row in rows if _fits(row, second)}
+    free = [key for key in (*_KEYS, "seed") if key not in first and key not in second]
+    others = {tuple(row[key] for key in free): row[name] for row in rows if _fits(row, second)}
     result: dict[Any, list[tuple[float, float]]] = {}
     for row in rows:
-        key = (*(row[k] for k in free), row["seed"])
-        if _fits(row, first) and key in others:
-            result.setdefault(row["seed"], []).append((float(row[name]), others[key]))
+        other = others.get(tuple(row[key] for key in free))
+        if other is not None and _fits(row, first):
+            result.setdefault(row["seed"], []).append((row[name], other))
     return result

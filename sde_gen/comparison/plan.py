@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from sde_gen.comparison.budgets import Range, chooses, common_range, takes_budget, within_budget
+from sde_gen.comparison.budgets import Range, common_range, takes_budget, within_budget
 from sde_gen.comparison.cells.cell import Cell
 from sde_gen.comparison.cells.choice import SamplerChoice
 from sde_gen.comparison.cells.exact import FittedOrder
 from sde_gen.comparison.cells.likelihood import HeldOutLikelihood
+from sde_gen.comparison.cells.models import Weights
 from sde_gen.comparison.cells.network import TrainedNetwork
 from sde_gen.comparison.cells.samples import DrawnSamples, RealSamples, Way
 from sde_gen.comparison.description import digest
@@ -166,6 +167,12 @@ class _Planner:
         return digest([part.tolist() for part in (law.weights, law.means, law.covariances)])
 
     @cached_property
+    def _weights(self) -> Weights | None:
+        found = self.checkpoint
+        parts = ("network", "sde", "parameterization")
+        return found and Weights(found.digest, {name: found.config.get(name) for name in parts})
+
+    @cached_property
     def _used(self) -> dict[str, str]:
         """What keys hold of data and device."""
         return {"data": self.data.fingerprint, "device": self.device.partition(":")[0]}
@@ -193,9 +200,8 @@ class _Planner:
     def _model(self, name: str, seed: int) -> dict[str, Any]:
         """What says which model a cell asks, of this seed of training (or the one that there is)."""
         network = self._networks[name, seed if seed in self.seeds else self.seeds[0]]
-        weights = self._law if self.checkpoint is None else self.checkpoint.digest
         p, mode = self.formulations[name].perturbation, self.asked.mode
-        return {"mode": mode, "perturbation": p, "source": network or weights, **self._used}
+        return {"mode": mode, "perturbation": p, "source": network or self._weights or self._law, **self._used}
 
     def _runs(self, name: str, sampler: str) -> list[_Run]:
         """One formulation with one sampler at each budget, ascending; those that make no sense are skipped."""
@@ -232,10 +238,9 @@ class _Planner:
 
     def _shows_way(self, sampler: str) -> bool:
         """Whether there is a way from noise to data to show: the data can be drawn, and the sampler shows states."""
-        made = self.asked.samplers[sampler]
-        can_be_drawn = self.data.kind == "image" or self.data.shape == (2,)
-        shows = isinstance(made, GridSampler | ProbabilityFlow) or chooses(made)
-        return self.asked.trajectories and can_be_drawn and shows
+        if not self.asked.trajectories or (self.data.kind != "image" and self.data.shape != (2,)):
+            return False
+        return isinstance(self.asked.samplers[sampler], GridSampler | ProbabilityFlow | Auto)
 
     def _way(self, run: _Run) -> Way:
         count = PARTICLES if self.data.kind == "vector" else STRIP_IMAGES

@@ -44,6 +44,11 @@ class Ranked(NamedTuple):
     behind: Difference | None
     """The paired difference to the entry with the lowest mean; None for that entry."""
 
+    @property
+    def tied(self) -> bool:
+        """Whether it cannot be told from the first."""
+        return self.behind is not None and self.behind.sign == 0
+
 
 def badness(name: str, value: float) -> float:
     """A number that is smaller for better samples, whichever way the metric runs."""

@@ -30,23 +30,7 @@ AFTER = (
 
 @dataclass(frozen=True)
 class ResultTable:
-    """The results of a comparison.
-
-    Attributes:
-        settings: the comparison.
-        rows: one for each cell and seed, as mappings of the columns; skipped and failed ones say why.
-        orders: fitted orders of convergence (mode "oracle").
-        likelihoods: negative log-likelihoods of the formulations.
-        real: the measures of as many real samples, one row for each seed.
-        networks: what was trained, by formulation.
-        choices: what samplers that measure first chose, by formulation and budget, and what that cost.
-        findings: claims with their verdicts.
-        data: the data set.
-        store: where cells and their arrays are kept.
-        cells: all of them.
-        span: half log-SNRs at the ends of matched grids.
-        command: the command line that makes the comparison again.
-    """
+    """The results of a comparison; see `Results`."""
 
     settings: ComparisonSettings
     rows: list[dict[str, Any]]

@@ -50,38 +50,7 @@ class Formulation:
 
 @dataclass(frozen=True, kw_only=True)
 class ComparisonSettings:
-    """Formulations x samplers x budgets x seeds over one data set, with one network configuration.
-
-    Args:
-        formulations: name to `Formulation`, or to a perturbation (which then predicts noise with the simple loss).
-        samplers: name to sampler. One with `steps` set, or an adaptive one, is run once as it is; the others once for
-            each budget, with the most steps whose *counted* network calls do not exceed it.
-        data: a `Dataset`, a `GaussianMixture`, a name such as "digits", or a mapping with a `_target_`.
-        mode: "oracle": exact scores, no training: what discretisation costs. "network": every formulation trained with
-            the same network, budget, data order and draws: what the formulation costs in learning. "shared": one
-            trained network under every formulation: what it costs in sampling, learning held fixed.
-        budgets: network calls for each sample, ascending.
-        seeds: of sampling; one seed gives the same noise, number for number, to every cell.
-        grid: "native": each sampler's own times; "matched": the same half log-SNRs for all.
-        num_samples: samples in a cell.
-        measures: distances to held-out data; the first decides the ranking.
-        likelihood: held-out points for the negative log-likelihood; 0: none.
-        orders: whether the order of convergence is fitted (mode "oracle").
-        trajectories: whether the way from noise to data is kept for the report.
-        network: as for `python -m sde_gen.train`: {"_target_": "auto"}, or a class and its arguments.
-        trainer: settings of the `Trainer`.
-        training_seed: of the network's first weights, the order of the data and the draws of training.
-        train_each_seed: whether each seed trains a network of its own, so that the error includes that of training.
-        shared_from: mode "shared": which formulation the one network is trained under; None: the first.
-        checkpoint: mode "shared": a run or checkpoint to use instead of training one.
-        findings: what should come out, stated beforehand; see `Finding`.
-        name, question: title and first sentence of the report; the name is that of its folder too.
-        device: "cpu", "cuda", ...
-        trust: modules of your own whose classes a mapping may name.
-
-    Raises:
-        ConfigError: for values outside these.
-    """
+    """What a `Comparison` is given; see there."""
 
     formulations: Mapping[str, Any]
     samplers: Mapping[str, Any]

@@ -23,8 +23,24 @@ _CACHE = "runs/comparisons/.cache"
 
 
 @dataclass(frozen=True)
-class Results(ResultTable):  # noqa: D101 - that of its table
-    __doc__ = ResultTable.__doc__
+class Results(ResultTable):
+    """The results of a comparison.
+
+    Attributes:
+        settings: the comparison.
+        rows: one for each cell and seed, as mappings of the columns; skipped and failed ones say why.
+        orders: fitted orders of convergence (mode "oracle").
+        likelihoods: negative log-likelihoods of the formulations.
+        real: the measures of as many real samples, one row for each seed.
+        networks: what was trained, by formulation.
+        choices: what samplers that measure first chose, by formulation and budget, and what that cost.
+        findings: claims with their verdicts.
+        data: the data set.
+        store: where cells and their arrays are kept.
+        cells: all of them.
+        span: half log-SNRs at the ends of matched grids.
+        command: the command line that makes the comparison again.
+    """
 
     command: str = "python -m sde_gen.compare spec=comparison.json"
 
@@ -41,7 +57,9 @@ class Results(ResultTable):  # noqa: D101 - that of its table
         place = make_folder(Path(folder).expanduser(), "the folder of the report")
         if self.command == Results.command:  # made in Python: the description beside the report is what reruns it
             words = [f"spec={place / 'comparison.json'}", f"cache={self.store.root}"]
-            own = [name for name in self.settings.trusted if name != "__main__"]  # which no other program can build
+            own = [
+                name for name in self.settings.trusted if name != "__main__"
+            ]  # what a script defines, no other can build
             words += [f"trust=[{','.join(own)}]"] if own else []
             return self.with_command(" ".join(["python -m sde_gen.compare", *map(shlex.quote, words)])).report(folder)
         self.to_csv(place / "rows.csv")
@@ -51,8 +69,39 @@ class Results(ResultTable):  # noqa: D101 - that of its table
 
 
 @dataclass(frozen=True, kw_only=True)
-class Comparison(ComparisonSettings):  # noqa: D101 - that of its settings
-    __doc__ = ComparisonSettings.__doc__
+class Comparison(ComparisonSettings):
+    """Formulations x samplers x budgets x seeds over one data set, with one network configuration.
+
+    Args:
+        formulations: name to `Formulation`, or to a perturbation (which then predicts noise with the simple loss).
+        samplers: name to sampler. One with `steps` set, or an adaptive one, is run once as it is; the others once for
+            each budget, with the most steps whose *counted* network calls do not exceed it.
+        data: a `Dataset`, a `GaussianMixture`, a name such as "digits", or a mapping with a `_target_`.
+        mode: "oracle": exact scores, no training: what discretisation costs. "network": every formulation trained with
+            the same network, budget, data order and draws: what the formulation costs in learning. "shared": one
+            trained network under every formulation: what it costs in sampling, learning held fixed.
+        budgets: network calls for each sample, ascending.
+        seeds: of sampling; one seed gives the same noise, number for number, to every cell.
+        grid: "native": each sampler's own times; "matched": the same half log-SNRs for all.
+        num_samples: samples in a cell.
+        measures: distances to held-out data; the first decides the ranking.
+        likelihood: held-out points for the negative log-likelihood; 0: none.
+        orders: whether the order of convergence is fitted (mode "oracle").
+        trajectories: whether the way from noise to data is kept for the report.
+        network: as for `python -m sde_gen.train`: {"_target_": "auto"}, or a class and its arguments.
+        trainer: settings of the `Trainer`.
+        training_seed: of the network's first weights, the order of the data and the draws of training.
+        train_each_seed: whether each seed trains a network of its own, so that the error includes that of training.
+        shared_from: mode "shared": which formulation the one network is trained under; None: the first.
+        checkpoint: mode "shared": a run or checkpoint to use instead of training one.
+        findings: what should come out, stated beforehand; see `Finding`.
+        name, question: title and first sentence of the report; the name is that of its folder too.
+        device: "cpu", "cuda", ...
+        trust: modules of your own whose classes a mapping may name.
+
+    Raises:
+        ConfigError: for values outside these.
+    """
 
     def run(
         self,

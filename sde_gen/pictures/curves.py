@@ -24,7 +24,7 @@ _LEFT, _RIGHT, _TOP, _BOTTOM = 62, 10, 12, 46
 _INK, _SOFT, _LINE, _PAPER = "#1d2430", "#5b6575", "#d8dde5", "#ffffff"
 _VARIABLES = {"ink": _INK, "soft": _SOFT, "line": _LINE, "paper": _PAPER}
 #: Text stays text, and is what it says: a name with dollar signs is no formula.
-_STYLE: Any = {
+_STYLE: dict[Any, Any] = {
     "svg.fonttype": "none", "text.parse_math": False, "font.size": 12, "xtick.labelsize": 12, "ytick.labelsize": 12,
     "axes.labelsize": 12, "font.family": "sans-serif", "font.sans-serif": ["DejaVu Sans"],
 }  # fmt: skip

@@ -1,9 +1,9 @@
 """What is computed once and kept, and what is computed again: the keys of the cells, and the code they depend on."""
 
 import json
+import shutil
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
-from shutil import rmtree
 from typing import Any
 
 import numpy as np
@@ -68,18 +68,18 @@ def flipped(value: Any) -> list[Any]:
         return [replace(value, **{f.name: other}) for f in fields(value) if f.name != "labels"
                 for other in flipped(getattr(value, f.name))[:1]]  # fmt: skip
     if is_dataclass(value) and not isinstance(value, type):
-        found = []
+        found = [] if fields(value) else [sg.VPrediction()]
         for f in fields(value):
             for other in flipped(getattr(value, f.name)):
                 try:
                     found.append(replace(value, **{f.name: other}))
                 except sg.ConfigError:  # no such value
                     continue
-        return found or [sg.VPrediction()]  # of a class without fields, another one
+        return found
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):
-        return [value + 1, value / 2 + 0.125 if isinstance(value, float) else value + 2]
+        return [value + 1, value + 2]
     if isinstance(value, str):
         return [value + "x"]
     if isinstance(value, tuple | list):
@@ -155,7 +155,7 @@ def test_weights_that_change_while_the_process_runs_are_read_again(tmp_path: Pat
     assert found is not None
 
     def save(factor: float) -> str:
-        rmtree(tmp_path / "given", ignore_errors=True)  # a checkpoint that is there stays
+        shutil.rmtree(tmp_path / "given", ignore_errors=True)
         tensors = {name: found.tensors(name) for name in ("model", "ema")}
         tensors["ema"] = {name: factor * value for name, value in tensors["ema"].items()}
         return str(save_checkpoint(tmp_path / "given" / "checkpoints", found.step, tensors, found.config, found.state))
@@ -212,11 +212,7 @@ def test_any_change_of_a_kept_result_is_found(tmp_path: Path) -> None:
         assert results.store.arrays(cell) == {}
     path.write_text(json.dumps(whole))
     assert results.store.read(cell) == whole["result"]
-    for data in (
-        packed[:-1],
-        bytes([packed[0] ^ 1]) + packed[1:],
-        packed[:200] + bytes([packed[200] ^ 1]) + packed[201:],
-    ):
+    for data in (packed[:-1], *(packed[:i] + bytes([packed[i] ^ 1]) + packed[i + 1 :] for i in (0, 200))):
         path.with_suffix(".npz").write_bytes(data)
         assert results.store.read(cell) is None
         assert results.store.arrays(cell) == {}

@@ -107,6 +107,10 @@ BAD = [
     ({"checkpoint": "somewhere"}, "is for mode='shared'"),
     ({"shared_from": "V"}, "shared_from must be one of"),
     ({"findings": [{"better": {}}]}, "needs a claim"),
+    *(
+        ({"name": name}, "name must be that of a folder")
+        for name in ("", ".", "..", "../x", "/x", "a/b", "a\\b", "x" * 201)
+    ),
 ]
 
 

@@ -274,3 +274,51 @@ def test_images_and_one_seed(tmp_path: Path) -> None:
     read = Read(results.report(tmp_path / "out").read_text())
     assert len(read.all("img")) == 1 + 2 + 2 + 2
     assert not read.all("canvas")
+
+
+HOSTILE = [
+    "<!--<script>",
+    "</script><b>",
+    "<img src=x onerror=alert(1)>",
+    "$\\frac$ [a](javascript:b) | `c` {{ 7 * 7 }}",
+    "_\u6f22",
+]
+
+
+def test_names_are_words_wherever_they_stand(tmp_path: Path) -> None:
+    formulations = {name: sg.VE(sigma_max=6.0 + i) for i, name in enumerate(HOSTILE)}
+    first, second = HOSTILE[2], HOSTILE[3]
+    results = small(
+        formulations=formulations, samplers={"DDIM": sg.DDIM(), HOSTILE[1]: sg.EulerMaruyama()}, budgets=(1, 4),
+        question=first, name=first, trajectories=True, likelihood=4,
+        findings=[{"claim": second, "better": {"formulation": first}, "than": {"formulation": second}}],
+    ).run(tmp_path / "cache")  # fmt: skip
+    page = results.report(tmp_path / "out")
+    text = page.read_text(encoding="utf-8")
+    read = Read(text)
+    assert read.open == []
+    assert len(read.all("script")) == 2
+    assert "b" not in [tag for tag, _ in read.tags]
+    assert not [attrs for _, attrs in read.tags if "onerror" in attrs]
+    assert "<!--" not in text
+    assert "{{ 7 * 7 }}" in text
+    data = json.loads(next(t for t in read.text["script"] if t.startswith('{"formulations"')))
+    assert (data["formulations"], data["samplers"]) == (HOSTILE, ["DDIM", HOSTILE[1]])
+    assert set(HOSTILE) <= {*read.text["figcaption"], *read.text["option"]}
+    for drawing in (page.parent / "pictures").glob("*.svg"):
+        ET.fromstring(drawing.read_bytes())
+    words = (page.parent / "report.md").read_text(encoding="utf-8")
+    assert not re.search(r"<[a-z!/]", words)
+    assert "](javascript" not in re.sub(r"^```$.*?^```$", "", words, flags=re.MULTILINE | re.DOTALL)
+    linked = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", words)
+    assert len(set(linked)) == len(linked) == len(read.all("img")) + len(read.all("svg")), "each a file of its own"
+
+
+def test_a_report_without_matplotlib_has_all_but_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from sde_gen.comparison.report import views
+
+    monkeypatch.setattr(views, "has_matplotlib", lambda: False)
+    read = Read(small(trajectories=True).run(tmp_path / "cache").report(tmp_path / "out").read_text())
+    assert not read.all("svg")
+    assert read.all("img")
+    assert "pip install matplotlib" in read.text["code"]

@@ -1,7 +1,8 @@
 """The model that a cell samples from: exact, trained under its formulation, or one network under another."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +30,14 @@ def law_of(data: Dataset) -> Law:
     return Law(GaussianMixture(data.law.weights, data.law.means, data.law.covariances), known=True)
 
 
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint that was given: its digest, and the classes that it names, whose code counts."""
+
+    digest: str
+    parts: Mapping[str, Any]
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class OfModel(Cell):
     """A cell that asks a model.
@@ -36,14 +45,14 @@ class OfModel(Cell):
     Attributes:
         mode: of the comparison.
         perturbation: which the model is asked under.
-        source: the cell that trains it; else the digest of the exact law, or of the weights that were given.
+        source: the cell that trains it; else the digest of the exact law, or the weights that were given.
         data: fingerprint.
         device: kind of device.
     """
 
     mode: str
     perturbation: Perturbation
-    source: Cell | str
+    source: Cell | Weights | str
     data: str
     device: str
 
@@ -57,8 +66,8 @@ class OfModel(Cell):
             return law_of(context.data).exact.model(self.perturbation)
         if isinstance(self.source, Cell):
             model = _loaded(str(context.store.model(self.source.key) / "checkpoints"), None, context)
-        elif context.checkpoint is not None:
-            model = _loaded(context.checkpoint, self.source, context)
+        elif isinstance(self.source, Weights) and context.checkpoint is not None:
+            model = _loaded(context.checkpoint, self.source.digest, context)
         else:
             raise ConfigError("this cell names no trained network; give checkpoint=PATH, or a formulation to train")
         return model if model.perturbation == self.perturbation else model.under(self.perturbation)

@@ -27,13 +27,9 @@ from sde_gen.training import newest_checkpoint
 FORMAT = 2
 
 
-#: A cell: the store looks at its kind, key, code and config (cells lie above the store).
-Entry = Any
-
-
 @dataclass(frozen=True)
 class Store:
-    """Cells on disk, below the folder `root`."""
+    """Cells on disk, below the folder `root`; a cell is what has a kind, a key, a code and a config."""
 
     root: Path
 
@@ -47,7 +43,7 @@ class Store:
             make_folder(self.root / name, "the cache of the comparison")
         return self
 
-    def path(self, cell: Entry, ending: str = ".json") -> Path:
+    def path(self, cell: Any, ending: str = ".json") -> Path:
         """Where a cell's file lies."""
         return self.root / "cells" / f"{cell.kind}-{cell.key}{ending}"
 
@@ -55,7 +51,7 @@ class Store:
         """Folder of a trained network."""
         return self.root / "models" / key
 
-    def read(self, cell: Entry) -> dict[str, Any] | None:
+    def read(self, cell: Any) -> dict[str, Any] | None:
         """The stored result of a cell, or None if there is none that fits it."""
         entry = self._sound(cell)
         if entry is None or (entry["packed"] and self._bytes(cell, entry["packed"]) is None):
@@ -65,19 +61,19 @@ class Store:
             return None
         return result
 
-    def _sound(self, cell: Entry) -> dict[str, Any] | None:
+    def _sound(self, cell: Any) -> dict[str, Any] | None:
         try:
             entry = json.loads(self.path(cell).read_text(encoding="utf-8"))
             return entry if entry == self._entry(cell, entry["result"], entry["packed"]) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
 
-    def _has_network(self, cell: Entry, result: Mapping[str, Any]) -> bool:
+    def _has_network(self, cell: Any, result: Mapping[str, Any]) -> bool:
         """Whether the last checkpoint is there and sound; an older one is where training goes on."""
         found, _ = newest_checkpoint(self.model(cell.key) / "checkpoints")
         return found is not None and found.step == result["steps"]
 
-    def write(self, cell: Entry, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
+    def write(self, cell: Any, result: Mapping[str, Any], arrays: Mapping[str, np.ndarray]) -> dict[str, Any]:
         """Publish a result, and return it; the arrays first, so that an entry is never without them."""
         stream = io.BytesIO()
         if arrays:
@@ -89,13 +85,13 @@ class Store:
         return kept
 
     @staticmethod
-    def _entry(cell: Entry, result: Mapping[str, Any], packed: str) -> dict[str, Any]:
+    def _entry(cell: Any, result: Mapping[str, Any], packed: str) -> dict[str, Any]:
         """What the file says; `packed` is the SHA-256 of the arrays beside it."""
         config = json.loads(canonical(cell.config))
         head = {"format": FORMAT, "kind": cell.kind, "key": cell.key, "code": cell.code, "config": config}
         return {**head, "result": dict(result), "packed": packed, "digest": digest([cell.key, result, packed])}
 
-    def arrays(self, cell: Entry) -> dict[str, np.ndarray]:
+    def arrays(self, cell: Any) -> dict[str, np.ndarray]:
         """The arrays stored with a cell; empty where there are none, or not those that were computed."""
         entry = self._sound(cell)
         data = self._bytes(cell, entry["packed"]) if entry is not None and entry["packed"] else None
@@ -104,7 +100,7 @@ class Store:
         with np.load(io.BytesIO(data), allow_pickle=False) as file:
             return dict(file)
 
-    def _bytes(self, cell: Entry, packed: str) -> bytes | None:
+    def _bytes(self, cell: Any, packed: str) -> bytes | None:
         try:
             data = self.path(cell, ".npz").read_bytes()
         except OSError:

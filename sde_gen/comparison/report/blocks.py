@@ -1,41 +1,32 @@
 """What a report consists of, apart from how it is written: one list of sections, rendered twice."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 
-@dataclass(frozen=True)
-class Text:
+class Text(NamedTuple):
     """A paragraph; `words` in backticks are code."""
 
     words: str
 
 
-@dataclass(frozen=True)
-class Code:
+class Code(NamedTuple):
     """Lines to copy."""
 
     text: str
 
 
-@dataclass(frozen=True)
-class Badge:
+class Badge(NamedTuple):
     """A word in a table that is shown as a mark: pass, fail, tie, ..."""
 
     word: str
 
 
-@dataclass(frozen=True)
-class Table:
-    """A table; cells are text or badges.
+class Table(NamedTuple):
+    """Titles of columns, and rows of cells, each text or a badge, as many as titles.
 
-    Attributes:
-        header: column titles.
-        rows: cells, as many as titles.
-        caption: said above the table.
-        numbers: indices of columns that hold numbers.
-        faint: indices of rows that are there for reference.
+    `caption` is said above; `numbers` are indices of columns of numbers, `faint` of rows that are there for reference.
     """
 
     header: Sequence[str]
@@ -47,13 +38,13 @@ class Table:
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture as bytes, PNG or SVG.
+    """A picture as bytes.
 
     Attributes:
         name: of its file beside the Markdown.
         kind: "png" or "svg".
         alt: what it shows, for who cannot see it.
-        caption: said below.
+        caption: said with it.
         sharp: whether enlarged pixels keep their edges.
     """
 
@@ -65,47 +56,36 @@ class Picture:
     sharp: bool = False
 
 
-@dataclass(frozen=True)
-class Gallery:
-    """Pictures beside each other.
-
-    Attributes:
-        pictures: in rows, one after the other.
-        layout: "grid": small ones, as many in a row as fit; "plots": larger ones; "wide": one in a row.
-        columns: of a grid, on a page that is wide enough for them; 0: as many as fit.
-    """
+class Gallery(NamedTuple):
+    """Pictures: in a "grid" of so many `columns` (0: as many as fit), larger as "plots", or "wide", one in a row."""
 
     pictures: Sequence[Picture]
     layout: str = "grid"
     columns: int = 0
 
 
-@dataclass(frozen=True)
-class Fold:
+class Fold(NamedTuple):
     """Blocks that are hidden until asked for."""
 
     title: str
     blocks: Sequence[Any]
 
 
-@dataclass(frozen=True)
-class Player:
+class Player(NamedTuple):
     """Moving particles, in HTML only; `instead` is what Markdown says."""
 
     data: Mapping[str, Any]
     instead: str
 
 
-@dataclass(frozen=True)
-class Section:
+class Section(NamedTuple):
     """A heading with its blocks."""
 
     title: str
-    blocks: Sequence[Any] = field(default_factory=tuple)
+    blocks: Sequence[Any]
 
 
-@dataclass(frozen=True)
-class Page:
+class Page(NamedTuple):
     """A whole report."""
 
     title: str

@@ -1,6 +1,5 @@
 """What the report says first: the answer in short, what was expected, who is better."""
 
-from collections.abc import Sequence
 from typing import Any
 
 from sde_gen.comparison.numbers import difference_with_interval, mean_with_error, title_of, with_error
@@ -19,34 +18,30 @@ _MODES = {
 
 def summary(results: ResultTable) -> list[Any]:
     """What was compared, and the answer in a few lines."""
-    spec, data = results.spec, results.data
-    held = min(spec["num_samples"], len(data.test))
-    n = len(spec["seeds"])
+    asked, data, span = results.settings, results.data, results.span
+    held, n = min(asked.num_samples, len(data.test)), len(asked.seeds)
     same = (
-        f"on the same {'noise levels' if spec['grid'] == 'matched' else 'budgets'}, "
+        f"on the same {'noise levels' if asked.grid == 'matched' else 'budgets'}, "
         f"with the same noise in every cell, for {n} seed{'s' if n > 1 else ''}"
     )
-    span = results.span
-    levels = "" if span is None else f" Half log-SNRs visited by all: {span[0]:.2f} to {span[1]:.2f}."
-    repeats = spec["mode"] == "oracle" and data.law is None
-    law = (
-        " The law it is exact for is that of the training samples, which a perfect sampler repeats." if repeats else ""
-    )
     words = (
-        f"{len(spec['formulations'])} formulations and {len(spec['samplers'])} samplers {same}. {held} samples of each "
-        f"cell are compared with {held} held-out {_kind(results)}. {_MODES[spec['mode']]}{law}{levels}"
+        f"{len(asked.formulations)} formulations and {len(asked.samplers)} samplers {same}. {held} samples of each "
+        f"cell are compared with {held} held-out {_kind(results)}. {_MODES[asked.mode]}"
     )
-    blocks: list[Any] = [Text(words)]
+    if asked.mode == "oracle" and data.law is None:
+        words += " The law it is exact for is that of the training samples, which a perfect sampler repeats."
+    if span is not None:
+        words += f" Half log-SNRs visited by all: {span[0]:.2f} to {span[1]:.2f}."
     needed = _needed(results)
-    blocks += [needed] if needed is not None else []
+    blocks: list[Any] = [Text(words), *([needed] if needed is not None else [])]
     winners = [_winner(results, budget) for budget in results.budgets]
     if winners:
         header = ["calls, at most", "lowest", title_of(results.measure), "others that cannot be told from it"]
         blocks.append(Table(header, winners, "The best at each budget.", [2]))
     if n < 2:
         blocks.append(Text("One seed: nothing is said about what can be told apart."))
-    if not results.complete:
-        missing = sum(row["status"] == "missing" for row in results.rows)
+    missing = sum(row["status"] == "missing" for row in results.rows)
+    if missing:
         blocks.append(Text(f"{missing} rows are not computed yet: this report shows what the cache holds so far."))
     return blocks
 
@@ -58,39 +53,37 @@ def _kind(results: ResultTable) -> str:
 
 def _needed(results: ResultTable) -> Table | None:
     """The fewest calls with which each sampler is as good as real samples under each formulation."""
-    name, spec = results.measure, results.spec
+    name, names = results.measure, list(results.formulations)
     real = [badness(name, row[name]) for row in results.real if row["status"] == "ok"]
     values = by_entry(results.rows, name, badness)
     if not real or not values:
         return None
     m = mean_of(real)
     bound = m.mean + 2 * (m.error or 0.0)
-    calls = {(r["formulation"], r["sampler"], r["budget"]): r["nfe"] for r in results.rows if r["status"] == "ok"}
-    reached = {entry for entry, of_seed in values.items() if mean_of(of_seed.values()).mean <= bound}
+    calls = {entry: max(of_seed.values()) for entry, of_seed in by_entry(results.rows, "nfe").items()}
 
     def cell(f: str, s: str) -> str:
-        mine = sorted((calls[entry], entry) for entry in values if entry[:2] == (f, s))
-        found = next((str(n) for n, entry in mine if entry in reached), None)
+        mine = sorted(
+            (int(calls[entry]), mean_of(v.values()).mean) for entry, v in values.items() if entry[:2] == (f, s)
+        )
+        found = next((str(n) for n, value in mine if value <= bound), None)
         return found or (f"over {mine[-1][0]}" if mine else "-")
 
-    names = list(spec["formulations"])
-    rows = [[s, *(cell(f, s) for f in names)] for s in spec["samplers"]]
     words = (
         f"Network calls, of those tried, from which a sampler is as good as real samples: {title_of(name)} of at most "
         f"{bound:.2g}, the mean of as many real samples and two standard errors."
     )
+    rows = [[s, *(cell(f, s) for f in names)] for s in results.samplers]
     return Table(["sampler", *names], rows, words, range(1, 1 + len(names)))
 
 
 def _winner(results: ResultTable, budget: int | None) -> list[str | Badge]:
-    lines = results.ranking(budget)
-    ties = [line.entry for line in lines[1:] if line.behind is not None and line.behind.sign == 0]
-    told = "none" if not ties else "; ".join(f"{f}, {s}" for f, s, _ in ties[:3])
-    more = f" and {len(ties) - 3} more of {len(lines) - 1}" if len(ties) > 3 else ""
-    told = "" if len(results.spec["seeds"]) < 2 else told + more
+    first, *others = results.ranking(budget)
+    ties = [f"{line.entry[0]}, {line.entry[1]}" for line in others if line.tied]
+    more = f" and {len(ties) - 3} more of {len(others)}" if len(ties) > 3 else ""
+    told = "" if len(results.settings.seeds) < 2 else ("; ".join(ties[:3]) or "none") + more
     where = str(budget) if budget is not None else "steps of their own"
-    f, s, _ = lines[0].entry
-    return [where, f"{f}, {s}", with_error(*lines[0].value[:2]), told]
+    return [where, ", ".join(first.entry[:2]), with_error(*first.value[:2]), told]
 
 
 def findings(results: ResultTable) -> Section | None:
@@ -130,7 +123,7 @@ def _most_telling(results: ResultTable) -> int | None:
 
     def ties(budget: int | None) -> float:
         lines = results.ranking(budget)
-        return sum(line.behind is not None and line.behind.sign == 0 for line in lines) / max(1, len(lines) - 1)
+        return sum(line.tied for line in lines) / max(1, len(lines) - 1)
 
     budgets = [b for b in results.budgets if b is not None] or results.budgets
     return min(budgets, key=ties)
@@ -147,23 +140,20 @@ def _what_varies(results: ResultTable) -> str:
 
 
 def _ranking(results: ResultTable, budget: int | None) -> Table:
-    measures = list(results.spec["measures"])
+    measures = results.settings.measures
     rows: list[list[Any]] = []
     for line in results.ranking(budget):
-        mine = [
-            r
-            for r in results.rows
-            if (r["formulation"], r["sampler"], r["budget"]) == line.entry and r["status"] == "ok"
-        ]
+        keys = ("formulation", "sampler", "budget")
+        mine = [r for r in results.rows if tuple(r[k] for k in keys) == line.entry and r["status"] == "ok"]
         rank = str(line.rank) if line.rank == line.last else f"{line.rank}–{line.last}"
-        behind: Any = "" if line.behind is None else difference_with_interval(line.behind).partition(" (")[0]
-        mark: Any = Badge("best") if line.behind is None else Badge("tie") if line.behind.sign == 0 else ""
-        if len(results.spec["seeds"]) < 2:
-            mark = ""
+        behind = "" if line.behind is None else difference_with_interval(line.behind).partition(" (")[0]
+        mark: Any = Badge("best") if line.behind is None else Badge("tie") if line.tied else ""
+        mark = mark if len(results.settings.seeds) > 1 else ""
         others = [mean_with_error([r[m] for r in mine if r.get(m) is not None]) for m in measures[1:]]
-        calls, seconds = _span([r["nfe"] for r in mine]), mean_of(r["seconds"] for r in mine).mean
+        calls, seconds = sorted({r["nfe"] for r in mine}), mean_of(r["seconds"] for r in mine).mean
+        span = "–".join(map(str, calls[:1] + calls[1:][-1:]))
         entry, value = ", ".join(line.entry[:2]), with_error(*line.value[:2])
-        rows.append([rank, mark, entry, value, behind, calls, *others, f"{seconds:.2f}"])
+        rows.append([rank, mark, entry, value, behind, span, *others, f"{seconds:.2f}"])
     floor = [r for r in results.real if r["status"] == "ok"]
     if floor:
         values = [mean_with_error([r[m] for r in floor]) for m in measures]
@@ -173,8 +163,3 @@ def _ranking(results: ResultTable, budget: int | None) -> Table:
               *[title_of(m) for m in measures[1:]], "seconds"]  # fmt: skip
     numbers = [0, *range(3, 7 + len(measures) - 1)]
     return Table(header, rows, title, numbers, [len(rows) - 1] if floor else [])
-
-
-def _span(values: Sequence[int]) -> str:
-    low, high = min(values), max(values)
-    return str(low) if low == high else f"{low}–{high}"

@@ -12,20 +12,18 @@ def orders(results: ResultTable) -> Section | None:
     if not results.orders:
         return None
     names = list(results.spec["formulations"])
-    rows: list[list[str | Badge]] = []
+    rows: list[list[Any]] = []
     without: dict[str, list[str]] = {}
-    for sampler in results.spec["samplers"]:
+    for sampler in results.samplers:
         mine = {r["formulation"]: r for r in results.orders if r["sampler"] == sampler}
-        ok = [r for r in mine.values() if r["status"] == "ok"]
-        if not mine:
-            continue
-        if not ok:
+        ok = {name: r for name, r in mine.items() if r["status"] == "ok"}
+        if ok:
+            first = next(iter(ok.values()))
+            cells = [f"{ok[n]['fitted']:.2f} ± {ok[n]['standard_error']:.2f}" if n in ok else "-" for n in names]
+            mark = Badge("below its claim" if any(map(falls_short, ok.values())) else "as claimed")
+            rows.append([sampler, first["error_kind"], f"{first['claimed']:g}", *cells, mark])
+        elif mine:
             without.setdefault(next(iter(mine.values()))["reason"], []).append(sampler)
-            continue
-        cells = [_order(mine.get(name)) for name in names]
-        low = [r for r in ok if falls_short(r)]
-        mark = Badge("below its claim") if low else Badge("as claimed")
-        rows.append([sampler, ok[0]["error_kind"], f"{ok[0]['claimed']:g}", *cells, mark])
     words = (
         "The slope of log error against log steps, with the standard error of the fit, over 64 to 512 steps even in "
         "the half log-SNR between -3 (or where the process begins) and 2.5. Deterministic samplers (strong): error "
@@ -40,27 +38,17 @@ def orders(results: ResultTable) -> Section | None:
     return Section("Orders of convergence", blocks)
 
 
-def _order(row: Any) -> str:
-    if row is None or row["status"] != "ok":
-        return "-"
-    return f"{row['fitted']:.2f} ± {row['standard_error']:.2f}"
-
-
 def likelihoods(results: ResultTable) -> Section | None:
     """Negative log-likelihoods of the formulations."""
     if not results.likelihoods:
         return None
-    rows = []
+    rows: list[list[Any]] = []
     for r in results.likelihoods:
+        told: list[Any] = [Badge(r["status"]), r.get("reason", ""), "", ""]
         if r["status"] == "ok":
             exact = "" if r.get("nll_exact") is None else f"{r['nll_exact']:.4f}"
-            told = f"{r['nll']:.4f} ± {r['nll_standard_error']:.4f}"
-            bits = ""
-            if r.get("bits_per_dim") is not None:
-                bits = f"{r['bits_per_dim']:.4f} ± {r['bits_per_dim_standard_error']:.4f}"
-            rows.append([r["formulation"], str(r["seed"]), told, exact, bits, str(r["nfe"])])
-        else:
-            rows.append([r["formulation"], str(r["seed"]), Badge(r["status"]), r["reason"], "", ""])
+            told = [_with_error(r, "nll"), exact, _with_error(r, "bits_per_dim"), str(r["nfe"])]
+        rows.append([r["formulation"], str(r["seed"]), *told])
     words = (
         f"Negative log-likelihood of {results.spec['likelihood']} held-out points in nats a dimension, by the "
         "probability-flow ODE, ± its standard error over the points. They are the same points for all, so the "
@@ -69,9 +57,10 @@ def likelihoods(results: ResultTable) -> Section | None:
     if any(r.get("bits_per_dim") is not None for r in results.likelihoods):
         words += " Bits a dimension are those of the raw data, whose levels are spread out by uniform noise."
     header = ["formulation", "training seed", "nats/dimension", "of the exact law", "bits/dimension", "calls"]
-    trained = results.spec["mode"] != "oracle"
-    used = [
-        i for i in range(len(header)) if (i < 3 and (i != 1 or trained)) or (i >= 3 and any(row[i] for row in rows))
-    ]
+    used = [i for i in range(6) if any(row[i] for row in rows) and (i != 1 or results.settings.mode != "oracle")]
     header, rows = [header[i] for i in used], [[row[i] for i in used] for row in rows]
     return Section("Likelihood", [Text(words), Table(header, rows, "", range(1, len(header)))])
+
+
+def _with_error(row: Any, name: str) -> str:
+    return "" if row.get(name) is None else f"{row[name]:.4f} ± {row[f'{name}_standard_error']:.4f}"

@@ -12,13 +12,12 @@ def networks(results: ResultTable) -> Section | None:
     """What was trained."""
     if not results.networks:
         return None
-    rows = []
+    rows: list[list[Any]] = []
     for r in results.networks:
-        if r["status"] == "ok":
-            numbers = [f"{r[k]:.4g}" if r.get(k) is not None else "" for k in ("loss", "held_out_loss")]
-            rows.append([r["formulation"], str(r["seed"]), str(r["steps"]), f"{r['seconds']:.0f}", *numbers, r["cell"]])
-        else:
-            rows.append([r["formulation"], str(r["seed"]), Badge(r["status"]), "", "", "", r["reason"]])
+        ok = r["status"] == "ok"
+        losses = [f"{r[k]:.4g}" if ok and r.get(k) is not None else "" for k in ("loss", "held_out_loss")]
+        told = [str(r["steps"]), f"{r['seconds']:.0f}"] if ok else [Badge(r["status"]), ""]
+        rows.append([r["formulation"], str(r["seed"]), *told, *losses, r["cell"] if ok else r["reason"]])
     size = next((r["parameters"] for r in results.networks if r.get("parameters")), None)
     words = (
         f"One configuration{f' of {size:,} parameters' if size else ''} for all. Losses of different objectives or "
@@ -33,14 +32,13 @@ def choices(results: ResultTable) -> Section | None:
     if not results.choices:
         return None
     rows = []
-    place = {name: i for i, name in enumerate(results.spec["formulations"])}
+    place = {name: i for i, name in enumerate(results.formulations)}
     for r in sorted(results.choices, key=lambda r: (r["sampler"], place[r["formulation"]], r["budget"] or 0)):
-        labels = [r["formulation"], r["sampler"], "" if r["budget"] is None else str(r["budget"])]
+        told = [r.get("reason", ""), "", "", ""]
         if r["status"] == "ok":
-            told = [f"{r['error']:.2g}", f"{r['calibration_nfe']:,}", f"{r['seconds']:.1f}"]
-            rows.append([*labels, _named(r["sampler_chosen"]), *told])
-        else:
-            rows.append([*labels, r["reason"], "", "", ""])
+            cost = [f"{r['error']:.2g}", f"{r['calibration_nfe']:,}", f"{r['seconds']:.1f}"]
+            told = [_named(r["sampler_chosen"]), *cost]
+        rows.append([r["formulation"], r["sampler"], str(r["budget"] or ""), *told])
     words = (
         "Chosen once for each model and budget, by measurement on that model, before any sample was drawn; all seeds "
         "use the one choice. These network calls are apart from the budget, which is what a sample costs afterwards: "
@@ -60,22 +58,18 @@ def _named(node: Any) -> str:
 
 def left_out(results: ResultTable) -> Section | None:
     """Rows without a result, or not the one that was asked for, with the reason; those that share it share a line."""
-    joined: dict[tuple[str, ...], list[Any]] = {}
-    for row in results.rows:
-        if row["status"] == "ok" and row.get("note"):
-            joined.setdefault(("note", row["formulation"], row["sampler"], row["note"]), []).append(row["budget"])
+    joined: dict[tuple[str, ...], set[Any]] = {}
     fitted = {row["sampler"] for row in results.orders if row["status"] == "ok"}
     orders = [{**row, "sampler": f"order of {row['sampler']}"} for row in results.orders if row["sampler"] in fitted]
-    for row in [*results.rows, *results.likelihoods, *orders]:
+    noted = [{**r, "status": "note", "reason": r["note"]} for r in results.rows if r["status"] == "ok" and r["note"]]
+    for row in (*noted, *results.rows, *results.likelihoods, *orders):
         if row["status"] != "ok":
             key = (row["status"], row["formulation"], row.get("sampler", "likelihood"), row.get("reason") or "")
-            joined.setdefault(key, []).append(row.get("budget"))
+            joined.setdefault(key, set()).update({row.get("budget")} - {None})
     if not joined:
         return None
-    rows = []
-    for (status, formulation, sampler, reason), budgets in joined.items():
-        named = sorted({b for b in budgets if b is not None})
-        rows.append([Badge(status), formulation, sampler, ", ".join(map(str, named)), reason])
+    rows = [[Badge(status), f, s, ", ".join(map(str, sorted(budgets))), reason]
+            for (status, f, s, reason), budgets in joined.items()]  # fmt: skip
     return Section("What was left out", [Table(["", "formulation", "sampler", "budgets", "reason"], rows)])
 
 
