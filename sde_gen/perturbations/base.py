@@ -107,10 +107,17 @@ class Perturbation(abc.ABC):
     def __init_subclass__(cls, **kwargs: Any) -> None:
         # What a subclass states of these two works in float64; who calls them goes through the checks below.
         super().__init_subclass__(**kwargs)
+        # A curve stated anew leaves the closed forms of the old curve behind.
+        anew = any(
+            name in cls.__dict__ and not getattr(getattr(super(cls, cls), name), "__isabstractmethod__", False)
+            for name in ("log_alpha", "variance")
+        )
         for name in ("half_log_snr", "time"):
             if name in cls.__dict__:
                 setattr(cls, f"_{name}", cls.__dict__[name])
                 delattr(cls, name)
+            elif anew:
+                setattr(cls, f"_{name}", getattr(Perturbation, f"_{name}"))
 
     def __post_init__(self) -> None:
         checks.fields(self)

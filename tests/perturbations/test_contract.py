@@ -265,3 +265,25 @@ def test_compiles(p):
     t = torch.linspace(0.1, 0.9, 5)
     torch.testing.assert_close(torch.compile(p.alpha, backend="eager")(t), p.alpha(t))
     torch.testing.assert_close(torch.compile(p.sigma, backend="eager", fullgraph=True)(t), p.sigma(t))
+
+
+class _SteeperVP(sg.VP):
+    """VP with the square of its alpha."""
+
+    def log_alpha(self, t: torch.Tensor) -> torch.Tensor:
+        return 2.0 * super().log_alpha(t)
+
+
+class _SteeperVE(sg.VE):
+    """VE with twice its noise."""
+
+    def variance(self, t: torch.Tensor) -> torch.Tensor:
+        return 4.0 * super().variance(t)
+
+
+@pytest.mark.parametrize("p", [_SteeperVP(), _SteeperVE()])
+def test_a_curve_stated_anew_leaves_no_closed_form_of_the_old_one(p: sg.Perturbation) -> None:
+    t = torch.linspace(0.05, 0.95, 7, dtype=torch.float64)
+    expected = p.alpha(t).log() - p.sigma(t).log()
+    torch.testing.assert_close(p.half_log_snr(t), expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(p.time(expected), t, rtol=1e-9, atol=1e-9)
