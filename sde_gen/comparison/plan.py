@@ -8,12 +8,12 @@ from sde_gen.comparison.budgets import Range, common_range, takes_budget, within
 from sde_gen.comparison.cells.cell import Cell
 from sde_gen.comparison.cells.choice import SamplerChoice
 from sde_gen.comparison.cells.exact import FittedOrder
-from sde_gen.comparison.cells.likelihood import HeldOutLikelihood
 from sde_gen.comparison.cells.models import Weights
 from sde_gen.comparison.cells.network import TrainedNetwork
+from sde_gen.comparison.cells.nll import HeldOutLikelihood
 from sde_gen.comparison.cells.samples import DrawnSamples, RealSamples, Way
+from sde_gen.comparison.definition import ComparisonSettings
 from sde_gen.comparison.description import digest
-from sde_gen.comparison.settings import ComparisonSettings
 from sde_gen.config.restore import find_checkpoint, load_model, pick_device, resolved_network
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError

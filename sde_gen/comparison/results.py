@@ -9,9 +9,9 @@ from typing import Any
 
 from sde_gen.comparison.cells.cell import Cell
 from sde_gen.comparison.cells.store import Store
+from sde_gen.comparison.definition import ComparisonSettings, Formulation
 from sde_gen.comparison.plan import Plan
 from sde_gen.comparison.ranking import Ranked, badness, by_entry, groups, mean_of, ranking
-from sde_gen.comparison.settings import ComparisonSettings, Formulation
 from sde_gen.data import Dataset
 from sde_gen.errors import MissingInputError
 from sde_gen.files import write_json, write_text

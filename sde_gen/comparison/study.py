@@ -11,10 +11,10 @@ from sde_gen import checks as check
 from sde_gen.comparison.cells.cell import Cell, Context
 from sde_gen.comparison.cells.parallel import Listener, run_cells
 from sde_gen.comparison.cells.store import Store
+from sde_gen.comparison.definition import ComparisonSettings
 from sde_gen.comparison.plan import Plan, make_plan
 from sde_gen.comparison.report import write_report
 from sde_gen.comparison.results import ResultTable, gathered
-from sde_gen.comparison.settings import ComparisonSettings
 from sde_gen.config.typed import typed
 from sde_gen.errors import ConfigError
 from sde_gen.files import make_folder, write_json

@@ -1,9 +1,9 @@
 """Data sets as tensors on the model's scale, each with the transform that leads back to raw data."""
 
 from sde_gen.data.arrays import array_file
-from sde_gen.data.base import Dataset, Description, Mixture
+from sde_gen.data.dataset import Dataset, Description, Mixture
 from sde_gen.data.digits import digits
-from sde_gen.data.hub import hub
+from sde_gen.data.hugging_face import hub
 from sde_gen.data.idx import fashion_mnist
 from sde_gen.data.images import image_folder
 from sde_gen.data.labels import label_of

@@ -8,7 +8,7 @@ import torch
 from numpy.typing import NDArray
 
 from sde_gen.checks import choice
-from sde_gen.data.base import Dataset, from_raw
+from sde_gen.data.dataset import Dataset, from_raw
 from sde_gen.data.labels import encode
 from sde_gen.data.ranges import levels, stated_range, unit_range
 from sde_gen.data.reading import located, sentence

@@ -2,7 +2,7 @@
 
 import torch
 
-from sde_gen.data.base import Dataset, from_raw
+from sde_gen.data.dataset import Dataset, from_raw
 from sde_gen.data.transform import Affine
 
 

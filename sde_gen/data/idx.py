@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sde_gen.checks import integer
-from sde_gen.data.base import Dataset
+from sde_gen.data.dataset import Dataset
 from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import DataError, MissingInputError

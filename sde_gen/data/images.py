@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_gen.checks import integer
-from sde_gen.data.base import Dataset, from_raw
+from sde_gen.data.dataset import Dataset, from_raw
 from sde_gen.data.labels import order_of
 from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from sde_gen.data.base import Dataset, from_raw
+from sde_gen.data.dataset import Dataset, from_raw
 from sde_gen.data.labels import encode
 from sde_gen.data.reading import located, sentence
 from sde_gen.errors import ConfigError, DataError

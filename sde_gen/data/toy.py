@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from sde_gen.checks import integer, number
-from sde_gen.data.base import Dataset, Mixture
+from sde_gen.data.dataset import Dataset, Mixture
 from sde_gen.data.order import generator
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError

@@ -1,16 +1,16 @@
 """Distances between two sets of samples. They know nothing of diffusion."""
 
-from sde_gen.metrics.distances import (
+from sde_gen.metrics.efficientnet import efficientnet_lite0
+from sde_gen.metrics.features import Features, NetworkFeatures, Pixels
+from sde_gen.metrics.jackknife import Estimate, Measure
+from sde_gen.metrics.manifold import PrecisionRecall, precision_recall
+from sde_gen.metrics.sample_distances import (
     energy_distance,
     frechet_distance,
     kernel_distance,
     maximum_mean_discrepancy,
     sliced_wasserstein,
 )
-from sde_gen.metrics.efficientnet import efficientnet_lite0
-from sde_gen.metrics.features import Features, NetworkFeatures, Pixels
-from sde_gen.metrics.jackknife import Estimate, Measure
-from sde_gen.metrics.manifold import PrecisionRecall, precision_recall
 from sde_gen.metrics.summary import METRICS, Metric, MetricResult, check_sizes, summary
 from sde_gen.metrics.two_sample import ClassifierTest, classifier_accuracy, classifier_two_sample
 

@@ -10,16 +10,16 @@ from torch import Tensor
 
 from sde_gen import checks
 from sde_gen.errors import DataError
-from sde_gen.metrics.distances import (
+from sde_gen.metrics.features import Features, Pixels
+from sde_gen.metrics.jackknife import Estimate, pair, wilson
+from sde_gen.metrics.manifold import covered
+from sde_gen.metrics.sample_distances import (
     energy_distance,
     frechet_distance,
     kernel_distance,
     maximum_mean_discrepancy,
     sliced_wasserstein,
 )
-from sde_gen.metrics.features import Features, Pixels
-from sde_gen.metrics.jackknife import Estimate, pair, wilson
-from sde_gen.metrics.manifold import covered
 from sde_gen.metrics.two_sample import classifier_two_sample
 from sde_gen.rng import check_seed, keyed_generator
 

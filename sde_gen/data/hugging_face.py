@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen.data.base import Dataset, from_raw
+from sde_gen.data.dataset import Dataset, from_raw
 from sde_gen.data.images import Source, load_images
 from sde_gen.data.labels import encode
 from sde_gen.data.reading import located, sentence

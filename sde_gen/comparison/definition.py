@@ -13,7 +13,7 @@ from sde_gen.comparison.findings import Finding
 from sde_gen.config.objects import build
 from sde_gen.config.typed import typed
 from sde_gen.data import Affine, Dataset
-from sde_gen.data.base import Mixture
+from sde_gen.data.dataset import Mixture
 from sde_gen.errors import ConfigError, MissingInputError
 from sde_gen.metrics import METRICS
 from sde_gen.objectives import DenoisingScoreMatching
