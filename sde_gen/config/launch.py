@@ -144,7 +144,7 @@ def rank() -> int:
 
 
 def say(line: str) -> None:
-    """Write a line to standard output; a reader that has gone away (`| head`) does not end a run.
+    """Write a line to standard output; a reader, terminal or disk that is gone does not end a run.
 
     In a job of several processes, process 0 speaks.
     """
@@ -153,7 +153,7 @@ def say(line: str) -> None:
     try:
         sys.stdout.write(f"{line}\n")
         sys.stdout.flush()
-    except BrokenPipeError:
+    except (OSError, AttributeError):  # gone, full, or None where the program was started without one
         _silence()
 
 

@@ -22,8 +22,9 @@ from sde_gen.training.run_folder import run_path
 
 #: What is stored of a configuration: all that decides what is computed.
 _STORED = ("sde", "data", "parameterization", "objective", "trainer", "network", "seed", "class_conditional")
-#: Settings of the trainer that may differ when a run is continued; all others change what is computed.
-_FREE = frozenset(
+#: Settings that may differ when a run is continued; all others change what is computed. Where the data lie does not:
+#: that they are the same is seen by their fingerprint.
+_FREE = frozenset({"data.path", "data.root"}) | frozenset(
     f"trainer.{name}"
     for name in (
         *("steps", "max_seconds", "compile", "accumulate", "strategy", "checkpoint_every", "keep_last", "keep_best"),

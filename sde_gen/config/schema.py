@@ -94,7 +94,7 @@ class SampleConfig(_FromCheckpoint):
     num_samples: int = checked(64)
     overwrite: bool = False  # replace what out= holds
     best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
-    label: int | Literal["cycle"] | None = None  # class to sample, of a network trained with labels; cycle: all in turn
+    label: int | Literal["cycle", "none"] | None = None  # class to sample; cycle: all in turn; none: no label
     metrics: bool = True  # compare with held-out data
     animation: bool = False  # an animation of the reverse process
     forward: bool = False  # a strip of the forward process

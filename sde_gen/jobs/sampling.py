@@ -51,6 +51,10 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     transform, shape, classes = stored_transform(checkpoint)
     classes = classes if what.conditional else 0
     _check_label(cfg, classes)
+    if classes and cfg.label is None and not checkpoint.config.get("objective", {}).get("label_dropout"):
+        # Training that drops no label never reaches the row of "no label".
+        cfg = replace(cfg, label="cycle")
+        say("label=cycle: the classes in turn; label=N is one of them, label=none what no label belongs to")
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
@@ -152,11 +156,13 @@ def _check_label(cfg: SampleConfig, classes: int) -> None:
     if cfg.label is not None and classes == 0:
         raise ConfigError(f"label={cfg.label}, but this network was trained without labels; leave label out")
     if isinstance(cfg.label, int) and not 0 <= cfg.label < classes:
-        raise ConfigError(f"label={cfg.label} must be one of 0..{classes - 1}, or cycle")
+        raise ConfigError(f"label={cfg.label} must be one of 0..{classes - 1}, cycle or none")
 
 
 def _labels(cfg: SampleConfig, classes: int, first: int, size: int) -> Tensor:
     """The labels of samples `first`, ..., `first + size - 1`."""
+    if cfg.label == "none":
+        return torch.full((size,), classes)
     if cfg.label == "cycle":
         return cycled(classes, first, size)
     return torch.full((size,), int(cfg.label or 0))

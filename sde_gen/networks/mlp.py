@@ -73,7 +73,14 @@ class ConditionEmbedding(nn.Module):
             raise ConfigError(f"{self.owner}: label must hold whole numbers (int64), got {label.dtype}")
         if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
             raise ConfigError(f"{self.owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
-        return F.silu(vector + self.table(label.to(torch.int64).expand(batch)))
+        try:
+            return F.silu(vector + self.table(label.to(torch.int64).expand(batch)))
+        except IndexError:
+            low, high = label.aminmax()
+            raise ConfigError(
+                f"{self.owner}: labels are 0..{self.num_classes - 1}, or {self.num_classes} for no label; "
+                f"got {int(low)}..{int(high)}"
+            ) from None
 
 
 class _ResidualBlock(nn.Module):

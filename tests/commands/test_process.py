@@ -1,5 +1,6 @@
 """The commands as processes: exit codes, signals, start-up, other folders, python -O."""
 
+import errno
 import io
 import os
 import signal
@@ -97,15 +98,16 @@ def test_a_second_interrupt_aborts_with_130(tmp_path: Path) -> None:
     assert err.strip().splitlines()[-1] == "aborted"
 
 
-def test_a_reader_that_goes_away_ends_no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("error", [BrokenPipeError(), OSError(errno.EIO, "gone"), OSError(errno.ENOSPC, "full"), None])
+def test_a_reader_that_goes_away_ends_no_run(monkeypatch: pytest.MonkeyPatch, error: OSError | None) -> None:
     class Gone(io.StringIO):
         def write(self, text: str) -> int:
-            raise BrokenPipeError
+            raise error or AssertionError
 
-    monkeypatch.setattr(sys, "stdout", Gone())
+    monkeypatch.setattr(sys, "stdout", Gone() if error else None)
     say("one")
     say("two")
-    sys.stdout.close()
+    sys.stdout.close()  # what it speaks to now is a file of its own
 
 
 def test_help_lists_groups_without_importing_torch(tmp_path: Path) -> None:

@@ -68,6 +68,21 @@ def test_there_is_nothing_to_resume(command: Command) -> None:
     assert not Path("runs").exists()
 
 
+def test_data_may_move_but_not_change(command: Command) -> None:
+    first = Path("x.csv")
+    first.write_text("a,b\n" + "".join(f"{i},{i * i % 7}\n" for i in range(40)))
+    train = [word for word in TINY if not word.startswith("data")]
+    assert command("train", *train, "data=csv_file", "data.path=x.csv", "run=m").code == 0
+    first.rename("y.csv")
+    moved = ("resume=m", "data=csv_file", "data.path=y.csv", "device=cpu")
+    result = command("train", *moved, "trainer.steps=6")
+    assert result.code == 0, result.err
+    Path("y.csv").write_text("a,b\n" + "".join(f"{i},{i % 7}\n" for i in range(40)))
+    result = command("train", *moved, "trainer.steps=8")
+    assert result.code == 65
+    assert "was trained on other data" in result.err
+
+
 def test_data_that_changed_is_refused(trained: Command) -> None:
     folder = Path("runs/tiny/checkpoints/step_00000004")
     state = json.loads((folder / "state.json").read_text())

@@ -207,6 +207,24 @@ def test_labels_run_on_from_block_to_block(command: Command) -> None:
         np.testing.assert_allclose(a["x"], b["x"], rtol=1e-4, atol=1e-5)
 
 
+def test_a_label_that_was_never_trained_is_not_the_default(command: Command) -> None:
+    quick = ("sampler=ddim", "sampler.steps=2", "num_samples=20", "metrics=false")
+    for dropout, run in (("0.0", "whole"), ("0.2", "dropped")):
+        assert (
+            command("train", *TINY, f"run={run}", "class_conditional=true", f"objective.label_dropout={dropout}").code
+            == 0
+        )
+        for label in ("", "label=cycle", "label=none"):
+            result = command("sample", *quick, f"run={run}", f"out={run}{label}", *filter(None, [label]))
+            assert result.code == 0, result.err
+            assert ("classes in turn" in result.out) == (not label and run == "whole"), result.out
+    x = {name: np.load(f"{name}/samples.npz")["x"] for name in
+         ("whole", "wholelabel=cycle", "dropped", "droppedlabel=none", "droppedlabel=cycle")}  # fmt: skip
+    np.testing.assert_array_equal(x["whole"], x["wholelabel=cycle"])
+    np.testing.assert_array_equal(x["dropped"], x["droppedlabel=none"])
+    assert (x["dropped"] != x["droppedlabel=cycle"]).any()
+
+
 def test_pictures_and_distances_take_as_many_samples_as_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sampling, "_HEAD_NUMBERS", 60)
     monkeypatch.setattr(sampling, "_FEWEST", 8)

@@ -4,7 +4,9 @@ import copy
 import math
 import shutil
 from collections.abc import Callable
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -96,6 +98,15 @@ def test_no_label_is_the_label_num_classes(kind: str) -> None:
     missing = network(x, c_noise)
     torch.testing.assert_close(missing, network(x, c_noise, label=torch.full((3,), 5)))
     torch.testing.assert_close(missing, network(x, c_noise, label=torch.tensor(5, dtype=torch.int32)))
+
+
+@EVERY
+@pytest.mark.parametrize("label", [[0, 6, 1], [0, -1, 1], 7, np.array([0, 0, 99])])
+def test_a_label_out_of_range_is_named(kind: str, label: Any) -> None:
+    make, shape = MAKERS[kind]
+    x, c_noise = batch(shape)
+    with pytest.raises(ConfigError, match=r"labels are 0\.\.4, or 5 for no label; got"):
+        make(num_classes=5)(x, c_noise, label=label)
 
 
 @EVERY
@@ -251,7 +262,7 @@ def test_refuses_shapes_that_do_not_fit(kind: str) -> None:
             network(given, levels, label=label)
     with pytest.raises(ConfigError, match="num_classes=0"):
         make()(x, c_noise, label=torch.zeros(3, dtype=torch.int64))
-    with pytest.raises(IndexError):
+    with pytest.raises(ConfigError, match=r"labels are 0\.\.2"):
         network(x, c_noise, label=torch.full((3,), 4))
 
 
