@@ -2,7 +2,7 @@
 
 from sde_gen.metrics.efficientnet import efficientnet_lite0
 from sde_gen.metrics.features import Features, NetworkFeatures, Pixels
-from sde_gen.metrics.jackknife import Estimate, Measure
+from sde_gen.metrics.jackknife import Cut, Estimate, Measure, measure
 from sde_gen.metrics.manifold import PrecisionRecall, precision_recall
 from sde_gen.metrics.sample_distances import (
     energy_distance,
@@ -17,6 +17,7 @@ from sde_gen.metrics.two_sample import ClassifierTest, classifier_accuracy, clas
 __all__ = [
     "METRICS",
     "ClassifierTest",
+    "Cut",
     "Estimate",
     "Features",
     "Measure",
@@ -33,6 +34,7 @@ __all__ = [
     "frechet_distance",
     "kernel_distance",
     "maximum_mean_discrepancy",
+    "measure",
     "precision_recall",
     "sliced_wasserstein",
     "summary",

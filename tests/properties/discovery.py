@@ -325,6 +325,31 @@ UNNAMED_GRIDS: dict[str, Any] = {"arctan": sg.ArctanLambda()}
 #: Grids that are a list of numbers.
 LISTED_GRIDS: dict[str, type] = {"times": sg.GivenTimes, "lambdas": sg.GivenLambdas}
 
+#: What each class of fixed steps takes when it is told nothing: steps, the grid on a continuous process, and whether it
+#: visits all nodes of a chain.
+DEFAULTS: dict[str, tuple[int, str, bool]] = {
+    "EulerMaruyama": (1000, "uniform", False),
+    "ReverseDiffusion": (1000, "uniform", True),
+    "Ancestral": (1000, "uniform", True),
+    "DDIM": (50, "uniform", False),
+    "Heun": (18, "karras", False),
+    "EDMChurn": (18, "karras", False),
+    "DPMSolverPP2M": (20, "lambda", False),
+    "DPMSolverPP3M": (20, "lambda", False),
+    "AdamsBashforth": (20, "lambda", False),
+    "UniPC": (20, "lambda", False),
+    "DEIS": (20, "uniform", False),
+    "LMS": (20, "karras", False),
+    "PLMS": (20, "uniform", False),
+    "SingleStep": (10, "lambda", False),
+    "ExponentialSDE": (100, "arctan", False),
+    "SDEDPMSolverPP": (20, "arctan", False),
+    "StochasticHeun": (20, "arctan", False),
+    "AnnealedLangevin": (232, "uniform", True),
+    "PredictorCorrector": (500, "uniform", False),
+    "Restart": (18, "karras", False),
+}
+
 CORRECTORS: dict[str, sg.Corrector] = {
     "Langevin(fixed)": sg.Langevin(step="fixed"),
     "Langevin(adaptive)": sg.Langevin(),

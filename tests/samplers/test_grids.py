@@ -11,7 +11,15 @@ import torch
 import sde_gen as sg
 from sde_gen.samplers.grids import as_grid
 from tests.properties import curves
-from tests.properties.discovery import CHAINS, CONTINUOUS, GRIDS, PERTURBATIONS, UNNAMED_GRIDS, concrete_subclasses
+from tests.properties.discovery import (
+    CHAINS,
+    CONTINUOUS,
+    DEFAULTS,
+    GRIDS,
+    PERTURBATIONS,
+    UNNAMED_GRIDS,
+    concrete_subclasses,
+)  # fmt: skip
 
 NAMES = [n for n in GRIDS | UNNAMED_GRIDS if not n.endswith("nodes")]
 
@@ -146,19 +154,8 @@ def model(p: sg.Perturbation) -> sg.ScoreModel:
 
 @pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler) - {sg.Fitted}, key=str))
 def test_default_grids_and_step_counts(kind: type) -> None:
-    defaults = {"EulerMaruyama": 1000, "ReverseDiffusion": 1000, "Ancestral": 1000, "DDIM": 50, "Heun": 18,
-                "DPMSolverPP2M": 20, "AnnealedLangevin": 232, "PredictorCorrector": 500, "ExponentialSDE": 100,
-                "SDEDPMSolverPP": 20, "StochasticHeun": 20, "EDMChurn": 18, "Restart": 18,
-                "DPMSolverPP3M": 20, "AdamsBashforth": 20, "UniPC": 20, "DEIS": 20, "LMS": 20, "PLMS": 20,
-                "SingleStep": 10}  # fmt: skip
-    grids = {"DPMSolverPP3M": "lambda", "AdamsBashforth": "lambda", "UniPC": "lambda", "LMS": "karras",
-             "SingleStep": "lambda",
-             "Heun": "karras",
-              "DPMSolverPP2M": "lambda", "ExponentialSDE": "arctan", "SDEDPMSolverPP": "arctan",
-             "StochasticHeun": "arctan", "EDMChurn": "karras", "Restart": "karras"}  # fmt: skip
-    assert kind.__name__ in defaults, f"say here how many steps {kind.__name__} takes by default, and on which grid"
-    n, grid = defaults[kind.__name__], grids.get(kind.__name__, "uniform")
-    own = kind.__name__ in ("ReverseDiffusion", "Ancestral", "AnnealedLangevin")  # takes all nodes of a chain
+    assert kind.__name__ in DEFAULTS, f"say in DEFAULTS how many steps {kind.__name__} takes, and on which grid"
+    n, grid, own = DEFAULTS[kind.__name__]  # own: all nodes of a chain
     extra = kind.__name__ != "AnnealedLangevin"
     if kind is sg.Restart:  # without intervals: with them it visits more
         kind = partial(sg.Restart, intervals=())
