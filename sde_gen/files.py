@@ -108,8 +108,12 @@ def remove_leftovers(folder: Path) -> None:
 
 
 @contextmanager
-def locked(folder: Path, advice: str = "wait for it to end, or choose another one") -> Iterator[None]:
+def locked(
+    folder: Path, advice: str = "wait for it to end, or choose another one", *, wait: bool = False
+) -> Iterator[None]:
     """Hold `folder` for this process alone. The system drops the lock when the process ends, however it ends.
+
+    With `wait`, another process that has it is waited for.
 
     Raises:
         OutputError: another process has it; `advice` says what to do then.
@@ -119,7 +123,7 @@ def locked(folder: Path, advice: str = "wait for it to end, or choose another on
     with stream:
         try:
             if fcntl is not None:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(stream, fcntl.LOCK_EX if wait else fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
             raise OutputError(f"{folder} is in use by another process; {advice}") from error
         yield

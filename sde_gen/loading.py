@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from sde_gen.config.objects import describe
 from sde_gen.config.restore import build_model, find_checkpoint, load_model
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
-from sde_gen.files import make_folder, publish, write_json
+from sde_gen.files import make_folder, publish, read_text, write_json
 from sde_gen.model import ScoreModel
 from sde_gen.training.checkpoint import has_interpolation, save_tensors
 from sde_gen.training.state import load_weights
@@ -73,7 +73,7 @@ def load_saved(folder: Path, trust: Sequence[str] = ()) -> ScoreModel:
         CheckpointError: damaged, or it names a class that is not allowed.
     """
     try:
-        config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        config = json.loads(read_text(folder / CONFIG))
     except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{folder / CONFIG} is damaged ({error}); save the model again") from error
     if not isinstance(config, dict) or has_interpolation(config):
@@ -115,11 +115,10 @@ def description(model: ScoreModel) -> dict[str, Any]:
     config = {name: describe(part, name) for name, part in parts.items()}
     if model.perturbation != model.trained_under:
         config["under"] = describe(model.perturbation, "under")
-    transform = getattr(model, "transform", None)
     config["data"] = {
-        "shape": list(getattr(model, "shape", ())),
-        "classes": list(getattr(model, "classes", ())),
-        "transform": None if transform is None else transform.to_dict(),
+        "shape": list(model.shape),
+        "classes": list(model.classes),
+        "transform": None if model.transform is None else model.transform.to_dict(),
     }
     return config
 

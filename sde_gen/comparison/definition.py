@@ -8,9 +8,9 @@ from typing import Any
 
 from sde_gen import checks as check
 from sde_gen.checks import checked
-from sde_gen.comparison.description import describe, modules_of
+from sde_gen.comparison.description import modules_of
 from sde_gen.comparison.findings import Finding
-from sde_gen.config.objects import build
+from sde_gen.config.objects import build, describe
 from sde_gen.config.typed import typed
 from sde_gen.data import Affine, Dataset
 from sde_gen.data.dataset import Mixture

@@ -1,45 +1,11 @@
-"""Objects as plain data: what a cell of a comparison is hashed and stored by, and a comparison written down as."""
+"""Plain data: what a cell of a comparison is hashed and stored by, and how a person would write it."""
 
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any
-
-import sde_gen
-from sde_gen.errors import ConfigError
-
-
-def describe(value: Any, where: str) -> Any:
-    """`value` as plain data: an object becomes its `_target_` and arguments, as in a configuration.
-
-    Args:
-        value: a number, text, a list or mapping of such, or a frozen dataclass such as `VP()` or `DDIM(steps=20)`.
-        where: how messages name it.
-
-    Raises:
-        ConfigError: for an object that is not made of plain values.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, Mapping):
-        return {str(key): describe(item, f"{where}.{key}") for key, item in value.items()}
-    if is_dataclass(value) and not isinstance(value, type):
-        arguments = {f.name: describe(getattr(value, f.name), f"{where}.{f.name}") for f in fields(value) if f.init}
-        return {"_target_": target_of(type(value)), **arguments}
-    if isinstance(value, Sequence):
-        return [describe(item, f"{where}[{i}]") for i, item in enumerate(value)]
-    raise ConfigError(
-        f"{where}={value!r} cannot be written down as plain data; give a frozen dataclass, or a mapping with a _target_"
-    )
-
-
-def target_of(cls: type) -> str:
-    """The name under which a configuration builds `cls`."""
-    if cls.__module__.startswith("sde_gen.") and getattr(sde_gen, cls.__qualname__, None) is cls:
-        return f"sde_gen.{cls.__qualname__}"
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def modules_of(node: Any) -> set[str]:

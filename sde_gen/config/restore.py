@@ -235,15 +235,3 @@ def _about(data: Any, whose: str) -> tuple[Affine | None, tuple[int, ...], tuple
         return transform, tuple(int(n) for n in data["shape"]), tuple(map(str, names))
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"the configuration {whose} does not describe its data: {error}") from error
-
-
-def stored_transform(checkpoint: Checkpoint) -> tuple[Affine, tuple[int, ...], int]:
-    """Transform, shape of one sample and number of classes of the data a checkpoint was trained on.
-
-    Raises:
-        CheckpointError: they are not there.
-    """
-    transform, shape, classes = _about(checkpoint.state.get("data"), f"of checkpoint {checkpoint.path}")
-    if transform is None:
-        raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
-    return transform, shape, len(classes)

@@ -1,6 +1,8 @@
 """What several commands do alike: start on a device, take a trained network, find a place for results, print."""
 
-from collections.abc import Iterable
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from sde_gen.config.objects import build
 from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device
 from sde_gen.config.schema import EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from sde_gen.distributed import Processes, start
+from sde_gen.errors import BetweenNodesWarning
 from sde_gen.model import ScoreModel
 from sde_gen.rng import check_seed
 from sde_gen.samplers import Sampler
@@ -88,6 +91,16 @@ def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
 def cycled(classes: int, first: int, size: int) -> Tensor:
     """The labels of samples `first`, ..., `first + size - 1` where all classes come in turn, (size,)."""
     return torch.arange(first, first + size) % classes
+
+
+@contextmanager
+def notes_said() -> Iterator[None]:
+    """Say each warning of the block once, at its end."""
+    with warnings.catch_warnings(record=True) as notes:
+        warnings.simplefilter("once", BetweenNodesWarning)
+        yield
+    for note in dict.fromkeys(str(note.message) for note in notes):
+        say(f"note: {note}")
 
 
 def table(rows: Iterable[tuple[str, str]]) -> None:

@@ -17,7 +17,7 @@ from sde_gen.config.restore import pick_device
 from sde_gen.config.schema import CompareSettings
 from sde_gen.config.typed import arguments, typed
 from sde_gen.errors import ConfigError, DataError, MissingInputError
-from sde_gen.files import make_folder
+from sde_gen.files import make_folder, read_text
 from sde_gen.jobs.common import QUIET_SECONDS
 
 #: Settings that say where and how to run, not what is compared.
@@ -63,14 +63,14 @@ def _folder(cfg: CompareSettings, name: str) -> Path:
     """Where the report goes: out=, or a folder of the comparison's name, which may be of somebody else's file."""
     if cfg.out is not None:
         return Path(str(cfg.out)).expanduser()
-    if name != Path(name).name or name in ("", "..") or name.startswith("."):
+    if name.startswith("."):  # hidden, as the cache is
         raise ConfigError(f"name={name!r} is not the name of a folder; use letters, digits and . _ -, or give out=PATH")
     return Path("runs/comparisons") / name
 
 
 def _stored(path: str) -> dict[str, Any]:
     try:
-        value = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        value = json.loads(read_text(Path(path).expanduser()))
     except OSError as error:
         raise MissingInputError(f"cannot read spec={path}: {error.strerror}") from error
     except ValueError as error:

@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,7 +19,7 @@ from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import EvaluateConfig, LikelihoodSettings
 from sde_gen.config.typed import did_you_mean, typed
 from sde_gen.data import Dataset
-from sde_gen.errors import BetweenNodesWarning, ConfigError
+from sde_gen.errors import ConfigError
 from sde_gen.evaluation import (
     Evaluation,
     HeldOutLikelihood,
@@ -31,7 +30,7 @@ from sde_gen.evaluation import (
     write_arrays,
 )
 from sde_gen.files import make_folder
-from sde_gen.jobs.common import Trained, fresh_folder, trained
+from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
@@ -68,16 +67,13 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         "held_out": len(data.test),
         "seed": cfg.seed,
     }
-    with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("once", BetweenNodesWarning)
+    with notes_said():
         likelihoods = _likelihoods(cfg, likelihood, what, data)
         if cfg.metrics and samples is None:
             samples, drawn = _draw(cfg, what, data)
             about |= drawn
         elif samples is not None:
             about |= {"samples": str(cfg.samples), "num_samples": len(samples)}
-    for note in dict.fromkeys(str(note.message) for note in notes):
-        say(f"note: {note}")
 
     def finish() -> dict[str, Any]:
         Evaluation(about, likelihoods, []).write(folder)  # the distances may take long, or fail

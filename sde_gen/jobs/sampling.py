@@ -2,7 +2,6 @@
 
 import math
 import sys
-import warnings
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
@@ -15,14 +14,14 @@ from torch import Tensor
 from sde_gen import pictures
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
-from sde_gen.config.restore import stored_data, stored_transform
+from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
 from sde_gen.data import Dataset
-from sde_gen.errors import BetweenNodesWarning, ConfigError, OutputError, SDEGenError
+from sde_gen.errors import CheckpointError, ConfigError, OutputError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import make_folder, write_json
-from sde_gen.jobs.common import Trained, cycled, fresh_folder, table, trained
+from sde_gen.jobs.common import Trained, cycled, fresh_folder, notes_said, table, trained
 from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
@@ -48,8 +47,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         # Its samples have steps of their own; these times they share.
         what = replace(what, sampler=replace(what.sampler, at=30))
     model, checkpoint, processes = what.model, what.checkpoint, what.processes
-    transform, shape, classes = stored_transform(checkpoint)
-    classes = classes if what.conditional else 0
+    transform, shape, classes = model.transform, model.shape, len(model.classes)
+    if transform is None:
+        raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
     _check_label(cfg, classes)
     if classes and cfg.label is None and not checkpoint.config.get("objective", {}).get("label_dropout"):
         # Training that drops no label never reaches the row of "no label".
@@ -123,15 +123,12 @@ def _draw_all(
             device=what.device,
         )
 
-    with warnings.catch_warnings(record=True) as notes, ExitStack() as held:
-        warnings.simplefilter("once", BetweenNodesWarning)
+    with notes_said(), ExitStack() as held:
         # A job of one block has no boundary to stop at: there a signal ends it as it ends any program.
         stop = held.enter_context(stop_on_signals()) if len(store) > 1 else StopFlag()
         finished = draw_blocks(
             store, what.processes, draw, lambda: bool(stop), again=(0,) if frames is not None else ()
         )
-    for note in notes:
-        say(f"note: {note.message}")
     if not finished:
         out = target.folder if target.stem == "samples" else target.path(".npz")
         raise Interrupted(

@@ -18,7 +18,7 @@ from sde_gen.config.restore import pick_device
 from sde_gen.config.schema import LoggerSettings, TrainConfig
 from sde_gen.config.typed import typed
 from sde_gen.errors import CheckpointError, ConfigError, WriteError
-from sde_gen.files import make_folder, write_text
+from sde_gen.files import make_folder, remove_leftovers, write_text
 from sde_gen.jobs.common import QUIET_SECONDS, begin, cycled, run_folder, table
 from sde_gen.samplers import DDIM
 from sde_gen.training import (
@@ -30,7 +30,6 @@ from sde_gen.training import (
     read_metrics,
     stop_on_signals,
 )
-from sde_gen.training.checkpoint import remove_leftovers
 
 
 def run(config: Mapping[str, Any]) -> dict[str, float]:
@@ -90,7 +89,7 @@ def _take_folder(cfg: TrainConfig, data_name: str, held: ExitStack) -> str:
     label = str(cfg.sde.get("_target_", "run")).rpartition(".")[2].lower()
     folder = run_folder(cfg, f"{label}_{data_name}")
     held.enter_context(folder.locked())
-    for place in (folder.path, folder.checkpoints, folder.samples):
+    for place in (folder.checkpoints, folder.samples):  # its own is swept where it is made
         remove_leftovers(place)
     return str(folder.path)
 

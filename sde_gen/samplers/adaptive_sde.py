@@ -26,7 +26,6 @@ from torch import Tensor
 from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.errors import NonFiniteError, SolverError
-from sde_gen.model import ScoreModel
 from sde_gen.samplers.flow import Flow
 from sde_gen.samplers.sampler import Job, Sampler, Solved
 from sde_gen.samplers.stochastic import moments
@@ -73,10 +72,6 @@ class AdaptiveSDE(Sampler):
 
     def __post_init__(self) -> None:
         checks.fields(self)
-
-    def times(self, model: ScoreModel) -> Tensor:
-        low, high = model.times_within()
-        return torch.tensor([high, low], dtype=torch.float64)
 
     def solve(self, job: Job) -> Solved:
         p, times, x = job.model.perturbation, self.times(job.model), job.x

@@ -16,7 +16,6 @@ from torchdiffeq import odeint
 from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
-from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.dormand_prince import SLOPE, dormand_prince
 from sde_gen.samplers.flow import Flow
@@ -97,10 +96,6 @@ class ProbabilityFlow(Sampler):
     def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         """Order of the method in the step size."""
         return float(_ORDERS[self.method])
-
-    def times(self, model: ScoreModel) -> Tensor:
-        low, high = model.times_within()
-        return torch.tensor([high, low], dtype=torch.float64)
 
     def solve(self, job: Job) -> Solved:
         try:

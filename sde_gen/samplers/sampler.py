@@ -67,7 +67,7 @@ class Job:
 class Sampler(abc.ABC):
     """Turns noise into data. Immutable; safe to share between threads.
 
-    A fixed-step one is a `GridSampler`; any other states `times`, the two ends, and `solve`, the way between them.
+    A fixed-step one is a `GridSampler`; any other states `solve`, the way from one end of `times` to the other.
 
     Attributes:
         order: convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None.
@@ -77,9 +77,10 @@ class Sampler(abc.ABC):
     order: float | None = None
     is_stochastic: bool = False
 
-    @abc.abstractmethod
     def times(self, model: ScoreModel) -> Tensor:
-        """The times visited with this model (the two ends, for adaptive solvers), descending, float64."""
+        """The times visited with this model, descending, float64: the two ends, unless it says otherwise."""
+        low, high = model.times_within()
+        return torch.tensor([high, low], dtype=torch.float64)
 
     @abc.abstractmethod
     def solve(self, job: Job) -> Solved:

@@ -26,7 +26,6 @@ from torch import Tensor
 
 from sde_gen.errors import CheckpointError, MissingInputError
 from sde_gen.files import fsync_file, fsync_folder, held, make_folder, read_text, sha256, temporary_name, writing
-from sde_gen.files import remove_leftovers as remove_leftovers
 
 FORMAT = 1
 MANIFEST = "manifest.json"

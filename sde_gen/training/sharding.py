@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from sde_gen.distributed import Processes, talking
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.training.batches import Batches
 from sde_gen.training.settings import TrainerSettings
@@ -85,7 +85,7 @@ class Parallel:
     def _some_unreached(self, objective: DenoisingScoreMatching, processes: Processes) -> bool:
         """Whether, in any process, a parameter has no gradient of the loss, which DDP must know before it waits."""
         part, network, on_gpu = next(self._batches.parts(0)), self.network, self._device.type == "cuda"
-        with mode_of(network, training=False), torch.random.fork_rng([self._device] if on_gpu else []):
+        with evaluating(network), torch.random.fork_rng([self._device] if on_gpu else []):
             objective(self.model, part.x0, part.condition, generator=part.generator).sum().backward()
         unreached = any(p.requires_grad and p.grad is None for p in network.parameters())
         network.zero_grad(set_to_none=True)
@@ -111,11 +111,14 @@ def _shard(network: nn.Module, processes: Processes, device: torch.device) -> No
 
 
 @contextmanager
-def mode_of(network: nn.Module, training: bool) -> Iterator[None]:
-    """Inside the block `network` is in training mode or not; after it each submodule is in its own again."""
+def training_mode(network: nn.Module) -> Iterator[None]:
+    """Training mode for the time of a block; afterwards each submodule is in its own mode again.
+
+    What is in training mode already may have parts frozen on purpose, and stays as it is.
+    """
     modes = [(module, module.training) for module in network.modules()]
-    if network.training != training:  # what is in training may have parts frozen on purpose
-        network.train(training)
+    if not network.training:
+        network.train()
     try:
         yield
     finally:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from sde_gen.data import Dataset
 from sde_gen.distributed import Processes, Pulse, talking
 from sde_gen.errors import ConfigError, SDEGenError, TrainingFault, WriteError
-from sde_gen.model import ScoreModel
+from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training.batches import Batches, data_set_of
@@ -28,7 +28,7 @@ from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_chec
 from sde_gen.training.ema import EMA
 from sde_gen.training.progress import Progress
 from sde_gen.training.settings import TrainerSettings
-from sde_gen.training.sharding import Parallel, mode_of
+from sde_gen.training.sharding import Parallel, training_mode
 from sde_gen.training.state import check_storable, packed, unpack, weights_digest
 from sde_gen.training.update import Update
 
@@ -156,7 +156,7 @@ class Trainer:
         s, pulse = self.settings, Pulse(self.processes)
         began, start = time.monotonic() - self.seconds, self.step
         self._logged = (time.monotonic(), self.step)
-        with mode_of(self.network, training=True):
+        with training_mode(self.network):
             stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
             if self._record.since_row[0]:
                 self._log_if_due()  # what an interruption left to write
@@ -240,7 +240,7 @@ class Trainer:
         Every process computes all of it, which needs no messages and gives each the same number.
         """
         total, count = 0.0, 0
-        with mode_of(self.network, training=False), self.ema.applied(), self._parallel.precision():
+        with evaluating(self.network), self.ema.applied(), self._parallel.precision():
             for part in self.batches.held_out():
                 losses = self.objective(self.model, part.x0, part.condition, generator=part.generator)
                 total, count = total + float(losses.sum(dtype=torch.float64)), count + len(losses)

@@ -9,7 +9,7 @@ import torch
 
 from sde_gen.digests import digest
 from sde_gen.errors import ConfigError
-from sde_gen.files import make_folder, write_json
+from sde_gen.files import make_folder, read_text, write_json
 
 
 def kept(where: str, folder: str | Path | None, name: str, about: Any, measure: Callable[[], dict[str, Any]]) -> Any:
@@ -35,7 +35,7 @@ def kept(where: str, folder: str | Path | None, name: str, about: Any, measure: 
         ) from error
     path = Path(folder) / f"{name}-{key[:32]}.json"
     try:
-        body = json.loads(path.read_text(encoding="utf-8"))
+        body = json.loads(read_text(path))
         if body.pop("digest") == digest(key, body):
             return body
     except (OSError, ValueError, LookupError, TypeError, AttributeError):

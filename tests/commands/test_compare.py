@@ -273,6 +273,7 @@ BAD = [
     (["mode=network", "network=unet"], 2, "use network=mlp"),
     (["mode=shared", "checkpoint=nowhere"], 66, "no checkpoint at nowhere"),
     (["spec=nowhere.json"], 66, "cannot read spec=nowhere.json"),
+    (["spec=pipe"], 66, "cannot read spec=pipe"),
     (["experiment=oracle_2d", "data=csv_file", "data.path=none.csv"], 66, "none.csv"),
     (["cache=file/cache", "workers=1"], 73, "cannot create"),
     (["device=tpu"], 2, "use auto, cpu, cuda"),
@@ -282,6 +283,7 @@ BAD = [
 @pytest.mark.parametrize(("arguments", "code", "words"), BAD, ids=lambda v: str(v)[:50])
 def test_bad_input(arguments: list[str], code: int, words: str, compare: Compare, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
+    os.mkfifo(tmp_path / "pipe")  # which nobody ever writes to
     tiny = [] if "experiment" in arguments[0] else TINY
     done = compare(*tiny, *arguments)
     assert done.code == code, (done.out, done.err)

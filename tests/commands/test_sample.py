@@ -11,7 +11,7 @@ from PIL import Image
 
 import sde_gen as sg
 from sde_gen.config import load_model
-from sde_gen.config.restore import find_checkpoint, stored_transform
+from sde_gen.config.restore import find_checkpoint
 from sde_gen.jobs import sampling
 from sde_gen.samplers import Samples
 from sde_gen.streaming import BlockStore
@@ -32,10 +32,10 @@ def test_what_it_writes(trained: Command) -> None:
         x, model_x = arrays["x"], arrays["model_x"]
     assert x.shape == model_x.shape == (60, 2)
     checkpoint, _ = find_checkpoint("runs/tiny")
-    transform, shape, _ = stored_transform(checkpoint)
-    assert shape == (2,)
-    np.testing.assert_allclose(x, transform.inverse(torch.from_numpy(model_x)).numpy())
-    expected = sg.DDIM(steps=3)(load_model(checkpoint), (60, 2), seed=4).x
+    model = load_model(checkpoint)
+    assert model.shape == (2,)
+    np.testing.assert_allclose(x, model.transform.inverse(torch.from_numpy(model_x)).numpy())
+    expected = sg.DDIM(steps=3)(model, (60, 2), seed=4).x
     np.testing.assert_allclose(model_x, expected.numpy(), rtol=1e-5, atol=1e-6)
     report = json.loads((folder / "report.json").read_text())
     assert report["nfe"] == 3

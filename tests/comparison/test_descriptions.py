@@ -13,8 +13,9 @@ import sde_gen as sg
 from sde_gen.comparison.cells.cell import Context
 from sde_gen.comparison.cells.samples import RealSamples
 from sde_gen.comparison.cells.store import Store
-from sde_gen.comparison.description import canonical, describe, digest
+from sde_gen.comparison.description import canonical, digest
 from sde_gen.comparison.study import from_spec
+from sde_gen.config.objects import describe
 from tests.comparison.helpers import OwnVP, small
 
 

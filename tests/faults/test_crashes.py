@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from sde_gen.distributed import Processes
+from sde_gen.files import remove_leftovers
 from sde_gen.training import newest_checkpoint, read_checkpoint, save_checkpoint
-from sde_gen.training.checkpoint import checkpoint_folders, remove_leftovers
+from sde_gen.training.checkpoint import checkpoint_folders
 from tests.faults import jobs
 from tests.faults.ranks import join, run_ranks, start_ranks
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from sde_gen.errors import CheckpointError, MissingInputError, OutputError
+from sde_gen.files import remove_leftovers
 from sde_gen.training import newest_checkpoint, read_checkpoint, save_checkpoint
-from sde_gen.training.checkpoint import MANIFEST, checkpoint_folders, remove_leftovers
+from sde_gen.training.checkpoint import MANIFEST, checkpoint_folders
 
 
 def _save(folder: Path, step: int, keep_last: int = 3) -> Path:

@@ -9,7 +9,8 @@ import numpy as np
 
 from sde_gen.comparison.cells.closure import code_version, names_in
 from sde_gen.comparison.cells.store import Store
-from sde_gen.comparison.description import describe, digest
+from sde_gen.comparison.description import digest
+from sde_gen.config.objects import describe
 from sde_gen.data import Dataset
 
 #: Plain data, and arrays that go with it.

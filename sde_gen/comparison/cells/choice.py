@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from sde_gen.comparison.cells.cell import Context, Result
 from sde_gen.comparison.cells.models import OfModel
-from sde_gen.comparison.description import describe
+from sde_gen.config.objects import describe
 from sde_gen.tuning import Auto
 
 

@@ -9,15 +9,14 @@ from typing import Any, ClassVar
 import torch
 
 from sde_gen.comparison.cells.cell import Cell, Context, Result
-from sde_gen.comparison.cells.store import exclusive
-from sde_gen.comparison.description import describe
-from sde_gen.config.objects import build
+from sde_gen.config.objects import build, describe
+from sde_gen.files import locked, make_folder
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.parameterizations import Parameterization
 from sde_gen.perturbations import Perturbation
 from sde_gen.training import Interrupted, Trainer, TrainerSettings, newest_checkpoint
-from sde_gen.training.checkpoint import Checkpoint, remove_leftovers
+from sde_gen.training.checkpoint import Checkpoint
 
 #: Settings of the trainer that do not change what is learned.
 FREE = (
@@ -72,7 +71,8 @@ class TrainedNetwork(Cell):
         stored = {name: describe(part, name) for name, part in parts.items()}
         stored |= {"network": dict(self.network), "seed": self.seed, "trainer": asdict(self.trainer)}
         checkpoints = folder / "checkpoints"
-        with exclusive(folder):
+        make_folder(checkpoints, "the folder of a network")  # and sweep it
+        with locked(folder, wait=True):
             trained = Trainer(
                 ScoreModel(network, self.perturbation, self.parameterization),
                 context.data,
@@ -84,7 +84,6 @@ class TrainedNetwork(Cell):
                 config=stored,
                 stop=stop,
             )
-            remove_leftovers(checkpoints)
             found, _ = newest_checkpoint(checkpoints)
             if found is not None:
                 trained.resume(found)

@@ -93,7 +93,7 @@ class Way(_Sampled):
 
         self.draw(context, sampler, self.count, keep)
         times = torch.tensor([t for t, _ in kept], dtype=torch.float64)
-        size = (self.perturbation.alpha(times).square() + self.perturbation.sigma(times).square()).sqrt()
+        size = self.perturbation.size(times)
         # The last state is the denoised estimate: data, whatever the size of the process at t = 0.
         size[-1] = 1.0 if float(times[-1]) == 0.0 else size[-1]
         states = torch.stack([x / s for (_, x), s in zip(kept, size, strict=True)]).float().numpy()

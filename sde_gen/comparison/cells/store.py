@@ -11,9 +11,7 @@ again.
 import hashlib
 import io
 import json
-import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sde_gen.comparison.description import canonical, digest
-from sde_gen.files import make_folder, publish, write_json, writing
+from sde_gen.files import make_folder, publish, read_text, write_json
 from sde_gen.training import newest_checkpoint
 
 FORMAT = 2
@@ -63,7 +61,7 @@ class Store:
 
     def _sound(self, cell: Any) -> dict[str, Any] | None:
         try:
-            entry = json.loads(self.path(cell).read_text(encoding="utf-8"))
+            entry = json.loads(read_text(self.path(cell)))
             return entry if entry == self._entry(cell, entry["result"], entry["packed"]) else None
         except (OSError, ValueError, KeyError, TypeError):
             return None
@@ -106,21 +104,3 @@ class Store:
         except OSError:
             return None
         return data if hashlib.sha256(data).hexdigest() == packed else None
-
-
-@contextmanager
-def exclusive(folder: Path) -> Iterator[None]:
-    """Hold `folder` for this process; waits for another one that has it. The system lets go when a process ends."""
-    try:
-        import fcntl
-    except ImportError:  # not a POSIX system: no advisory locks there
-        yield
-        return
-    make_folder(folder, "the folder of a network")
-    with writing(folder / ".lock", "the lock file"):
-        descriptor = os.open(folder / ".lock", os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
