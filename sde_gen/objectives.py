@@ -196,8 +196,7 @@ class DenoisingScoreMatching:
         It is w(t), over the density of an importance-sampled t relative to the uniform law. For "vlb" with a learned
         variance it is that of the small variance, in proportion to which nodes are drawn.
         """
-        mean, t = self._mean_weight(model), t.to(torch.float64)
-        return self._weight.weight(model.perturbation, t) if mean is None else mean.to(t.device).expand(t.shape)
+        return self._weight.factor(model.perturbation, t.to(torch.float64), self._mean_weight(model))
 
     def constant(self, model: ScoreModel, t: Tensor) -> Tensor:
         """What the loss adds to the weighted error at times drawn by `times`, float64.

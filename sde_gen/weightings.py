@@ -57,6 +57,10 @@ class Weighting(abc.ABC):
         """Mean of w under the uniform law of times, float64."""
         raise NotImplementedError
 
+    def factor(self, p: Perturbation, t: Tensor, mean: Tensor | None) -> Tensor:
+        """w(t) over the density of t: `mean`, that of w, at times drawn by w, where it is given."""
+        return self.weight(p, t) if mean is None else mean.to(t.device).expand(t.shape)
+
     def refuse(self, model: ScoreModel) -> None:  # noqa: B027 - most go with every model
         """Raise a `ConfigError` for a model that this weight does not go with."""
 
@@ -69,8 +73,7 @@ class Weighting(abc.ABC):
     ) -> Tensor:
         """Losses (B,) of predictions at times t; `mean` is that of w where times were drawn by it, else None."""
         error = (out.noise - noise).square().flatten(1).mean(1)
-        weight = self.weight(model.perturbation, t) if mean is None else mean.to(t.device).expand(t.shape)
-        return weight.to(x0.dtype).to(x0.device) * error
+        return self.factor(model.perturbation, t, mean).to(x0.dtype).to(x0.device) * error
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sde_gen import checks as check
 from sde_gen.checks import checked
@@ -91,10 +90,6 @@ class Auto(Sampler):
         check.fields(self)
         if self.nfe is None and self.tolerance is None:
             object.__setattr__(self, "nfe", 20)
-
-    def times(self, model: ScoreModel) -> Tensor:
-        low, high = model.times_within()
-        return torch.tensor([high, low], dtype=torch.float64)
 
     def choose(self, model: ScoreModel, shape: Sequence[int], condition: Mapping[str, Any] | None = None) -> Choice:
         """The choice for a model and the shape of one sample, measured at first and kept while the model is unchanged.
