@@ -2,6 +2,7 @@
 
 import os
 import random
+import tempfile
 import warnings
 import zlib
 
@@ -9,6 +10,8 @@ import zlib
 # commands that tests start as processes of their own, and so set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
+# What commands keep of where data lie is kept for the tests alone.
+os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sde_gen-tests-")
 
 import hypothesis
 import numpy as np

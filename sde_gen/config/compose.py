@@ -213,7 +213,7 @@ def _no_setting(key: str, name: str) -> str:
     top = sorted({k.split(".")[0] for k in known})
     short = [k for k in known if k.rpartition(".")[0] == group and _initials(k) == setting]  # lr for learning_rate
     hint = f" (did you mean {short[0]}?)" if short else did_you_mean(key, known)
-    return f"{key} is not a setting{hint}; the groups and settings are {', '.join(top)} (see --help)"
+    return f"{key or 'nothing'} is not a setting{hint}; the groups and settings are {', '.join(top)} (see --help)"
 
 
 def _initials(key: str) -> str:

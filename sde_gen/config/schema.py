@@ -75,6 +75,7 @@ class _FromCheckpoint(_Working):
 
     sampler: dict[str, Any]
     sde: dict[str, Any] | None = None
+    data: dict[str, Any] | None = None  # what the network was trained on; null: where it was on this machine
     checkpoint: str | None = None  # instead of a run, the folder of a checkpoint (or of a run)
     out: Name = None  # folder of the results; null: a fresh one in the run
     weights: Literal["ema", "model"] = "ema"  # model: the last ones, not averaged
@@ -94,7 +95,7 @@ class SampleConfig(_FromCheckpoint):
     num_samples: int = checked(64)
     overwrite: bool = False  # replace what out= holds
     best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
-    label: int | Literal["cycle", "none"] | None = None  # class to sample; cycle: all in turn; none: no label
+    label: Any = None  # class to sample, or a list of them; cycle: all in turn; none: no label
     metrics: bool = True  # compare with held-out data
     animation: bool = False  # an animation of the reverse process
     forward: bool = False  # a strip of the forward process
@@ -153,5 +154,7 @@ class CompareSettings:
         checks.fields(self, "the command")
         if (self.part is None) != (self.parts is None):
             raise ConfigError("part=K and parts=N go together: the K-th of N parts of the cells")
+        if self.part is not None and self.parts is not None and self.part > self.parts:
+            raise ConfigError(f"part={self.part} must be between 1 and parts={self.parts}")
         if self.workers != "auto":
             checks.integer("the command", "workers", self.workers)

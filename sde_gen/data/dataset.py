@@ -44,6 +44,7 @@ class Description:
         transform: raw data to the model's scale and back.
         classes: names of the classes; the place of a name is its label.
         counts: training samples of each class, () where that is not known.
+        unlabelled: training samples without a label; None where that is not known.
         fingerprint: `Dataset.fingerprint`, "" where that is not known.
     """
 
@@ -54,6 +55,7 @@ class Description:
     classes: tuple[str, ...] = ()
     counts: tuple[int, ...] = ()
     fingerprint: str = ""
+    unlabelled: int | None = None
 
     @property
     def num_classes(self) -> int:
@@ -67,7 +69,7 @@ class Description:
     def to_dict(self) -> dict[str, object]:
         """Plain JSON values; `from_dict` gives back an equal description."""
         return {
-            **{name: getattr(self, name) for name in ("name", "kind", "num_classes", "fingerprint")},
+            **{name: getattr(self, name) for name in ("name", "kind", "num_classes", "fingerprint", "unlabelled")},
             **{name: list(getattr(self, name)) for name in ("shape", "classes", "counts")},
             "transform": self.transform.to_dict(),
         }
@@ -85,6 +87,8 @@ class Description:
             count = integer("data", "num_classes", given["num_classes"], low=0, high=_MOST_CLASSES)
             classes = tuple(given.get("classes") or map(str, range(count)))
             counts = integers("data", "counts", given.get("counts") or (), low=0)
+            unlabelled = given.get("unlabelled")
+            unlabelled = None if unlabelled is None else integer("data", "unlabelled", unlabelled, low=0)
             texts = [given["name"], choice("data", "kind", given["kind"], tuple(KINDS)), given.get("fingerprint", "")]
             if not all(isinstance(text, str) for text in (*texts, *classes)):
                 raise ValueError("a name is not text")
@@ -93,7 +97,7 @@ class Description:
             transform = Affine.from_dict(given["transform"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the description of the data cannot be used ({type(error).__name__}: {error})") from None
-        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2])
+        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled)
 
 
 @dataclass(frozen=True, eq=False)
@@ -204,7 +208,10 @@ class Dataset:
     def description(self) -> Description:
         """All but the samples, the labels and the law."""
         counts = tuple(self.class_counts().values())
-        return Description(self.name, self.kind, self.shape, self.transform, self.classes, counts, self.fingerprint)
+        loose = len(self.train) - sum(counts) if counts else None
+        return Description(
+            self.name, self.kind, self.shape, self.transform, self.classes, counts, self.fingerprint, loose
+        )
 
     def class_counts(self) -> dict[str, int]:
         """Training samples of each class; those without a label are what is missing to the number of samples."""

@@ -49,7 +49,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     features = build(cfg.features, trust=cfg.trust, where="features")
     what = trained(cfg)
     model, checkpoint, processes = what.model, what.checkpoint, what.processes
-    data = stored_data(checkpoint, cfg.trust)
+    data = stored_data(checkpoint, cfg.trust, cfg.data)
     samples = read_samples(cfg.samples, data) if cfg.samples is not None and cfg.metrics else None
     if cfg.metrics:
         drawn = cfg.num_samples if samples is None else len(samples)

@@ -17,11 +17,12 @@ from sde_gen.config.objects import settings
 from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
-from sde_gen.data import Dataset
-from sde_gen.errors import CheckpointError, ConfigError, OutputError, SDEGenError
+from sde_gen.data import Dataset, Description
+from sde_gen.errors import CheckpointError, OutputError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import make_folder, write_json
-from sde_gen.jobs.common import Trained, cycled, fresh_folder, notes_said, table, trained
+from sde_gen.jobs.classes import Labels, chosen, columns_for
+from sde_gen.jobs.common import Trained, fresh_folder, notes_said, table, trained
 from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
@@ -47,14 +48,13 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         # Its samples have steps of their own; these times they share.
         what = replace(what, sampler=replace(what.sampler, at=30))
     model, checkpoint, processes = what.model, what.checkpoint, what.processes
-    transform, shape, classes = model.transform, model.shape, len(model.classes)
+    transform, shape = model.transform, model.shape
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
-    _check_label(cfg, classes)
-    if classes and cfg.label is None and not checkpoint.config.get("objective", {}).get("label_dropout"):
-        # Training that drops no label never reaches the row of "no label".
-        cfg = replace(cfg, label="cycle")
-        say("label=cycle: the classes in turn; label=N is one of them, label=none what no label belongs to")
+    labels = chosen(cfg.label, *_training_labels(what))
+    if labels is not None and cfg.label is None:
+        say("label=cycle: the classes in turn; label=NAME is one of them")
+    data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
@@ -70,11 +70,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
         say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
         frames = Frames(model) if cfg.animation and processes.is_main else None
-        _draw_all(cfg, what, store, classes, frames, target)
+        _draw_all(cfg, what, store, labels, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
-        data = _data(checkpoint, cfg)
+        data = _data(checkpoint, cfg, labels) if data is None else data
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
             **what.about(),
@@ -85,6 +85,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             "seconds": round(seconds, 3),
             "held_out_loss": checkpoint.state.get("metrics", {}).get("held_out_loss"),
         }
+        if labels is not None:
+            report["label"] = list(labels.names) or "none"
         if cfg.metrics and data is not None:
             report |= distances(head, data)
         size = (cfg.num_samples, *shape)
@@ -93,24 +95,24 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
                   (transform.inverse(b.x).numpy() for b in store.read_all())),
             "model_x": (size, "float32", (b.x.numpy() for b in store.read_all())),
         }  # fmt: skip
-        if cfg.label is not None:
-            pieces = (_labels(cfg, classes, *store.rows(i)).numpy() for i in range(len(store)))
+        if labels is not None:
+            pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
         write_json(target.report, report)
-        _draw(target, model, head, data, frames, cfg)
+        _draw(target, model, head, data, frames, cfg, labels)
         store.remove()
     _tell(report, target)
     return report
 
 
 def _draw_all(
-    cfg: SampleConfig, what: Trained, store: BlockStore, classes: int, frames: Frames | None, target: "_Target"
+    cfg: SampleConfig, what: Trained, store: BlockStore, labels: Labels | None, frames: Frames | None, target: "_Target"
 ) -> None:
     """Draw what is missing of the store; a signal is obeyed between blocks."""
 
     def draw(first: int, size: int) -> Samples:
-        condition = {} if cfg.label is None else {"label": _labels(cfg, classes, first, size).to(what.device)}
+        condition = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}
         return what.sampler(
             what.model,
             (size, *store.shape),
@@ -149,20 +151,13 @@ def _summary(store: "BlockStore") -> tuple[Tensor, int, float]:
     return torch.cat(head), nfe, seconds
 
 
-def _check_label(cfg: SampleConfig, classes: int) -> None:
-    if cfg.label is not None and classes == 0:
-        raise ConfigError(f"label={cfg.label}, but this network was trained without labels; leave label out")
-    if isinstance(cfg.label, int) and not 0 <= cfg.label < classes:
-        raise ConfigError(f"label={cfg.label} must be one of 0..{classes - 1}, cycle or none")
-
-
-def _labels(cfg: SampleConfig, classes: int, first: int, size: int) -> Tensor:
-    """The labels of samples `first`, ..., `first + size - 1`."""
-    if cfg.label == "none":
-        return torch.full((size,), classes)
-    if cfg.label == "cycle":
-        return cycled(classes, first, size)
-    return torch.full((size,), int(cfg.label or 0))
+def _training_labels(what: Trained) -> tuple[Description, bool | None]:
+    """The data with the classes that the network was given, and whether training dropped labels (None: not known)."""
+    about = Description.from_dict(what.checkpoint.state["data"])
+    if not what.conditional:
+        return replace(about, classes=(), counts=()), None
+    dropout = what.checkpoint.config.get("objective", {}).get("label_dropout")
+    return about, None if "imported" in what.checkpoint.state else bool(dropout)
 
 
 class _Target:
@@ -206,25 +201,38 @@ class _Target:
         return self.folder / f"{self.stem}{ending}"
 
 
-def _data(checkpoint: Checkpoint, cfg: SampleConfig) -> Dataset | None:
-    """The data the network was trained on; None, with a word about it, if it is not here (samples need it not)."""
+def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> Dataset | None:
+    """The data of the classes sampled; None, with a word about it, if they are not here: samples need them not."""
     if not (cfg.metrics or cfg.forward):
         return None
     try:
-        return stored_data(checkpoint, cfg.trust)
+        data = stored_data(checkpoint, cfg.trust, cfg.data)
     except SDEGenError as error:
+        if cfg.data is not None:
+            raise
         say(f"no comparison with data: {error}")
         return None
+    part = data if labels is None else labels.part(data)
+    if part is None:
+        say("no comparison with data: fewer than two samples of this class are held out")
+    return part
 
 
 def _draw(
-    target: _Target, model: ScoreModel, x: Tensor, data: Dataset | None, frames: Frames | None, cfg: SampleConfig
+    target: _Target,
+    model: ScoreModel,
+    x: Tensor,
+    data: Dataset | None,
+    frames: Frames | None,
+    cfg: SampleConfig,
+    labels: Labels | None,
 ) -> None:
     if x.ndim != 4 and not pictures.has_matplotlib():
         say("matplotlib is not installed, so there are no plots of points; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
-    picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real)
+    columns = None if labels is None else columns_for(len(labels.values), min(len(x), _SHOWN))
+    picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
         frames.save(target.path("_animation.gif"))

@@ -100,18 +100,19 @@ def _counted(title: str, inside: Tensor) -> str:
     return f"{title} ({len(inside)}, {outside} outside)" if outside else f"{title} ({len(inside)})"
 
 
-def picture_of(samples: Tensor, data: Tensor | None = None) -> "Image":
+def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None = None) -> "Image":
     """Samples as a picture: a grid for images, a scatter (beside `data`, if given) for vectors.
 
     Args:
         samples: (N, C, H, W), or (N, D); on the model's scale.
         data: real samples of the same kind.
+        columns: images per row.
 
     Raises:
         MissingInputError: vectors, and matplotlib is not installed.
     """
     if samples.ndim == 4:
-        return image_grid(samples)
+        return image_grid(samples, columns)
     return scatter({"samples": samples} if data is None else {"samples": samples, "data": data})
 
 
