@@ -1,7 +1,9 @@
 """What every test relies on: one thread per process, fixed seeds, no GPU test without a GPU."""
 
+import atexit
 import os
 import random
+import shutil
 import tempfile
 import warnings
 import zlib
@@ -11,7 +13,9 @@ import zlib
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
 # What commands keep of where data lie is kept for the tests alone.
-os.environ["XDG_CACHE_HOME"] = tempfile.mkdtemp(prefix="sde_gen-tests-")
+_CACHE = tempfile.mkdtemp(prefix="sde_gen-tests-")
+atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
+os.environ["XDG_CACHE_HOME"] = _CACHE
 
 import hypothesis
 import numpy as np
