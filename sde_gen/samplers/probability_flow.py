@@ -11,7 +11,6 @@ where the right-hand side is so smooth that the steps are long.
 """
 
 import math
-
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any

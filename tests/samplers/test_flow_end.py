@@ -66,7 +66,9 @@ def test_a_gaussian_keeps_its_law_to_the_tolerance() -> None:
 @pytest.mark.parametrize("trained", [sg.VP(), sg.VE(), sg.EDM(0.01, 50.0), sg.DDPM(steps=200)], ids=str)
 @pytest.mark.parametrize("used", [None, sg.VP()], ids=str)
 @pytest.mark.filterwarnings("ignore::sde_gen.errors.BetweenNodesWarning")
-def test_a_network_is_asked_no_lower_than_it_was_trained(trained: sg.Perturbation, used: sg.Perturbation | None) -> None:
+def test_a_network_is_asked_no_lower_than_it_was_trained(
+    trained: sg.Perturbation, used: sg.Perturbation | None
+) -> None:
     asked: list[float] = []
 
     class Model(sg.ScoreModel):
