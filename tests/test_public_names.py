@@ -34,6 +34,7 @@ CONTRACT = [
     "DPMSolverPP3M",
     "Auto",
     "Langevin",
+    "LangevinDynamics",
     "GaussianMixture",
     "EmpiricalData",
     "ScoreModel",

@@ -78,7 +78,7 @@ class ProbabilityFlow(Sampler):
         where = "ProbabilityFlow"
         checks.fields(self)
         if self.atol is None:
-            object.__setattr__(self, "atol", min(1e-5, self.rtol))
+            object.__setattr__(self, "atol", self._atol)
         if self.batched and self._name not in _TORCHDIFFEQ:
             raise ConfigError(
                 f"{where}: batched is of torchdiffeq's adaptive methods, {', '.join(_TORCHDIFFEQ)}; "
@@ -101,6 +101,10 @@ class ProbabilityFlow(Sampler):
     @property
     def _name(self) -> str:
         return self.method.removeprefix("torchdiffeq:")
+
+    @property
+    def _atol(self) -> float:
+        return min(1e-5, self.rtol) if self.atol is None else self.atol
 
     @property
     def is_adaptive(self) -> bool:
@@ -139,7 +143,7 @@ class ProbabilityFlow(Sampler):
         visited = [*p.half_log_snr(torch.tensor(between, dtype=torch.float64)).tolist(), end]
         u = x / root[0]
         if self.method == "dopri5" and not self.batched:
-            solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self.atol,
+            solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self._atol,
                                       max_calls=self.max_nfe, first=job.first, at=visited[:-1])  # fmt: skip
             u, calls = solution.u, solution.calls
             seen = [] if solution.at is None else list(solution.at.unbind(1))
@@ -176,7 +180,7 @@ class ProbabilityFlow(Sampler):
         """Half log-SNR to go down to: the usual one, or as deep as the tolerances ask and the network knows."""
         if not self.denoise or not self.is_adaptive:
             return usual
-        asked = -math.log(_END * math.sqrt(max(self.rtol, self.atol or 0.0)))
+        asked = -math.log(_END * math.sqrt(max(self.rtol, self._atol)))
         p = model.perturbation
         known = math.inf if model.network is None else float(p.half_log_snr(model.times_within(p.t_min)[0]))
         return max(usual, min(asked, known))
@@ -208,7 +212,7 @@ class ProbabilityFlow(Sampler):
         stops = torch.tensor([begin, *visited], dtype=torch.float64, device=u.device)
         options = None if row is not None else {"norm": lambda y: y.flatten(1).square().mean(1).sqrt().max()}
         try:
-            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self.atol, method=self._name,
+            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self._atol, method=self._name,
                             options=options)  # fmt: skip
             return torch.as_tensor(states[1:])
         except AssertionError as error:  # its own guards; under `python -O` the call budget stops it instead
@@ -223,7 +227,7 @@ class ProbabilityFlow(Sampler):
             return slope(torch.tensor(s, dtype=torch.float64), state).to(torch.float64).cpu().numpy().reshape(-1)
 
         y0 = u.to(torch.float64).cpu().numpy().reshape(-1)
-        answer = solve_ivp(flat, (begin, visited[-1]), y0, method=self.method, rtol=self.rtol, atol=self.atol,
+        answer = solve_ivp(flat, (begin, visited[-1]), y0, method=self.method, rtol=self.rtol, atol=self._atol,
                            t_eval=visited)  # fmt: skip
         if not answer.success:
             raise self._failed(problem, row, answer.message)

@@ -82,6 +82,13 @@ class Sampler(abc.ABC):
         low, high = model.times_within()
         return torch.tensor([high, low], dtype=torch.float64)
 
+    def begin(self, model: ScoreModel, like: Tensor, noise: NoiseSource) -> Tensor:
+        """A first state where none is given: noise alone, as at the first time."""
+        t = self.times(model)[0]
+        if float(t) < model.times_within()[1]:
+            _warn_of_late_start(model, float(t))
+        return noise(like, -1, 0) * float(model.perturbation.curves(t)[1])
+
     @abc.abstractmethod
     def solve(self, job: Job) -> Solved:
         """Samples of one chunk, the network calls it took, and those of each sample where they differ."""
@@ -189,10 +196,7 @@ class Sampler(abc.ABC):
             part, x = _pad(part, padded), None if x is None else _pad(x, padded)
             condition = condition.padded(padded)
         if x is None:
-            t = self.times(model)[0]
-            if float(t) < model.times_within()[1]:
-                _warn_of_late_start(model, float(t))
-            x = source(part, -1, 0) * float(model.perturbation.curves(t)[1])
+            x = self.begin(model, part, source)
         x, calls, each = self.solve(Job(model, x, condition, source, callback, progress, first + rows.start, count))
         return x[:count], calls, None if each is None else each[:count]
 
@@ -268,7 +272,7 @@ def _warn_of_late_start(model: ScoreModel, t: float) -> None:
             f"the grid begins at t = {t:.4g}, where the state is {alpha:.2g} x0 + {sigma:.2g} noise, and is started "
             f"from noise alone; give start=, a state at that time, or a grid from t = {latest:.4g} on",
             LateStartWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
