@@ -170,10 +170,11 @@ class _Plan:
         if probe == "auto":
             probe = "rademacher" if steps is None and grid is None else "walsh"
         exact = divergence == "exact" or (divergence == "auto" and x[0].numel() <= _EXACT_UP_TO)
-        begin, end, low, high = lambda_interval(_WHERE, model, t_min, t_max)
+        grid = None if grid is None else as_grid(grid)
+        lowest = grid.end if grid is not None and t_min is None else t_min
+        begin, end, low, high = lambda_interval(_WHERE, model, lowest, t_max)
         nodes, p = None, model.perturbation
         if grid is not None:
-            grid = as_grid(grid)
             count = grid.length or steps
             if count is None:
                 raise ConfigError(f"{_WHERE}: grid needs steps=, the number of its nodes")

@@ -152,7 +152,7 @@ class GridSampler(Sampler):
         return self.grid or (self.chain_grid if perturbation.is_chain else self.default_grid)
 
     def times(self, model: ScoreModel) -> Tensor:
-        return _times(self, model.perturbation, *model.times_within())
+        return _times(self, model.perturbation, *model.times_within(self.grid_for(model.perturbation).end))
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
