@@ -313,6 +313,7 @@ OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "LangevinDynamics": sg.LangevinDynamics,
     "Auto": sg.Auto,
     "Fitted": sg.Fitted,
+    "FittedSteps": sg.FittedSteps,
 }
 
 GRIDS: dict[str, Any] = {

@@ -152,7 +152,7 @@ def model(p: sg.Perturbation) -> sg.ScoreModel:
     return sg.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(p)
 
 
-@pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler) - {sg.Fitted}, key=str))
+@pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler) - {sg.Fitted, sg.FittedSteps}, key=str))
 def test_default_grids_and_step_counts(kind: type) -> None:
     assert kind.__name__ in DEFAULTS, f"say in DEFAULTS how many steps {kind.__name__} takes, and on which grid"
     n, grid, own = DEFAULTS[kind.__name__]  # own: all nodes of a chain
