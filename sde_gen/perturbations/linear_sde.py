@@ -11,6 +11,9 @@ to its last digits where it vanishes, and wherever f or g is not smooth. All ter
 cancels. Solutions of linear SDEs: Särkkä & Solin 2019, section 6.
 """
 
+# What a subclass states of these two takes float64 tensors alone; see `Perturbation.__init_subclass__`.
+# pyright: reportIncompatibleMethodOverride=false
+
 import hashlib
 import math
 from collections.abc import Sequence
@@ -116,8 +119,8 @@ class LinearSDE(Perturbation):
             a configuration, a list can.
     """
 
-    drift: Any = field()  # pyright: ignore[reportIncompatibleMethodOverride]
-    diffusion: Any = field()  # pyright: ignore[reportIncompatibleMethodOverride]
+    drift: Any = field()
+    diffusion: Any = field()
     sigma_min: float = checks.checked(0.0, low=0.0)
 
     def __post_init__(self) -> None:
