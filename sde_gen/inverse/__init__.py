@@ -2,11 +2,13 @@
 
 operators, image_operators       what is measured of a sample
 measurement, linearised          an operator with its noise; the same near one point
+particles                        TwistedSMC, which corrects what guidance guesses
 posterior                        a guided model, which every sampler takes; its solves in curvature
 """
 
 from sde_gen.inverse.image_operators import Blur, Downsample, Fourier, Grey
 from sde_gen.inverse.operators import Composed, Mask, Matrix, Nonlinear, Operator, Reshape
+from sde_gen.inverse.particles import Particles, TwistedSMC
 from sde_gen.inverse.posterior import Posterior
 
 __all__ = [
@@ -19,6 +21,8 @@ __all__ = [
     "Matrix",
     "Nonlinear",
     "Operator",
+    "Particles",
     "Posterior",
     "Reshape",
+    "TwistedSMC",
 ]
