@@ -189,7 +189,7 @@ class TwistedSMC:
                 f"{where}: at some time {least:.2g} of {self.particles} particles carried the weight of a system; "
                 "samples and evidence are not to be trusted: use more particles or steps, or plain guidance",
                 CollapseWarning,
-                stacklevel=2,
+                stacklevel=3,
             )
         own = any(isinstance(leaf, Rows) for _, leaf in told.leaves())
         every = evidence.logsumexp(0) - math.log(len(evidence))

@@ -203,7 +203,7 @@ class PosteriorLevels(Levels):
             return denoised, denoised, 0.0
         method, linear = self.guided.method, self.guided.operator.is_linear
         if not self._single:
-            grow, variance = grow[:, None], variance[:, None]
+            grow, variance = (c.detach().expand(len(x))[:, None] for c in (grow, variance))
         if method == "none":
             denoised = self._asked(k, x)
             if not weigh:

@@ -40,7 +40,7 @@ class Samples:
         seconds: wall-clock time of the run.
         nfe_per_sample: calls for each sample, (B,), where they differ; else None.
         products: vector-Jacobian products of the network made for each sample, which guidance by gradients takes; each
-            costs about two calls. Counted by samplers on a grid.
+            costs about two calls.
     """
 
     x: Tensor

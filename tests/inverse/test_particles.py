@@ -53,10 +53,10 @@ def test_the_evidence_is_unbiased(p: sg.Perturbation, twist: str) -> None:
     )
     for particles, resample in ((6, 0.7), (3, 0.0)):
         smc = sg.TwistedSMC(particles=particles, steps=16, resample=resample)
-        result = smc(posterior, (3000, 3), seed=5, dtype=torch.float64)
+        result = smc(posterior, (2000, 3), seed=5, dtype=torch.float64)
         ratio = (result.system_log_evidence - law.log_prob(Y.double())).exp()
         error = float(ratio.std() / len(ratio) ** 0.5)
-        assert error < (0.02 if resample else 0.12)
+        assert error < (0.03 if resample else 0.15)
         assert abs(float(ratio.mean()) - 1) < 3 * error
         assert float(result.log_evidence) == pytest.approx(float(ratio.mean().log() + law.log_prob(Y.double())))
         assert float(result.log_evidence_error) == pytest.approx(error / float(ratio.mean()))

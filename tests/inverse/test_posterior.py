@@ -115,6 +115,21 @@ def test_a_nonlinear_measurement_that_is_linear_is_guided_as_one() -> None:
         torch.testing.assert_close(by_hand(x, t).denoised, known(x, t).denoised, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "sampler",
+    [sg.EulerMaruyama(steps=60), sg.Heun(steps=5), sg.PredictorCorrector(steps=40), sg.Restart(steps=8),
+     sg.SingleStep(steps=4), sg.EDMChurn(steps=5), sg.ProbabilityFlow(rtol=0.1, atol=0.1),
+     sg.AdaptiveSDE(rtol=0.1, atol=0.1), sg.Auto(nfe=4, count=8, effort=0)],
+    ids=lambda s: type(s).__name__,
+)  # fmt: skip
+def test_every_sampler_takes_it(sampler: sg.Sampler) -> None:
+    posterior = Posterior(MIXTURE.model(sg.VP()), A, Y, 0.3)
+    result = sampler(posterior, (4, 5), seed=0, dtype=torch.float64)
+    assert bool(result.x.isfinite().all())
+    assert result.products >= 3 * result.nfe  # a row of A J A' each
+    assert float((A(result.x) - Y).square().mean()) < 1.0  # of 0.09 to 0.3; the prior's is 5
+
+
 class Wild(torch.nn.Module):
     """A network whose Jacobian is neither symmetric nor positive."""
 
