@@ -13,6 +13,7 @@ from sde_gen.metrics.jackknife import points
 from sde_gen.pictures.drawing import image_grid, save_image
 from sde_gen.pictures.figures import new_figure, rendered
 from sde_gen.pictures.lines import series, slices
+from sde_gen.pictures.pairs import pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,8 @@ def _counted(title: str, inside: Tensor) -> str:
 
 
 def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None = None) -> "Image":
-    """Samples as a picture: a grid for images, slices for volumes; curves for series, a scatter for vectors.
+    """Samples as a picture: a grid for images, slices for volumes; curves for series, and for
+    vectors a scatter, of more than two features one for each pair.
 
     Args:
         samples: (N, C, H, W), (N, C, D, H, W), (N, C, L) or (N, D); on the model's scale.
@@ -87,7 +89,11 @@ def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None 
         flat, count = slices(samples)
         return image_grid(flat, count * max(1, 12 // count))
     sets = {"samples": samples} if data is None else {"samples": samples, "data": data}
-    return series(sets) if samples.ndim == 3 else scatter(sets)
+    if samples.ndim == 3:
+        return series(sets)
+    if samples[0].numel() > 2:
+        return pairs({title: {f"x{k}": c.tolist() for k, c in enumerate(points(x).T)} for title, x in sets.items()})
+    return scatter(sets)
 
 
 def scatter(sets: Mapping[str, Tensor], limits: Box | None = None) -> "Image":
