@@ -253,10 +253,8 @@ def _draw(
     if table and model.transform is not None:
         raw = {"samples": x} if real is None else {"samples": x, "data": real}
         drawn = {title: decoded(table, model.transform.inverse(part).numpy()) for title, part in raw.items()}
-        orders = {c.name: c.values for c in table if c.values}
-        picture = pictures.pairs(
-            {title: {c.name: values for c, values in rows} for title, rows in drawn.items()}, orders
-        )
+        tables = {title: {column.name: values for column, values in rows} for title, rows in drawn.items()}
+        picture = pictures.pairs(tables, {column.name: column.values for column in table if column.values})
     else:
         picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))

@@ -51,7 +51,7 @@ def pairs(sets: Mapping[str, Table], orders: Mapping[str, Sequence[str]] | None 
                 colour = _COLOURS[place % len(_COLOURS)]
                 if row == column:
                     bins = max(2, len(ticks[across])) if ticks[across] else 40
-                    shown = {"histtype": "step", "color": colour, "label": f"{title} ({len(x)})"}
+                    shown: dict[str, Any] = {"histtype": "step", "color": colour, "label": f"{title} ({len(x)})"}
                     axes.hist(x.clip(*boxes[across]), bins, range=boxes[across], density=True, **shown)
                 else:
                     axes.scatter(x[:_POINTS].clip(*boxes[across]), y[:_POINTS].clip(*boxes[down]), s=3, alpha=0.4,
