@@ -10,6 +10,7 @@ from sde_gen.pictures.plots import (
     density,
     limits_of,
     loss_curve,
+    loss_curves,
     picture_of,
     scatter,
 )
@@ -24,6 +25,7 @@ __all__ = [
     "image_grid",
     "limits_of",
     "loss_curve",
+    "loss_curves",
     "pairs",
     "picture_of",
     "save_animation",

@@ -154,6 +154,21 @@ def loss_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
     return save_image(rendered(figure), path)
 
 
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> Path:
+    """Held-out loss of several runs against steps, from the rows of their metrics.csv."""
+    figure = new_figure(7.0, 4.5)
+    axes = figure.add_subplot()
+    for name, rows in runs.items():
+        places = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+        if places:
+            axes.plot(*zip(*places, strict=True), "o-", label=name, markersize=3, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("held-out loss")
+    if axes.lines:
+        axes.legend(fontsize=7)
+    return save_image(rendered(figure), path)
+
+
 def bound_terms(bounds: Mapping[str, "VariationalBound"]) -> "Image":
     """The terms of variational bounds against time: what the steps cost, and how it adds up.
 
