@@ -156,6 +156,47 @@ class GaussianMixture:
         """The exact `ScoreModel` of this law under a perturbation."""
         return Oracle(self, perturbation)
 
+    def condition(self, operator: Any, y: Any, noise_std: Any) -> "Conditioned":
+        r"""The exact law given y = A x + noise: a mixture again, with the evidence p(y).
+
+        With :math:`S_k = A\Sigma_k A^\top + R` and :math:`K_k = \Sigma_k A^\top S_k^{-1}`, component k has the mean
+        :math:`\mu_k + K_k(y - A\mu_k)`, the covariance :math:`(I - K_kA)\Sigma_k` and a weight in proportion to
+        :math:`w_k N(y; A\mu_k, S_k)`, whose sum is p(y).
+
+        Args:
+            operator: A, a matrix (m, D) or a linear operator of `sde_gen.inverse`.
+            y: one observation, m numbers; what an operator reads as such.
+            noise_std: of each number, > 0; a vector (m,), or a covariance R (m, m).
+
+        Raises:
+            ConfigError: for shapes that do not fit, or noise that is not positive.
+        """
+        a, seen = operator, torch.as_tensor(y, dtype=torch.float64).detach().cpu()
+        if hasattr(operator, "matrix"):
+            a, seen = operator.matrix((self.dim,)), operator.read(seen[None], (self.dim,))
+        a, seen = torch.as_tensor(a, dtype=torch.float64).detach().cpu(), seen.reshape(-1)
+        noise = torch.as_tensor(noise_std, dtype=torch.float64).detach().cpu()
+        if a.ndim != 2 or a.shape != (len(seen), self.dim) or (noise.ndim and set(noise.shape) != {len(seen)}):
+            raise ConfigError(
+                f"GaussianMixture.condition: operator (m, {self.dim}), y (m,) and noise_std (), (m,) or (m, m) do not "
+                f"fit together, got {tuple(a.shape)}, {tuple(seen.shape)} and {tuple(noise.shape)}"
+            )
+        r = noise if noise.ndim == 2 else torch.diag(noise.square().expand(len(seen)))
+        if bool(torch.linalg.cholesky_ex(r)[1]) or (noise.ndim < 2 and bool((noise <= 0).any())):
+            raise ConfigError(f"GaussianMixture.condition: noise_std must be positive (definite), got {noise_std!r}")
+        factor = torch.linalg.cholesky(a @ self.covariances @ a.T + r)
+        error = (seen - self.means @ a.T)[..., None]
+        gain = torch.cholesky_solve(a @ self.covariances, factor).mT  # K
+        whitened = torch.linalg.solve_triangular(factor, error, upper=False)
+        log_normal = -0.5 * whitened.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        joint = self.weights.log() + log_normal - 0.5 * len(seen) * _LOG_TAU
+        rest = torch.eye(self.dim, dtype=torch.float64) - gain @ a
+        covariances = rest @ self.covariances @ rest.mT + gain @ r @ gain.mT  # a sum of squares, whatever is rounded
+        # A component that is ruled out keeps its place, with a weight that no draw will meet.
+        weights = joint.softmax(0).clamp_min(1e-300)
+        means = self.means + (gain @ error)[..., 0]
+        return Conditioned(weights, means, 0.5 * (covariances + covariances.mT), joint.logsumexp(0))
+
     def log_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         """log of the density of alpha x0 + sigma z at x, (B,)."""
         return torch.logsumexp(self._joint(x, alpha, sigma)[0], -1)
@@ -190,6 +231,23 @@ class GaussianMixture:
             parts = (self.weights, self.means, self._values, self._vectors)
             self._placed[device] = tuple(part.to(device) for part in parts)
         return self._placed[device]
+
+
+class Conditioned(GaussianMixture):
+    """A mixture given an observation, made by `GaussianMixture.condition`.
+
+    Attributes:
+        log_evidence: log p(y) in nats, (), float64; of all observations, where it was conditioned several times.
+    """
+
+    def __init__(self, weights: Any, means: Any, covariances: Any, log_evidence: Any) -> None:
+        super().__init__(weights, means, covariances)
+        self.log_evidence = torch.as_tensor(log_evidence, dtype=torch.float64)
+
+    def condition(self, operator: Any, y: Any, noise_std: Any) -> "Conditioned":
+        further = super().condition(operator, y, noise_std)
+        further.log_evidence = further.log_evidence + self.log_evidence
+        return further
 
 
 class EmpiricalData:
