@@ -145,7 +145,7 @@ class Levels:
         c = self.coefficients = model.parameterization.coefficients(alpha, sigma)
         self.skip, self.out = c.skip, c.out
         network = model.network
-        self.learned_variance = model.learned_variance
+        self.learned_variance = bool(getattr(network, "learned_variance", False))
         if not self.learned_variance:
             self.raw = self.output
         self._like, self.calls, self.products, self._first, self.is_cut = like, 0, 0, self, False

@@ -66,6 +66,12 @@ class Guided(ScoreModel):
 class GuidedLevels(Levels):
     """A guided model at some noise levels."""
 
+    def __init__(self, model: Guided, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
+        super().__init__(model, alpha, sigma, like, condition)
+        self.learned_variance = model.learned_variance
+        if self.learned_variance:  # which it is only of a network: F is then half of what is said
+            del self.raw
+
     def asked(self, levels: Levels, k: int, x: Tensor, rows: int = 1) -> tuple[Tensor, Tensor | None]:
         """What `levels` says at level k, in the terms of this model, and of the variance of a step, if anything.
 

@@ -1,6 +1,7 @@
 """Guided models on networks: equal to their parts where they have to be, and models like any other."""
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
