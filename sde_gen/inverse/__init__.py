@@ -2,12 +2,19 @@
 
 operators, image_operators       what is measured of a sample
 measurement, linearised          an operator with its noise; the same near one point
+particles                        TwistedSMC, which corrects what guidance guesses
+split_gibbs                      SplitGibbs, which alternates between model and observation
+experts, tilted                  products of models, and a model times a function of yours
 posterior                        a guided model, which every sampler takes; its solves in curvature
 """
 
+from sde_gen.inverse.experts import Product
 from sde_gen.inverse.image_operators import Blur, Downsample, Fourier, Grey
 from sde_gen.inverse.operators import Composed, Mask, Matrix, Nonlinear, Operator, Reshape
+from sde_gen.inverse.particles import Particles, TwistedSMC
 from sde_gen.inverse.posterior import Posterior
+from sde_gen.inverse.split_gibbs import SplitGibbs
+from sde_gen.inverse.tilted import Tilted
 
 __all__ = [
     "Blur",
@@ -19,6 +26,11 @@ __all__ = [
     "Matrix",
     "Nonlinear",
     "Operator",
+    "Particles",
     "Posterior",
+    "Product",
     "Reshape",
+    "SplitGibbs",
+    "Tilted",
+    "TwistedSMC",
 ]

@@ -101,6 +101,21 @@ class Measurement:
         """log p(y | x) in nats, (B,), for y in units of the noise, (B, m) or (1, m)."""
         return self.log_scale - 0.5 * (y - self.forward(x)).square().sum(1)
 
+    def near(self, y: Tensor, x: Tensor, rho: float, split: bool, z: Tensor, n: Tensor) -> Tensor:
+        """A draw of N(z; x, rho^2 I) N(y; A z, R') up to its constant: (B, *shape), float64.
+
+        The unconditional draw is moved by what its own observation is off, which makes a conditional one of it.
+
+        Args:
+            split: whether R' = R - rho^2 A A', and not R; rho |A| at most the noise.
+            z, n: standard normal numbers, (B, *shape) and (B, m).
+        """
+        x = x.to(torch.float64) + rho * z.to(torch.float64)
+        if split and self.gram is not None:
+            n = self.gram.weighted(n, (1 - rho**2 * self.gram.values).clamp_min(0.0).sqrt())
+        error = y - n - self.forward(x)
+        return x + rho**2 * self.adjoint(error if split else self.solve(error, rho**2))
+
     def jacobian(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """W h(x), (B, m), and its derivative W dh/dx, (B, m, D), by m vector-Jacobian products of h alone."""
         with torch.enable_grad():

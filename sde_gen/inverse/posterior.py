@@ -94,14 +94,11 @@ class Posterior(ScoreModel):
         self.trained_under, self.training = model.trained_under, model.training
         self.shape, self.classes, self.transform = model.shape, model.classes, model.transform
         self.method = checks.choice("Posterior", "method", method, METHODS)
-        law = getattr(model, "law", None)
-        if data_std is None and law is not None:
-            x = law.sample(4096)
-            data_std = max(float((x - x.mean(0)).square().mean().sqrt()), 1e-6)
-        self.data_std = checks.number("Posterior", "data_std", data_std or 1.0, low=0.0, open_low=True)
+        data_std = spread_of(model) if data_std is None else data_std
+        self.data_std = checks.number("Posterior", "data_std", data_std, low=0.0, open_low=True)
         self.steps = None if steps is None else checks.integer("Posterior", "steps", steps)
         if reach is None:
-            reach = _REACH if law is None else math.inf
+            reach = math.inf if hasattr(model, "law") else _REACH
         self.reach = checks.number("Posterior", "reach", reach, low=0.0, open_low=True, infinite=True)
         std, factor = read_noise(noise_std)
         self._least = float(std.min() if factor is None else torch.linalg.svdvals(factor)[-1])
@@ -155,6 +152,15 @@ class Posterior(ScoreModel):
 
     def __repr__(self) -> str:
         return f"Posterior({self.base!r} given {self.operator!r} by {self.method!r}, noise {self.noise_std!r})"
+
+
+def spread_of(model: ScoreModel) -> float:
+    """Root of the mean variance of the data: that of an oracle's law, and 1 for a network."""
+    law = getattr(model, "law", None)
+    if law is None:
+        return 1.0
+    x = law.sample(4096)
+    return max(float((x - x.mean(0)).square().mean().sqrt()), 1e-6)
 
 
 class PosteriorLevels(Levels):
