@@ -37,7 +37,7 @@ class Net(nn.Module):
 
 
 def model(
-    parameterization: sg.Parameterization | None = None, p: sg.Perturbation | None = None, **net
+    parameterization: sg.Parameterization | None = None, p: sg.Perturbation | None = None, **net: Any
 ) -> sg.ScoreModel:
     return sg.ScoreModel(Net(**net), p or sg.VP(), parameterization).eval()
 
