@@ -28,7 +28,9 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to t
     from sde_gen.conditions import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
+    from sde_gen.inverse import SplitGibbs as SplitGibbs
     from sde_gen.inverse import TwistedSMC as TwistedSMC
+    from sde_gen.inverse import compare_posteriors as compare_posteriors
     from sde_gen.likelihood import *  # noqa: F403
     from sde_gen.loading import *  # noqa: F403
     from sde_gen.model import *  # noqa: F403

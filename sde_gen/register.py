@@ -14,7 +14,8 @@ ROOMS = (
     "parameterizations", "perturbations", "samplers", "tuning",
 )  # fmt: skip
 SINGLE = {
-    "Trainer": "training", "TrainerSettings": "training", "load_config": "config", "TwistedSMC": "inverse",
+    "Trainer": "training", "TrainerSettings": "training", "load_config": "config", "SplitGibbs": "inverse",
+    "TwistedSMC": "inverse", "compare_posteriors": "inverse",
 }  # fmt: skip
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))

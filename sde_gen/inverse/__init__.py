@@ -5,9 +5,11 @@ measurement, linearised          an operator with its noise; the same near one p
 particles                        TwistedSMC, which corrects what guidance guesses
 split_gibbs                      SplitGibbs, which alternates between model and observation
 experts, tilted                  products of models, and a model times a function of yours
+compared                         methods against exact posteriors
 posterior                        a guided model, which every sampler takes; its solves in curvature
 """
 
+from sde_gen.inverse.compared import PosteriorTable, compare_posteriors
 from sde_gen.inverse.experts import Product
 from sde_gen.inverse.image_operators import Blur, Downsample, Fourier, Grey
 from sde_gen.inverse.operators import Composed, Mask, Matrix, Nonlinear, Operator, Reshape
@@ -28,9 +30,11 @@ __all__ = [
     "Operator",
     "Particles",
     "Posterior",
+    "PosteriorTable",
     "Product",
     "Reshape",
     "SplitGibbs",
     "Tilted",
     "TwistedSMC",
+    "compare_posteriors",
 ]
