@@ -96,6 +96,10 @@ class SampleConfig(_FromCheckpoint):
     overwrite: bool = False  # replace what out= holds
     best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
     label: Any = None  # class to sample, or a list of them; cycle: all in turn; none: no label
+    guidance: dict[str, Any] | None = None  # what strengthens the label, such as guidance=cfg guidance.scale=2
+    clip: bool = False  # keep the denoised estimate within the range of the data at every step
+    start: str | None = None  # a picture, .npy or .npz to start from instead of noise
+    strength: float = checked(0.5, above=0, high=1)  # how far start= is noised, 1 entirely
     metrics: bool = True  # compare with held-out data
     animation: bool = False  # an animation of the reverse process
     forward: bool = False  # a strip of the forward process

@@ -4,6 +4,7 @@ guided                  what they have in common
 extrapolation           beyond one model as seen from another: classifier_free, autoguidance
 classifier              towards what a classifier, or any log-likelihood, prefers
 clipped                 x0hat within bounds
+edited                  from data that are given, through noise
 
 Each is a `ScoreModel`, which every sampler takes and `.under()` moves; likelihoods refuse them.
 """
@@ -12,11 +13,13 @@ from sde_gen.guidance.autoguidance import Autoguidance
 from sde_gen.guidance.classifier import ClassifierGuidance
 from sde_gen.guidance.classifier_free import ClassifierFree
 from sde_gen.guidance.clipped import Clipped, Thresholded
+from sde_gen.guidance.edited import Edited
 
 __all__ = [
     "Autoguidance",
     "ClassifierFree",
     "ClassifierGuidance",
     "Clipped",
+    "Edited",
     "Thresholded",
 ]

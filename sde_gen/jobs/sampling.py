@@ -18,11 +18,13 @@ from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
 from sde_gen.data import Dataset, Description
+from sde_gen.digests import digest
 from sde_gen.errors import CheckpointError, OutputError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import make_folder, write_json
 from sde_gen.jobs.classes import Labels, chosen, columns_for
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, table, trained
+from sde_gen.jobs.guiding import guided, made_of, read_samples, started, told
 from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
@@ -43,7 +45,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     values, _ = settings(config)
     cfg = typed(SampleConfig, values)
-    what = trained(cfg, best=cfg.best)
+    what = guided(trained(cfg, best=cfg.best), cfg)
     if cfg.animation and isinstance(what.sampler, ProbabilityFlow) and not what.sampler.at:
         # Its samples have steps of their own; these times they share.
         what = replace(what, sampler=replace(what.sampler, at=30))
@@ -51,13 +53,16 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     transform, shape = model.transform, model.shape
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
-    labels = chosen(cfg.label, *_training_labels(what))
+    about, dropped = _training_labels(what)
+    labels = chosen(told(cfg, cfg.label, model, dropped), about, dropped)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
+    given = None if cfg.start is None else read_samples(cfg.start, "start", transform, shape)
     data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
+    plan |= {**made_of(cfg), "given": digest(given)}
     block = min(cfg.num_samples, cfg.chunk or block_length(shape, what.device.type))
     with ExitStack() as held:
         target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
@@ -70,7 +75,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
         say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
         frames = Frames(model) if cfg.animation and processes.is_main else None
-        _draw_all(cfg, what, store, labels, frames, target)
+        _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
@@ -78,6 +83,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
             **what.about(),
+            **made_of(cfg),
             "weights": cfg.weights,
             "seed": cfg.seed,
             "num_samples": cfg.num_samples,
@@ -107,15 +113,24 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _draw_all(
-    cfg: SampleConfig, what: Trained, store: BlockStore, labels: Labels | None, frames: Frames | None, target: "_Target"
+    cfg: SampleConfig,
+    what: Trained,
+    store: BlockStore,
+    labels: Labels | None,
+    given: Tensor | None,
+    frames: Frames | None,
+    target: "_Target",
 ) -> None:
     """Draw what is missing of the store; a signal is obeyed between blocks."""
 
     def draw(first: int, size: int) -> Samples:
-        condition = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}
+        condition, start = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}, None
+        if given is not None:
+            start = started(what, given, cfg.seed, first, size)
         return what.sampler(
             what.model,
-            (size, *store.shape),
+            None if start is not None else (size, *store.shape),
+            start=start,
             seed=cfg.seed,
             first=first,
             condition=condition,

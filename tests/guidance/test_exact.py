@@ -101,7 +101,7 @@ def test_the_evidence_is_that_of_the_tilted_law(w: float) -> None:
 
 
 def test_what_is_drawn_follows_the_tilted_law() -> None:
-    """Means of x and of log p(c|x) within 5 standard errors of 400 draws, which plain guidance misses by 10 of 3,000."""
+    """Means of x and log p(c|x) within 5 standard errors of 400 draws, where plain guidance is off by 10 of 3,000."""
     w, law = 3.0, MIXTURE.tilt(0, 3.0)
     density = law.log_density(GRID).softmax(0)
 
