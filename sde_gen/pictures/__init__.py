@@ -4,6 +4,7 @@ from sde_gen.pictures.animation import Frames, forward_strip
 from sde_gen.pictures.drawing import image_grid, save_animation, save_image
 from sde_gen.pictures.evaluation_page import evaluation_picture
 from sde_gen.pictures.figures import has_matplotlib
+from sde_gen.pictures.observed import posterior_picture
 from sde_gen.pictures.plots import (
     bound_terms,
     density,
@@ -24,6 +25,7 @@ __all__ = [
     "limits_of",
     "loss_curve",
     "picture_of",
+    "posterior_picture",
     "save_animation",
     "save_image",
     "scatter",
