@@ -5,7 +5,6 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,11 +21,16 @@ from sde_gen.config.typed import typed
 from sde_gen.data import Affine, Dataset, Description
 from sde_gen.data.columns import Column
 from sde_gen.data.rows import decoded, write_csv
-from sde_gen.errors import CheckpointError, OutputError, SDEGenError
+from sde_gen.digests import digest
+from sde_gen.errors import CheckpointError, SDEGenError
 from sde_gen.evaluation.distances import distances
-from sde_gen.files import make_folder, write_json
+from sde_gen.files import write_json
 from sde_gen.jobs.classes import Labels, chosen, columns_for
-from sde_gen.jobs.common import Trained, fresh_folder, notes_said, table, trained
+from sde_gen.jobs.common import Trained, notes_said, table, trained
+from sde_gen.jobs.given import read_samples
+from sde_gen.jobs.guiding import guided, made_of, started, told
+from sde_gen.jobs.restoring import restored
+from sde_gen.jobs.target import Target
 from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
@@ -45,9 +49,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, before any long work where possible.
     """
-    values, _ = settings(config)
+    values, arguments = settings(config)
     cfg = typed(SampleConfig, values)
-    what = trained(cfg, best=cfg.best)
+    what = guided(trained(cfg, best=cfg.best), cfg)
     if cfg.animation and isinstance(what.sampler, ProbabilityFlow) and not what.sampler.at:
         # Its samples have steps of their own; these times they share.
         what = replace(what, sampler=replace(what.sampler, at=30))
@@ -55,16 +59,21 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     transform, shape = model.transform, model.shape
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
-    labels = chosen(cfg.label, *_training_labels(what))
+    about, dropped = _training_labels(what)
+    labels = chosen(told(cfg, cfg.label, model, dropped), about, dropped)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
+    if cfg.task is not None:
+        return restored(cfg, what, arguments, labels)
+    given = None if cfg.start is None else read_samples(cfg.start, "start", transform, shape)
     data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
+    plan |= {**made_of(cfg), "given": digest(given)}
     block = min(cfg.num_samples, cfg.chunk or block_length(shape, what.device.type))
     with ExitStack() as held:
-        target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
+        target = Target(*processes.on_main(lambda: Target.of(cfg, checkpoint).parts()))
         store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
         store = replace(store, folder=target.folder / f".partial-{target.stem}-{store.digest[:12]}")
         processes.agree({"job": store.digest, "folder": str(store.folder)})
@@ -74,7 +83,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
         say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
         frames = Frames(model) if cfg.animation and processes.is_main else None
-        _draw_all(cfg, what, store, labels, frames, target)
+        _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
@@ -82,6 +91,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
             **what.about(),
+            **made_of(cfg),
             "weights": cfg.weights,
             "seed": cfg.seed,
             "num_samples": cfg.num_samples,
@@ -114,15 +124,24 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _draw_all(
-    cfg: SampleConfig, what: Trained, store: BlockStore, labels: Labels | None, frames: Frames | None, target: "_Target"
+    cfg: SampleConfig,
+    what: Trained,
+    store: BlockStore,
+    labels: Labels | None,
+    given: Tensor | None,
+    frames: Frames | None,
+    target: "Target",
 ) -> None:
     """Draw what is missing of the store; a signal is obeyed between blocks."""
 
     def draw(first: int, size: int) -> Samples:
-        condition = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}
+        condition, start = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}, None
+        if given is not None:
+            start = started(what, given, cfg.seed, first, size)
         return what.sampler(
             what.model,
-            (size, *store.shape),
+            None if start is not None else (size, *store.shape),
+            start=start,
             seed=cfg.seed,
             first=first,
             condition=condition,
@@ -176,48 +195,6 @@ def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     return about, None if "imported" in what.checkpoint.state else bool(dropout)
 
 
-class _Target:
-    """Where the results go: a folder, and the beginning of each file's name."""
-
-    def __init__(self, folder: str | Path, stem: str) -> None:
-        self.folder, self.stem = Path(folder), stem
-
-    def parts(self) -> list[str]:
-        """What the constructor takes, as text."""
-        return [str(self.folder), self.stem]
-
-    @classmethod
-    def of(cls, cfg: SampleConfig, checkpoint: Checkpoint) -> "_Target":
-        """From out=, or a fresh folder in the run; made before anything is computed that would have no place."""
-        if cfg.out is not None:
-            out = Path(str(cfg.out)).expanduser()
-            if out.suffix == ".npz":
-                return cls(make_folder(out.parent, "the output folder"), out.stem)
-            return cls(make_folder(out, "the output folder"), "samples")
-        label = str(cfg.sampler.get("_target_", "sampler")).rpartition(".")[2].lower()
-        return cls(fresh_folder(checkpoint, "sampled", label), "samples")
-
-    def check_free(self) -> None:
-        """Refuse to write over what is there.
-
-        Raises:
-            OutputError: naming the first file.
-        """
-        files = (self.path(".npz"), self.report, self.path(".png"), self.path(".csv"))
-        there = [path for path in files if path.exists()]
-        if there:
-            raise OutputError(f"{there[0]} is there already; give another out=PATH, or overwrite=true to replace it")
-
-    @property
-    def report(self) -> Path:
-        """Where the report goes."""
-        return self.path(".json") if self.stem != "samples" else self.folder / "report.json"
-
-    def path(self, ending: str) -> Path:
-        """`samples.npz` for ".npz", `samples_animation.gif` for "_animation.gif" and so on."""
-        return self.folder / f"{self.stem}{ending}"
-
-
 def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> Dataset | None:
     """The data of the classes sampled; None, with a word about it, if they are not here: samples need them not."""
     if not (cfg.metrics or cfg.forward):
@@ -236,7 +213,7 @@ def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> D
 
 
 def _draw(
-    target: _Target,
+    target: Target,
     model: ScoreModel,
     x: Tensor,
     data: Dataset | None,
@@ -265,7 +242,7 @@ def _draw(
         pictures.save_image(strip, target.path("_forward.png"))
 
 
-def _tell(report: Mapping[str, Any], target: _Target) -> None:
+def _tell(report: Mapping[str, Any], target: Target) -> None:
     rows = [("network calls", str(report["nfe"])), ("seconds", f"{report['seconds']:.1f}")]
     if report["held_out_loss"] is not None:
         rows.append(("held-out loss", f"{report['held_out_loss']:.4f}"))

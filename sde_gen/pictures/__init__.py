@@ -4,6 +4,7 @@ from sde_gen.pictures.animation import Frames, forward_strip
 from sde_gen.pictures.drawing import image_grid, save_animation, save_image
 from sde_gen.pictures.evaluation_page import evaluation_picture
 from sde_gen.pictures.figures import has_matplotlib
+from sde_gen.pictures.observed import posterior_picture
 from sde_gen.pictures.pairs import pairs
 from sde_gen.pictures.plots import (
     bound_terms,
@@ -28,6 +29,7 @@ __all__ = [
     "loss_curves",
     "pairs",
     "picture_of",
+    "posterior_picture",
     "save_animation",
     "save_image",
     "scatter",
