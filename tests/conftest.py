@@ -1,7 +1,10 @@
 """What every test relies on: one thread per process, fixed seeds, no GPU test without a GPU."""
 
+import atexit
 import os
 import random
+import shutil
+import tempfile
 import warnings
 import zlib
 
@@ -24,6 +27,10 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What commands keep of where data lie is kept for the tests alone.
+    cache = tempfile.mkdtemp(prefix="sde_gen-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = cache
     # pytest-randomly shuffles the order; the seeds are set below, per test, and so do not change from run to run.
     if hasattr(config.option, "randomly_reset_seed"):
         config.option.randomly_reset_seed = False

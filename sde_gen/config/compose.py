@@ -12,6 +12,7 @@ from hydra.errors import HydraException, MissingConfigException, OverrideParseEx
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from sde_gen.checks import nearest
 from sde_gen.config.folder import config_dir as packaged_config_dir
 from sde_gen.config.groups import choices, completed_files, settings_of
 from sde_gen.config.objects import ARGUMENTS
@@ -148,7 +149,7 @@ def _missing(error: Exception, name: str) -> ConfigError:
     if not wanted:
         return ConfigError(_first_line(error))
     return ConfigError(
-        f"there is no configuration named {wanted!r}; use train, sample, evaluate, compare or import_weights"
+        f"there is no configuration named {wanted!r}; use train, sample, evaluate, compare, report or import_weights"
     )
 
 
@@ -169,7 +170,7 @@ def _sentence(error: Exception, name: str, overrides: Sequence[str]) -> str:
         key = match[1].split("=")[0].split("@")[0]
         if key in _known_keys(name) and error.__cause__ is not None:
             return f"{key}: {_first_line(error.__cause__)}"
-        return _no_setting(key, name)
+        return _no_setting(key, name, overrides)
     return f"the configuration cannot be composed: {_first_line(error)}"
 
 
@@ -201,28 +202,37 @@ def _default_choices(name: str) -> dict[str, str | None]:
     return dict(_composed(name, whole=True).hydra.runtime.choices)
 
 
-def _no_setting(key: str, name: str) -> str:
-    known = _known_keys(name)
+def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
+    groups = _default_choices(name)
+    chosen = [o for o in overrides if (pair := o.partition("="))[0] in groups and pair[2] in choices(pair[0])]
+    known = _known_keys(name, chosen)
     placed = [group for group in _default_choices(name) if group.startswith(f"{key}@")]
     if placed:
         return f"{key} is not a setting of its own here; write {placed[-1]}=CHOICE, or another place (see --help)"
     group, _, rest = key.partition(".")
     setting = rest.partition(".")[0]
-    if having := [choice for choice in choices(group) if setting in settings_of(group, choice)] if setting else []:
+    having = [choice for choice in choices(group) if setting in settings_of(group, choice)] if setting else []
+    beside = {k.rpartition(".")[2]: k for k in known if setting and k.rpartition(".")[0] == group}
+    short = setting or key  # lr for learning_rate
+    alike = [k for k in (beside.values() if setting else known) if len(short) > 1 and _initials(k) == short]
+    alike += [k for last, k in beside.items() if last.startswith(setting) or setting.startswith(last)]
+    if having and not alike:
         return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={having[0]}"
     top = sorted({k.split(".")[0] for k in known})
-    short = [k for k in known if k.rpartition(".")[0] == group and _initials(k) == setting]  # lr for learning_rate
-    hint = f" (did you mean {short[0]}?)" if short else did_you_mean(key, known)
-    return f"{key} is not a setting{hint}; the groups and settings are {', '.join(top)} (see --help)"
+    if near := nearest(setting, beside):
+        alike.append(beside[near])
+    hint = f" (did you mean {alike[0]}?)" if alike else did_you_mean(key, known) if not setting else ""
+    among = f"settings of {group} are {', '.join(beside)}" if beside else f"groups and settings are {', '.join(top)}"
+    return f"{key or 'nothing'} is not a setting{hint}; the {among} (see --help)"
 
 
 def _initials(key: str) -> str:
     return "".join(word[:1] for word in key.rpartition(".")[2].split("_"))
 
 
-def _known_keys(name: str) -> list[str]:
-    """All dotted keys of the configuration without overrides, and its groups."""
-    found, pending = [], [("", OmegaConf.to_container(_composed(name), resolve=False))]
+def _known_keys(name: str, overrides: Sequence[str] = ()) -> list[str]:
+    """All dotted keys of the configuration, and its groups."""
+    found, pending = [], [("", OmegaConf.to_container(_composed(name, overrides), resolve=False))]
     while pending:
         prefix, node = pending.pop()
         for key, value in node.items() if isinstance(node, dict) else ():

@@ -17,10 +17,15 @@ from sde_gen import __version__
 from sde_gen.config.compose import explained, readable, with_arguments
 from sde_gen.config.folder import config_dir
 from sde_gen.config.groups import completed_files
-from sde_gen.errors import SDEGenError
+from sde_gen.config.typed import did_you_mean
+from sde_gen.errors import ConfigError, SDEGenError
 
 _ABORTED = 130
 _TAKE_A_VALUE = ("--config-dir", "-cd", "--config-path", "-cp", "--config-name", "-cn")
+_OPTIONS = (
+    *_TAKE_A_VALUE, "--help", "-h", "--hydra-help", "--version", "--cfg", "-c", "--resolve", "--package", "-p", "--run",
+    "-r", "--multirun", "-m", "--shell-completion", "-sc", "--experimental-rerun", "--info", "-i",
+)  # fmt: skip
 _PER_JOB = {"train": ("run", "_"), "import_weights": ("run", "_")}  # all others: out=PATH/<job>
 
 
@@ -112,6 +117,13 @@ def _open_streams() -> None:
 
 def _readable(arguments: list[str]) -> list[str]:
     """`arguments` with those that are settings as Hydra can read them."""
+    for argument in arguments:
+        option = argument.partition("=")[0]
+        if option.startswith("-") and option not in _OPTIONS:
+            raise ConfigError(
+                f"{option} is not an option{did_you_mean(option, _OPTIONS)}; settings are written key=value, and the "
+                f"options are {', '.join(o for o in _OPTIONS if o.startswith('--'))}"
+            )
     before = ["", *arguments]
     return [
         readable([argument])[0]

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from sde_gen.config import known_data
 from sde_gen.config.objects import build
 from sde_gen.config.restore import find_checkpoint, resolved_network
 from sde_gen.config.schema import RunConfig, TrainConfig
@@ -59,6 +60,8 @@ def prepare(cfg: RunConfig) -> Prepared:
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde", stored=stored)
     parameterization = build(cfg.parameterization, trust=cfg.trust, where="parameterization", stored=stored)
     data = build(cfg.data, trust=cfg.trust, where="data", stored=stored)
+    if not stored:
+        known_data.remember(cfg.data, data.fingerprint)
     given = {"num_classes": data.num_classes} if cfg.class_conditional else {}
     objective = build(cfg.objective, trust=cfg.trust, where="objective", stored=stored, **given)
     node = resolved_network(cfg.network, data, cfg.class_conditional)

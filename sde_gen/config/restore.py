@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import torch
 
+from sde_gen.config import known_data
 from sde_gen.config.objects import build
+from sde_gen.config.signatures import group_of
 from sde_gen.data import Affine, Dataset
 from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
@@ -67,7 +69,9 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
         raise ConfigError(f"class_conditional=true, but the data set {data.name} has no labels")
     target = node.get("_target_")
     if target == "sde_gen.networks.UNet":
-        node.setdefault("channels", data.shape[0] if data.kind == "image" else 1)
+        node.setdefault("channels", data.shape[0])
+        if data.kind != "image":
+            node.setdefault("dimensions", max(1, len(data.shape) - 1))
     elif target == "sde_gen.networks.MLP":
         node.setdefault("features", data.shape[0])
     if conditional:
@@ -88,10 +92,10 @@ def _automatic(data: Dataset) -> dict[str, Any]:
 
 
 def _fits(target: str, data: Dataset) -> None:
-    if (target.endswith(".UNet") and data.kind != "image") or (target.endswith(".MLP") and data.kind != "vector"):
+    if target.endswith((".UNet", ".MLP")) and target.endswith(".MLP") != (data.kind == "vector"):
         wanted = "mlp" if data.kind == "vector" else "unet"
         raise ConfigError(
-            f"{target.rpartition('.')[2]} cannot take the {data.kind}s of {data.name}, of shape {data.shape}; "
+            f"{target.rpartition('.')[2]} cannot take samples like those of {data.name}, of shape {data.shape}; "
             f"use network={wanted} or network=auto"
         )
 
@@ -156,17 +160,36 @@ def chosen_checkpoint(
     return found
 
 
-def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = ()) -> Dataset:
+def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = (), given: Mapping[str, Any] | None = None) -> Dataset:
     """The data that the network of a checkpoint was trained on, read or made again.
 
+    Args:
+        checkpoint: says which data, by their fingerprint.
+        trust: modules of your own.
+        given: the configuration of the data; None: as it was given on this machine before. What the checkpoint itself
+            says is followed for data that come with the package, are drawn, or are of a module in `trust`.
+
     Raises:
-        SDEGenError: it is not here.  DataError: it is not what it was.  CheckpointError: the checkpoint names none.
+        SDEGenError: they are not here.  DataError: they are not what they were.  CheckpointError: it names none.
     """
-    data = build(checkpoint.config.get("data"), trust=trust, where="data", stored=True)
-    if data is None:
-        raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data")
-    if data.fingerprint != checkpoint.state.get("data", {}).get("fingerprint"):
-        raise DataError(f"{data.name} is not what it was when the network was trained")
+    node, wanted = checkpoint.config.get("data"), checkpoint.state.get("data", {}).get("fingerprint")
+    if node is None and given is None:
+        raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data; give data=...")
+    known = given or known_data.place_of(wanted)
+    if known is None:
+        name = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
+        if not (known_data.made_on_the_spot(node) or name.rpartition(".")[0] in trust):
+            kind = name.rpartition(".")[2] if group_of(name) == "data" else "csv_file"
+            place = "name" if kind == "hub" else "path"
+            raise MissingInputError(
+                f"where the data of checkpoint {checkpoint.path} lie was never said on this machine, and a checkpoint "
+                f"alone is not followed there; give them, such as data={kind} data.{place}=..."
+            )
+    data = build(known or node, trust=trust, where="data", stored=known is None)
+    if wanted and data.fingerprint != wanted:
+        raise DataError(f"{data.name} is not what it was when the network was trained; give those data with data=...")
+    if given is not None:
+        known_data.remember(given, data.fingerprint)
     return data
 
 

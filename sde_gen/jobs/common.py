@@ -7,7 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
 from sde_gen.config.launch import say
 from sde_gen.config.objects import build
@@ -86,11 +85,6 @@ def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
     home = checkpoint.path.parent  # a checkpoint may lie in a run, in `checkpoints` of a run, or alone
     home = home.parent if home.name == "checkpoints" else home
     return RunDirectory.fresh(home / kind, label).path
-
-
-def cycled(classes: int, first: int, size: int) -> Tensor:
-    """The labels of samples `first`, ..., `first + size - 1` where all classes come in turn, (size,)."""
-    return torch.arange(first, first + size) % classes
 
 
 @contextmanager

@@ -6,14 +6,14 @@ is refused (`weights_only=True`). What is written is a checkpoint like any other
 
 import pickle
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
@@ -42,7 +42,7 @@ def run(config: Mapping[str, Any]) -> str:
     network: Any = ready.model.network
     tensors = {}
     for part, key in (("model", cfg.key), ("ema", cfg.ema_key if cfg.ema_key is not None else cfg.key)):
-        load_weights(network, find_weights(content, key, cfg.strip, source), source)
+        load_weights(network, find_weights(content, key, cfg.strip, source, network), source)
         tensors[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
     folder = run_folder(cfg, f"imported_{ready.data.name}")
     with folder.locked():
@@ -100,17 +100,30 @@ def read_file(path: Path) -> Any:
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
 
 
-def find_weights(content: Any, key: str | None, strip: str, source: Path) -> dict[str, Tensor]:
-    """The mapping of names to tensors at `key` (dots lead inwards), with `strip` taken off the names.
+def find_weights(
+    content: Any, key: str | None, strip: str, source: Path, network: nn.Module | None = None
+) -> dict[str, Tensor]:
+    """The mapping of names to tensors at `key` (dots lead inwards, numbers into lists), `strip` taken off the names.
+
+    Where names begin with `strip`, those that do not are others' (the counter of `torch.optim.swa_utils`, the online
+    model of ema-pytorch) and left out. A list of tensors, as score_sde and diffusers keep averages, is that of the
+    parameters of `network` that need gradients, in their order; its buffers are as they are.
 
     Raises:
         CheckpointError: there is none; the message lists the keys that there are.
     """
     for part in key.split(".") if key else ():
-        if not isinstance(content, Mapping) or part not in content:
+        if isinstance(content, list | tuple) and part.isdigit() and int(part) < len(content):
+            content = content[int(part)]
+        elif isinstance(content, Mapping) and part in content:
+            content = content[part]
+        else:
             raise CheckpointError(f"{source} has nothing at key={key}; there are {_keys(content)}")
-        content = content[part]
+    if isinstance(content, list | tuple) and network is not None and all(isinstance(t, Tensor) for t in content):
+        content = _by_position(content, network, f"{source} at key={key}")
     named = dict(content) if isinstance(content, Mapping) else {}
+    if strip and any(str(name).startswith(strip) for name in named):
+        named = {name: tensor for name, tensor in named.items() if str(name).startswith(strip)}
     if not named or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in named.items()):
         place = f"at key={key}" if key else "at the top"
         raise CheckpointError(f"{source} has no weights {place}: there are {_keys(content)}; say where with key=NAME")
@@ -120,8 +133,18 @@ def find_weights(content: Any, key: str | None, strip: str, source: Path) -> dic
     return {name.removeprefix(strip): tensor for name, tensor in named.items()}
 
 
+def _by_position(averages: Sequence[Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
+    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
+    if len(averages) != len(trained):
+        raise CheckpointError(f"{where}: {len(averages)} tensors in a row, but the network trains {len(trained)}")
+    for (name, p), tensor in zip(trained, averages, strict=True):
+        if p.shape != tensor.shape:
+            raise CheckpointError(f"{where}: the tensor for {name} is {tuple(tensor.shape)}, not {tuple(p.shape)}")
+    return {**network.state_dict(), **{name: tensor for (name, _), tensor in zip(trained, averages, strict=True)}}
+
+
 def _keys(content: Any) -> str:
     if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
+        return f"a {type(content).__name__}" + (f" of {len(content)}" if isinstance(content, list | tuple) else "")
     names = [str(name)[:60] for name in list(content)[:12]]
     return ", ".join(names) + (", ..." if len(content) > 12 else "")

@@ -5,12 +5,14 @@ import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
+from shlex import quote
 from typing import Any
 
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sde_gen import pictures
+from sde_gen.config import known_data
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
 from sde_gen.config.prepare import continued, differences, prepare
@@ -19,7 +21,8 @@ from sde_gen.config.schema import LoggerSettings, TrainConfig
 from sde_gen.config.typed import typed
 from sde_gen.errors import CheckpointError, ConfigError, WriteError
 from sde_gen.files import make_folder, remove_leftovers, write_text
-from sde_gen.jobs.common import QUIET_SECONDS, begin, cycled, run_folder, table
+from sde_gen.jobs.classes import columns_for, counts_of, cycled, occurring
+from sde_gen.jobs.common import QUIET_SECONDS, begin, run_folder, table
 from sde_gen.samplers import DDIM
 from sde_gen.training import (
     Interrupted,
@@ -45,6 +48,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         raise ConfigError("logger=tensorboard needs tensorboard; run pip install 'sde_gen[tensorboard]', or logger=csv")
     pick_device(cfg.device)  # one that is not there is known before the data are read
     ready = prepare(cfg)
+    if any(argument.startswith("data") for argument in arguments):  # also where a run is continued
+        known_data.remember(cfg.data, ready.data.fingerprint)
     processes, device = begin(cfg)
 
     with ExitStack() as held:
@@ -138,9 +143,13 @@ class _Report:
             f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
             + (f", {trainer.processes.world} processes" if trainer.processes.world > 1 else "")
         )
+        if trainer.conditional:
+            say(counts_of(trainer.data.description))
         if trainer.step:
             say(f"continued from step {trainer.step}")
         self._metrics = MetricsFile(self.folder.metrics, trainer.step)
+        if self._metrics.set_aside:
+            say(f"{self.folder.metrics} could not be read, and is now {self._metrics.set_aside}")
         if self.tensorboard:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -181,19 +190,20 @@ class _Report:
     def _preview(self, trainer: Trainer) -> None:
         """A picture of samples with the averaged weights."""
         s, data = trainer.settings, trainer.data
-        if s.preview_samples == 0 or (data.kind != "image" and not pictures.has_matplotlib()):
+        if s.preview_samples == 0 or (data.kind in ("vector", "series") and not pictures.has_matplotlib()):
             return
-        count = s.preview_samples if data.kind == "image" else max(1024, s.preview_samples)
+        count = max(1024, s.preview_samples) if data.kind == "vector" else s.preview_samples
         chain = getattr(trainer.model.perturbation, "length", s.preview_steps)
         sampler = DDIM(steps=min(s.preview_steps, chain))
         condition = {}
         if trainer.conditional:
-            condition["label"] = cycled(trainer.data.num_classes, 0, count).to(trainer.device)
+            condition["label"] = cycled(occurring(data.description), 0, count).to(trainer.device)
         with trainer.ema.applied():
             x = sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition).x
         if not self.is_main:
             return
-        picture = pictures.picture_of(x, data.test)
+        columns = columns_for(len(occurring(data.description)), count) if condition else None
+        picture = pictures.picture_of(x, data.test, columns)
         try:
             make_folder(self.folder.samples, "the folder of the pictures")
             pictures.save_image(picture, self.folder.samples / f"step_{trainer.step:08d}.png")
@@ -228,5 +238,5 @@ class _Report:
             rows.append(("samples", str(picture)))
         table(rows)
         root = self.folder.path.parent
-        place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={root}"
-        say(f"next: python -m sde_gen.sample sampler=pc run={self.folder.path.name}{place}")
+        place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={quote(str(root))}"
+        say(f"next: python -m sde_gen.sample sampler=pc run={quote(self.folder.path.name)}{place}")

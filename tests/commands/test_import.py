@@ -59,6 +59,52 @@ def test_weights_become_a_run(command: Command, path: str, wrap: Any, arguments:
     assert sampled.code == 0, sampled.err
 
 
+def _averaged() -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """What torch saves of an average, and the average."""
+    network = sg.MLP(2, hidden=8, layers=1)
+    average = torch.optim.swa_utils.AveragedModel(network)
+    for _ in range(2):
+        with torch.no_grad():
+            for p in network.parameters():
+                p.add_(torch.randn_like(p))
+        average.update_parameters(network)
+    return average.state_dict(), dict(average.module.state_dict())
+
+
+@pytest.mark.parametrize("kind", ["torch", "ema-pytorch", "list"])
+def test_averages_as_other_libraries_keep_them(command: Command, kind: str) -> None:
+    whole, average = _averaged()
+    last = _weights()
+    trained = [average[name] for name, _ in sg.MLP(2, hidden=8, layers=1).named_parameters()]
+    content, arguments = {
+        "torch": (whole, ("strip=module.",)),
+        "ema-pytorch": (
+            {f"online_model.{k}": v for k, v in last.items()} | {f"ema_model.{k}": v for k, v in average.items()}
+            | {"initted": torch.tensor(True), "step": torch.tensor(3)},
+            ("strip=ema_model.",),
+        ),
+        "list": (
+            {"model": {f"module.{k}": v for k, v in last.items()}, "ema": {"decay": 0.9, "shadow_params": trained}},
+            ("key=model", "strip=module.", "ema_key=ema.shadow_params"),
+        ),
+    }[kind]  # fmt: skip
+    torch.save(content, "w.pt")
+    assert command("import_weights", "weights=w.pt", *MODEL, "run=a", *arguments).code == 0
+    assert all(torch.equal(v, average[k]) for k, v in load_model("runs/a").network.state_dict().items())
+    if kind == "list":
+        found = load_model("runs/a", weights="model").network.state_dict()
+        assert all(torch.equal(v, last[k]) for k, v in found.items())
+
+
+def test_a_list_that_does_not_fit(command: Command) -> None:
+    trained = [p.detach() for p in sg.MLP(2, hidden=8, layers=1).parameters()]
+    for wrong, message in ((trained[:-1], "in a row"), ([*trained[:-1], torch.zeros(3)], "not (")):
+        torch.save({"model": [{"a": _weights()}], "ema": wrong}, "w.pt")
+        result = command("import_weights", "weights=w.pt", *MODEL, "run=a", "key=model.0.a", "ema_key=ema")
+        assert result.code == 65
+        assert message in result.err
+
+
 def test_training_goes_on_from_imported_weights(command: Command) -> None:
     _save("w.pt", _weights())
     assert command("import_weights", "weights=w.pt", *MODEL, "run=a").code == 0

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sde_gen.data import Dataset, digits
+from sde_gen.data import Dataset, array_file, digits
 from sde_gen.errors import DataError, MissingInputError
 from sde_gen.evaluation import read_samples, write_arrays
 
@@ -25,6 +25,18 @@ def test_files_of_ours_and_raw_ones(tmp_path: Path, data: Dataset) -> None:
     for name in (".", "samples.npz", "raw.npz", "raw.npy", "whole.npy"):
         read = read_samples(str(tmp_path / name), data)
         np.testing.assert_allclose(read.numpy(), x.numpy(), atol=1e-6)
+
+
+def test_raw_values_are_as_fine_as_the_files(tmp_path: Path) -> None:
+    moments = 1.7e12 + np.arange(64.0)[:, None] * [1.0, 3.0]  # milliseconds since 1970; float32 is 131,072 apart there
+    np.save(tmp_path / "moments.npy", moments)
+    data = array_file(tmp_path / "moments.npy")
+    read = read_samples(str(tmp_path / "moments.npy"), data)
+    assert read.dtype == data.train.dtype
+    assert len(read[:, 0].unique()) == 64
+    np.testing.assert_allclose(
+        np.diff(read.numpy(), axis=0), np.diff(moments, axis=0) / data.transform.scale, rtol=1e-3
+    )
 
 
 def test_what_cannot_be_used(tmp_path: Path, data: Dataset) -> None:

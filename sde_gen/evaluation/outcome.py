@@ -132,8 +132,8 @@ def read_samples(given: str, data: Dataset) -> Tensor:
     if array.dtype.kind not in "iuf" or array.shape[1:] != data.shape or len(array) == 0:
         raise DataError(f"{path}: {name} must be numbers of shape (N, {', '.join(map(str, data.shape))}), got "
                         f"{array.dtype} {array.shape}")  # fmt: skip
-    x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float32))
-    return x if name == "model_x" else data.transform.forward(x)
+    x = torch.from_numpy(np.ascontiguousarray(array, dtype=np.float64))  # raw values may be fine beside their offset
+    return (x if name == "model_x" else data.transform.forward(x)).float()
 
 
 def write_arrays(path: Path, x: Tensor | None, transform: Affine, likelihoods: Sequence[HeldOutLikelihood]) -> None:
