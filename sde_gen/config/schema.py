@@ -152,6 +152,18 @@ class EvaluateConfig(_FromCheckpoint):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings of `python -m sde_gen.report`."""
+
+    runs: list[Any] | None = None  # names of runs, or their folders; null: all under runs_dir
+    runs_dir: str = "runs"
+    out: Name = None  # folder of the table; null: a fresh one under runs_dir/reports
+
+    def __post_init__(self) -> None:
+        checks.fields(self, "the command")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareSettings:
     """Where and how `python -m sde_gen.compare` runs; what is compared are the parameters of `Comparison`."""
 

@@ -41,8 +41,9 @@ def image_folder(
 ) -> Dataset:
     """The images of a folder, or of its sub-folders, which then are the classes; all held in memory.
 
-    PNG, JPEG, WebP, BMP and TIFF, of 8 bits a channel. Files are taken in the order of their names; class folders too, those that are numbers by their value. The rotation
-    a camera stored is applied; transparent pixels are laid on white.
+    PNG, JPEG, WebP, BMP and TIFF, of 8 bits a channel. Files are taken in the order of their names; class folders too,
+    those that are numbers by their value. The rotation that a camera stored is applied; transparent pixels are laid on
+    white.
 
     Args:
         path: folder with images, or with one sub-folder of images for each class.
@@ -153,8 +154,8 @@ def _guarded(source: Source, read: Callable[["Image"], T]) -> T:
                 bits = getattr(image, "tag_v2", {}).get(258, 8)  # of TIFF, one number or one for each channel
                 if image.mode[0] in "IF" or max(bits if isinstance(bits, tuple) else (bits,)) > 8:
                     raise ValueError("it has more than 8 bits a channel: convert it to 8, or store the pixels as .npy")
-                if getattr(image, "n_frames", 1) > 1:
-                    raise ValueError(f"it holds {image.n_frames} pictures: store each in a file of its own")
+                if (frames := getattr(image, "n_frames", 1)) > 1:
+                    raise ValueError(f"it holds {frames} pictures: store each in a file of its own")
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{source.name}: {_by(image.size)} pixels are more than the limit of {MAX_PIXELS}")
                 return read(image)

@@ -1,25 +1,32 @@
 r"""Sequential Monte Carlo on the ancestral chain: the law a guess was meant to have, and its evidence.
 
-The chain :math:`x_s \sim N(a x_t + b D,\; c^2 I)`, the forward process's posterior with D in the place of the data, is
-moved with a proposal P in the place of D, and N particles carry what that changes as weights,
+The chain :math:`x_s \sim N(a x_t + b D,\; c^2 I)` is moved with a proposal P in the place of D, and N particles
+carry what that changes as weights,
 
 .. math:: w \mathrel{*}= \frac{\psi_s(x_s)}{\psi_t(x_t)}\,
           \frac{N(x_s;\, a x_t + b D,\, c^2)}{N(x_s;\, a x_t + b P,\, c^2)}\;
-          e^{\rho(x_t)\,(\mathrm{SNR}_s - \mathrm{SNR}_t)}, \qquad \mathrm{SNR} = \alpha^2/\sigma^2,
+          e^{\kappa(x_t)\, b^2/c^2},
 
-with potentials psi that are guesses on the way and exact at its end, and a rate rho where several models are one. They
-are resampled, systematically, when few carry the weight. The product of the mean weights is an unbiased estimate of the
-evidence of the chain. Wu et al. 2023, arXiv:2306.17775; for the rate, Skreta et al. 2025, arXiv:2503.02819.
+with potentials psi that are guesses on the way and exact at its end, and a rate kappa where several models are one.
+They are resampled, systematically, when few carry the weight. The product of the mean weights is an
+unbiased estimate of the evidence of the chain. Wu et al. 2023, arXiv:2306.17775; for the rate, Skreta et al. 2025,
+arXiv:2503.02819.
+
+The mean of a step is that of the forward process's posterior, as in ancestral sampling. With rho = sigma/alpha its
+variance is :math:`c^2 = \alpha_s^2 (\rho_t^2 - \rho_s^2)\,\rho_s/\rho_t`, the geometric mean of what is right for data
+at a point (ancestral, with :math:`\rho_s^2/\rho_t^2`) and for data much wider than rho (with 1). So the law of 100
+steps has the variance of Gaussian data to 0.5 %, and not to 7 % as with the ancestral one.
 
 What is corrected is said by the levels of a model, in two methods that any model of yours may have:
 
-- ``twist(k, x)``, for states (B, *shape) at level k, returns (D, P, log psi, rho): two denoised estimates, and two
+- ``twist(k, x)``, for states (B, *shape) at level k, returns (D, P, log psi, kappa): two denoised estimates, and two
   tensors (B,) in float64, or 0.0;
 - ``log_final(x0)`` returns the logarithm of the potential of the data themselves, (B,), float64, or 0.0.
 """
 
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -31,10 +38,10 @@ from tqdm import tqdm
 from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.conditions import NOTHING, Condition, Rows, gathered
-from sde_gen.errors import ConfigError, NonFiniteError
+from sde_gen.errors import CollapseWarning, ConfigError, NonFiniteError
 from sde_gen.inverse.posterior import METHODS, Posterior
 from sde_gen.model import ScoreModel, evaluating
-from sde_gen.perturbations import Chain
+from sde_gen.perturbations import Chain, Perturbation
 from sde_gen.rng import SeededNoise
 from sde_gen.samplers.grids import ArctanLambda, ChainNodes, as_grid
 from sde_gen.samplers.noise import NoiseSource, ShiftedNoiseSource
@@ -42,6 +49,8 @@ from sde_gen.samplers.sampler import Samples
 
 #: Numbers of all particles held at once unless `chunk` says otherwise: they carry the graph of a network.
 _CHUNK_NUMBERS = 2**20
+#: Particles from which on, and effective ones below which, a system that has collapsed is warned of.
+_MANY, _ALONE = 8, 1.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +98,9 @@ class TwistedSMC:
 
     Raises:
         ConfigError: for values outside these; when called, for a model that says nothing particles could correct.
+
+    Warns:
+        CollapseWarning: when most systems were carried by a single particle at some time.
     """
 
     particles: int = checked(16, low=1)
@@ -171,6 +183,14 @@ class TwistedSMC:
                 parts.append(self._run(model, like[rows], part, told[rows], first + begin, progress))
         x, evidence, ess, ancestors, states, weights = (torch.cat([part[i] for part in parts]) for i in range(6))
         calls, products = (max(part[i] for part in parts) * self.particles for i in (6, 7))
+        least = float(ess.amin(1).median())
+        if self.particles >= _MANY and least < _ALONE:
+            warnings.warn(
+                f"{where}: at some time {least:.2g} of {self.particles} particles carried the weight of a system; "
+                "samples and evidence are not to be trusted: use more particles or steps, or plain guidance",
+                CollapseWarning,
+                stacklevel=2,
+            )
         own = any(isinstance(leaf, Rows) for _, leaf in told.leaves())
         every = evidence.logsumexp(0) - math.log(len(evidence))
         spread = (evidence - every).exp().std() / len(evidence) ** 0.5 if len(evidence) > 1 else every * math.nan
@@ -187,9 +207,9 @@ class TwistedSMC:
         """x, evidence, ess, ancestors, particles and weights of some systems, then calls and products of a particle."""
         p, times, (n, *shape) = model.perturbation, self.times(model), like.shape
         alpha, sigma = p.curves(times)
-        of_x, of_data, std = (c.tolist() for c in p.posterior(times[1:], times[:-1]))
-        snr = (alpha / sigma).square()
-        gains, steps = [*snr.diff().tolist(), float(snr[-1])], len(times)
+        of_x, of_data, std = (c.tolist() for c in middle_steps(p, times))
+        gains = [*((b / c) ** 2 for b, c in zip(of_data, std, strict=True)), float((alpha[-1] / sigma[-1]).square())]
+        steps = len(times)
         wide, flat = like[:, None].expand(n, self.particles, *shape), (n * self.particles, *shape)
         levels = model.levels(alpha, sigma, wide.reshape(flat), condition.repeated(self.particles))
         if not hasattr(levels, "twist"):
@@ -250,6 +270,12 @@ class TwistedSMC:
         if not bool(finite.all()):
             step = int((~finite.all(1)).nonzero()[0])
             raise NonFiniteError(step, times[step], [first + i for i in (~finite.all(0)).nonzero()[:, 0].tolist()])
+
+
+def middle_steps(p: Perturbation, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """a, b and c of the chain's steps from each time to the next, float64."""
+    of_x, of_data, std = p.posterior(times[1:], times[:-1])
+    return of_x, of_data, std * (0.5 * p.half_log_snr(times).diff()).exp()
 
 
 def _effective(log_weights: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ With z = x + rho n, and the noise of the measurement split into that of z and th
 .. math:: x \mid z \sim p(x_0 \mid x_0 + \rho n = z), \qquad z \mid x, y \propto N(z; x, \rho^2 I)\, N(y; A z, R')
 
 have, as soon as rho <= s/|A|, exactly :math:`p(x \mid y)` as the stationary law of x. The first is drawn by the
-ancestral chain from level rho on; the second is Gaussian. Larger rho, with R' = R, come first: there it is the
+chain of `particles.py` from level rho on; the second is Gaussian. Larger rho, with R' = R, come first: there it is the
 plug-and-play diffusion of Wu et al. 2024, arXiv:2405.18782, and not exact. Without gradients of the network; at small
 noise it goes from mode to mode slowly.
 """
@@ -21,6 +21,7 @@ from tqdm import tqdm
 from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, NonFiniteError
+from sde_gen.inverse.particles import middle_steps
 from sde_gen.inverse.posterior import Posterior, PosteriorLevels
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.grids import KarrasRho
@@ -39,7 +40,7 @@ class SplitGibbs(Sampler):
     Args:
         rounds: rounds while rho falls, evenly in its logarithm, from 10 times the data's spread to 0.999 s/|A|, >= 1.
         repeats: rounds at the last rho, whose stationary law is the posterior, >= 0.
-        steps: of the ancestral chain in each round, >= 1, evenly in (sigma/alpha)^(1/7).
+        steps: of the chain in each round, >= 1, evenly in (sigma/alpha)^(1/7).
 
     Raises:
         ConfigError: for values outside these; when called, for any other model, an operator that is not linear, or one
@@ -109,11 +110,11 @@ class SplitGibbs(Sampler):
         times = self.levels_down(levels.guided, rho)
         alpha, sigma = p.curves(times)
         base = levels.guided.base.levels(alpha, sigma, like, levels.base.condition)
-        return base, float(alpha[0]), *(c.tolist() for c in p.posterior(times[1:], times[:-1]))
+        return base, float(alpha[0]), *(c.tolist() for c in middle_steps(p, times))
 
     @staticmethod
     def _down(plan: tuple[Any, ...], z: Tensor, job: Job, first: int) -> Tensor:
-        """x given z = x + rho n, by the ancestral chain."""
+        """x given z = x + rho n, by the chain."""
         base, scale, of_x, of_data, std = plan
         u = z * scale
         for k in range(len(of_x)):

@@ -2,12 +2,14 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_gen import pictures
@@ -16,7 +18,9 @@ from sde_gen.config.objects import settings
 from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
-from sde_gen.data import Dataset, Description
+from sde_gen.data import Affine, Dataset, Description
+from sde_gen.data.columns import Column
+from sde_gen.data.rows import decoded, write_csv
 from sde_gen.digests import digest
 from sde_gen.errors import CheckpointError, SDEGenError
 from sde_gen.evaluation.distances import distances
@@ -109,8 +113,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
+        about = Description.from_dict(checkpoint.state["data"])
+        if about.columns:
+            write_csv(target.path(".csv"), about.columns, _rows(store, transform, labels, about.classes))
         write_json(target.report, report)
-        _draw(target, model, head, data, frames, cfg, labels)
+        _draw(target, model, head, data, frames, cfg, labels, about.columns)
         store.remove()
     _tell(report, target)
     return report
@@ -170,6 +177,15 @@ def _summary(store: "BlockStore") -> tuple[Tensor, int, float]:
     return torch.cat(head), nfe, seconds
 
 
+def _rows(
+    store: BlockStore, transform: Affine, labels: Labels | None, classes: Sequence[str]
+) -> Iterator[tuple[NDArray[np.floating], list[str]]]:
+    """Raw samples block by block, each with the names of its classes."""
+    for index, block in enumerate(store.read_all()):
+        taken = [] if labels is None else labels.rows(*store.rows(index)).tolist()
+        yield transform.inverse(block.x).numpy(), [(*classes, "")[label] for label in taken]
+
+
 def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     """The data with the classes that the network was given, and whether training dropped labels (None: not known)."""
     about = Description.from_dict(what.checkpoint.state["data"])
@@ -204,13 +220,20 @@ def _draw(
     frames: Frames | None,
     cfg: SampleConfig,
     labels: Labels | None,
+    table: Sequence[Column],
 ) -> None:
     if x.ndim < 4 and not pictures.has_matplotlib():
         say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
     columns = None if labels is None else columns_for(len(labels.values), min(len(x), _SHOWN))
-    picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
+    if table and model.transform is not None:
+        raw = {"samples": x} if real is None else {"samples": x, "data": real}
+        drawn = {title: decoded(table, model.transform.inverse(part).numpy()) for title, part in raw.items()}
+        tables = {title: {column.name: values for column, values in rows} for title, rows in drawn.items()}
+        picture = pictures.pairs(tables, {column.name: column.values for column in table if column.values})
+    else:
+        picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
         frames.save(target.path("_animation.gif"))

@@ -36,7 +36,8 @@ class Target:
         Raises:
             OutputError: naming the first file.
         """
-        there = [path for path in (self.path(".npz"), self.report, self.path(".png")) if path.exists()]
+        files = (self.path(".npz"), self.report, self.path(".png"), self.path(".csv"))
+        there = [path for path in files if path.exists()]
         if there:
             raise OutputError(f"{there[0]} is there already; give another out=PATH, or overwrite=true to replace it")
 

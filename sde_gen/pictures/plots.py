@@ -13,6 +13,7 @@ from sde_gen.metrics.jackknife import points
 from sde_gen.pictures.drawing import image_grid, save_image
 from sde_gen.pictures.figures import new_figure, rendered
 from sde_gen.pictures.lines import series, slices
+from sde_gen.pictures.pairs import pairs
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -71,7 +72,8 @@ def _counted(title: str, inside: Tensor) -> str:
 
 
 def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None = None) -> "Image":
-    """Samples as a picture: a grid for images, slices for volumes; curves for series, a scatter for vectors.
+    """Samples as a picture: a grid for images, slices for volumes; curves for series, and for
+    vectors a scatter, of more than two features one for each pair.
 
     Args:
         samples: (N, C, H, W), (N, C, D, H, W), (N, C, L) or (N, D); on the model's scale.
@@ -87,7 +89,11 @@ def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None 
         flat, count = slices(samples)
         return image_grid(flat, count * max(1, 12 // count))
     sets = {"samples": samples} if data is None else {"samples": samples, "data": data}
-    return series(sets) if samples.ndim == 3 else scatter(sets)
+    if samples.ndim == 3:
+        return series(sets)
+    if samples[0].numel() > 2:
+        return pairs({title: {f"x{k}": c.tolist() for k, c in enumerate(points(x).T)} for title, x in sets.items()})
+    return scatter(sets)
 
 
 def scatter(sets: Mapping[str, Tensor], limits: Box | None = None) -> "Image":
@@ -145,6 +151,21 @@ def loss_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
     axes.set_ylabel("loss")
     if values:
         axes.legend()
+    return save_image(rendered(figure), path)
+
+
+def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> Path:
+    """Held-out loss of several runs against steps, from the rows of their metrics.csv."""
+    figure = new_figure(7.0, 4.5)
+    axes = figure.add_subplot()
+    for name, rows in runs.items():
+        places = [(row["step"], row["held_out_loss"]) for row in rows if "held_out_loss" in row]
+        if places:
+            axes.plot(*zip(*places, strict=True), "o-", label=name, markersize=3, linewidth=1)
+    axes.set_xlabel("step")
+    axes.set_ylabel("held-out loss")
+    if axes.lines:
+        axes.legend(fontsize=7)
     return save_image(rendered(figure), path)
 
 

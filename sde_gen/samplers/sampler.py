@@ -139,7 +139,7 @@ class Sampler(abc.ABC):
         if len(like) == 0:
             return Samples(like, 0, time.perf_counter() - began)
         told = NOTHING
-        if condition or named or model.given:
+        if condition or named or model.given is not NOTHING:
             where = type(self).__name__
             given = gathered(where, model.network, condition, named, Sampler.__call__)
             told = Condition.of(where, given, len(like)).beside(model.given, where, len(like))

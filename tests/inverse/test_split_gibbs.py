@@ -43,7 +43,7 @@ def chain(p: sg.Perturbation, times: list[float], mean: np.ndarray, cov: np.ndar
         share = 1 - after**2 / now**2  # of the denoised estimate in the next state
         step = (1 - share) * eye + share * gain
         mean = step @ mean + share * (m - gain @ m)
-        cov = step @ cov @ step.T + (after**2 * share) * eye
+        cov = step @ cov @ step.T + (now * after * share) * eye
     return mean, cov
 
 
@@ -94,8 +94,8 @@ def test_more_steps_come_closer_to_the_posterior() -> None:
         count = 3 * (1 + (steps - 1) * 50 + 49 * 2)
         mean, cov, _ = law_of(sampler, posterior, 3, count)
         off.append(max(np.abs(mean - exact.means[0].numpy()).max(), np.abs(cov - exact.covariances[0].numpy()).max()))
-    assert off[0] > 1.5 * off[1] > 2.25 * off[2]
-    assert off[2] < 0.04
+    assert off[0] > 1.8 * off[1] > 3.2 * off[2]
+    assert off[2] < 0.02
 
 
 def test_a_sample_does_not_depend_on_its_batch() -> None:
