@@ -160,7 +160,7 @@ class GaussianMixture(Labelled):
     def responsibilities(self, x: Tensor) -> Tensor:
         """Probability of each component given x, float64, (B, K)."""
         one = torch.ones((), dtype=torch.float64, device=x.device)
-        return self._joint(x.to(torch.float64), one, torch.zeros_like(one))[0].softmax(-1)
+        return self._joint(x.to(torch.float64), one, torch.zeros_like(one), None)[0].softmax(-1)
 
     def score(self, x: Tensor) -> Tensor:
         """grad log p_0(x), float64, (B, D)."""
