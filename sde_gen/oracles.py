@@ -230,7 +230,7 @@ class GaussianMixture(Labelled):
         each = means + torch.einsum("kij,bkj->bki", vectors, posterior)
         return torch.einsum("bk,bki->bi", joint.softmax(-1), each)
 
-    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any) -> tuple[Tensor, Tensor, Tensor]:
+    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k N(x; k), (B, K); x - alpha mu in the axes of each component, (B, K, D); variances along them."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ConfigError(f"GaussianMixture: states must have shape (B, {self.dim}), got {tuple(x.shape)}")

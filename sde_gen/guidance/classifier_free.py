@@ -10,7 +10,7 @@ from sde_gen import checks
 from sde_gen.conditions import Condition, Rows
 from sde_gen.errors import ConfigError
 from sde_gen.guidance.extrapolation import Extrapolated
-from sde_gen.guidance.guided import Guided, Scale
+from sde_gen.guidance.guided import Scale
 from sde_gen.model import Levels, ScoreModel
 from sde_gen.perturbations import Perturbation
 
@@ -96,9 +96,9 @@ def _null(model: ScoreModel, null: Mapping[str, Any] | int | None) -> dict[str, 
         return dict(null)
     if null is not None:
         return {"label": checks.integer(where, "null", null, low=0)}
-    while isinstance(model, Guided):
-        model = model.base
-    asked = getattr(model, "law", None) if model.network is None else model.network
+    while model.network is None and isinstance(getattr(model, "base", None), ScoreModel):
+        model = model.base  # pyright: ignore[reportAssignmentType]
+    asked: Any = getattr(model, "law", model) if model.network is None else model.network
     classes = getattr(asked, "num_classes", None)
     if not classes:
         why = "has no classes" if classes == 0 else "does not say with num_classes which label stands for none"

@@ -77,7 +77,7 @@ WRONG: list[tuple[tuple[str, ...], int, str]] = [
     (("guidance=autoguidance",), 2, "guidance.bad is missing"),
     (("guidance=autoguidance", "guidance.bad=gone"), 66, "gone"),
     (("start=gone.png",), 66, "gone.png"),
-    (("start=wide.npy",), 65, "samples of this model have shape (1, 8, 8)"),
+    (("start=wide.npy",), 65, "what is wanted has shape (1, 8, 8)"),
     (("start=words.npy",), 65, "words.npy"),
     (("start=nan.npy",), 65, "NaN"),
     (("strength=0",), 2, "strength"),

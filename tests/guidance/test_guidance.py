@@ -164,6 +164,30 @@ def test_what_stands_for_no_condition() -> None:
     assert torch.equal(one, ClassifierFree(m, null=3)(x, 0.4, label=torch.full((8,), 2)).noise)
 
 
+def test_gradients_run_through_a_network_in_evaluation_mode() -> None:
+    m, x = model(), torch.randn(8, 2, dtype=F64)
+    assert not m.training
+    gradients = []
+    for one, told in ((ClassifierFree(m, 3.0), {"label": LABELS}), (m, {"label": LABELS}), (m, {})):
+        at = x.clone().requires_grad_()
+        gradients.append(torch.autograd.grad(one(at, 0.4, **told).denoised.square().sum() / 2, at)[0])
+        values = one(x, 0.4, **told).denoised
+        (jacobian,) = torch.autograd.functional.jacobian(lambda v: one(v[None], 0.4, label=0).denoised[0], (x[0],))  # noqa: B023
+        if "label" in told:
+            torch.testing.assert_close(gradients[-1][0], jacobian.T @ values[0], rtol=1e-9, atol=1e-9)
+
+
+def test_what_is_given_an_observation_may_be_guided_and_guidance_may_be_given_one() -> None:
+    m, a, y = model(sg.EDMPreconditioning()), sg.inverse.Matrix([[1.0, 0.5]]), torch.tensor([0.3], dtype=F64)
+    plain = sg.inverse.Posterior(m, a, y, 0.5)
+    for one in (sg.inverse.Posterior(ClassifierFree(m, 1.0), a, y, 0.5), ClassifierFree(plain, 1.0)):
+        result, wanted = draw(one, label=LABELS), draw(plain, label=LABELS)
+        torch.testing.assert_close(result.x, wanted.x, rtol=0, atol=1e-10)
+        assert (result.nfe, result.products) == (wanted.nfe, wanted.products)
+    twice = draw(sg.inverse.Posterior(ClassifierFree(m, 2.0), a, y, 0.5), label=LABELS)
+    assert (twice.nfe, twice.products > 0) == (16, True)
+
+
 # -- a classifier ------------------------------------------------------------------------------------------------------
 
 
