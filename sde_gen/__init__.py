@@ -26,6 +26,7 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to t
     from sde_gen.conditions import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.conventions import *  # noqa: F403
+    from sde_gen.diagnosis import *  # noqa: F403
     from sde_gen.errors import *  # noqa: F403
     from sde_gen.likelihood import *  # noqa: F403
     from sde_gen.loading import *  # noqa: F403
