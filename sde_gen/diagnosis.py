@@ -95,8 +95,8 @@ class Diagnosis:
             return "no misreading shows: it denoises at least as well as the best linear denoiser"
         least = f"its error is {self.excess:.2g} times what a network that is read right stays below"
         if self.likely:
-            return f"it is probably misread: {least}; what fits is {self.likely}"
-        return f"{least}, and no other reading fits: it may be untrained, or trained on other data"
+            return f"it is probably misread: {least}; of other readings, what fits is {self.likely}"
+        return f"{least}, and no other reading that was tried fits: it may be untrained, or trained on other data"
 
     def __repr__(self) -> str:
         rows = [("half log-SNR", "5.2f", self.half_log_snr), ("error/linear", "5.2f", self.ratio),
@@ -126,7 +126,8 @@ def diagnose(
 
     Where the error is too large, other readings are tried on the same draws, one change at a time: what the network
     predicts, the number it is told for the time, its schedule, the scale of the data. Of those that fit, the best is
-    named. What is too small to be seen: an index that is off by one, schedules that are nearly the same.
+    named; it need not be the right one where that is not among them. What is too small to be seen: an index that is off
+    by one, schedules that are nearly the same.
 
     Args:
         model: a network under the perturbation and parameterization that it is to be read with.
@@ -226,6 +227,9 @@ def _times(convention: Convention | None, process: Perturbation) -> Iterator[tup
     if isinstance(process, Chain):
         yield "another time", replace(seen, time="index", scale=1.0, offset=0.0)
         yield "time the other way round", replace(seen, time="index", scale=-1.0, offset=last)
+    if seen.time in ("index", "t"):
+        end = last if seen.time == "index" else 1.0
+        yield "time the other way round", replace(seen, scale=-seen.scale, offset=seen.offset + seen.scale * end)
     if seen.rounded:  # such a network may have a table of times, which nothing else may be looked up in
         return
     for scale in (1.0, 999.0, 1000.0):

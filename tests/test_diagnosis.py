@@ -59,6 +59,8 @@ WRONG = [
     ("told lambda for an index", NOISE, CHAIN, sg.NoisePrediction(), "time='index'"),
     ("told t for an index", NOISE, CHAIN, sg.NoisePrediction(sg.Convention(CHAIN, "t")), "another time"),
     ("time reversed", NOISE, CHAIN, sg.NoisePrediction(sg.Convention(CHAIN, "index", -1.0, 199.0)), "time='index'"),
+    ("time reversed on a scale of its own", trained(CHAIN, "noise", lambda c: of_index(100 * c)), CHAIN,
+     sg.NoisePrediction(sg.Convention(CHAIN, "index", -0.01, 1.99)), "time the other way round"),
     ("v for noise", V, CHAIN, sg.NoisePrediction(INDEX), "another prediction, VPrediction"),
     ("noise for v", NOISE, CHAIN, sg.VPrediction(INDEX), "another prediction, NoisePrediction"),
     ("data for noise", NOISE, CHAIN, sg.DataPrediction(INDEX), "another prediction, NoisePrediction"),
@@ -103,7 +105,7 @@ def test_a_network_that_learnt_nothing_is_not_explained_away():
         found = sg.diagnose(sg.ScoreModel(lambda x, c: torch.zeros_like(x), CHAIN, sg.NoisePrediction(INDEX)), x0)
         assert not found.is_right
         assert found.likely == ""
-        assert "no other reading fits" in repr(found)
+        assert "no other reading that was tried fits" in repr(found)
 
 
 def test_the_best_linear_denoiser_has_a_ratio_of_one_and_the_error_of_its_formula():
