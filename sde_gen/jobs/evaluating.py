@@ -30,6 +30,7 @@ from sde_gen.evaluation import (
     read_samples,
     write_arrays,
 )
+from sde_gen.evaluation.columns_compared import compared_columns
 from sde_gen.files import make_folder
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
@@ -85,11 +86,18 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         Evaluation(about, likelihoods, []).write(folder)  # the distances may take long, or fail
         write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
         found = _distances(cfg, samples, data, features, what.device) if samples is not None else []
+        if samples is not None and data.columns:
+            raw = (data.transform.inverse(x).numpy() for x in (samples, data.test))
+            about["columns"] = compared_columns(data.columns, *raw)
         evaluation = Evaluation(about, likelihoods, found)
         evaluation.write(folder)
         _picture(folder, samples, data, found)
         for line in evaluation.lines():
             say(line)
+        for row in about.get("columns", ()):
+            apart = row.get("wasserstein", row.get("total_variation"))
+            measure = "W1, standard deviations" if "wasserstein" in row else "total variation"
+            say(f"  column {row['name']}: {apart:.4f} ({measure})")
         say(f"  written to {folder}")
         return evaluation.to_dict()
 
