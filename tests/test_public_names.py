@@ -22,6 +22,7 @@ CONTRACT = [
     "FlowMatching",
     "DDPM",
     "NCSN",
+    "Table",
     "EulerMaruyama",
     "ReverseDiffusion",
     "Ancestral",

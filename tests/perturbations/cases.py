@@ -40,7 +40,13 @@ INSTANCES: dict[str, list[Perturbation]] = {
         sg.DDPM(1, "cosine"),
         sg.DDPM(2, "linear", 1e-4, 1e-3),
     ],
-    "NCSN": [sg.NCSN(), sg.NCSN(0.1, 3.0, 2), sg.NCSN(0.01, 1.0, 10)],
+    "NCSN": [sg.NCSN(), sg.NCSN(0.1, 3.0, 2), sg.NCSN(0.01, 1.0, 10), sg.NCSN(sigmas=(0.1, 0.3, 0.5, 2.0))],
+    "Table": [
+        sg.Table.from_betas([1e-3 + 0.3 * (k / 24) ** 3 for k in range(25)]),
+        sg.Table.from_alpha_bars((0.7,)),
+        sg.Table.from_alpha_bars((0.9999, 0.5, 1e-3, 0.0)),
+        sg.Table.zero_terminal_snr(sg.DDPM(50)),
+    ],
 }
 ALL = [p for cases in INSTANCES.values() for p in cases]
 CONTINUOUS = [p for p in ALL if not p.is_chain]
@@ -120,6 +126,11 @@ def table(p) -> list[mp.mpf]:
             for beta in ddpm_betas(p.steps, p.schedule, p.beta_min, p.beta_max):
                 alpha2 *= 1 - beta
                 lambdas.append(mp.log(alpha2 / (1 - alpha2)) / 2)
+        elif isinstance(p, sg.Table):
+            alpha2s = [mp.exp(_mp(v)) for v in p.log_alpha_bar]
+            lambdas = [mp.log(a / (1 - a)) / 2 if a else -mp.inf for a in alpha2s]
+        elif p.sigmas is not None:
+            lambdas = [-mp.log(_mp(v)) for v in p.sigmas]
         else:
             ratio = _mp(p.sigma_max) / _mp(p.sigma_min)
             lambdas = [-mp.log(_mp(p.sigma_min) * ratio ** (mp.mpf(k) / (p.levels - 1))) for k in range(p.levels)]
@@ -135,12 +146,14 @@ def _chain_ratio(p, t):
         return mp.exp(-2 * lambdas[0]) * position
     left = min(int(mp.ceil(position)) - 1, len(lambdas) - 1)  # node at or before, counted from 1
     share = position - left
+    if lambdas[left] == -mp.inf:  # no signal at the last node: alpha/sigma falls linearly
+        return mp.exp(-2 * lambdas[left - 1]) / (1 - share) ** 2 if share < 1 else mp.inf
     return mp.exp(-2 * (lambdas[left - 1] * (1 - share) + lambdas[left] * share))
 
 
 def _ddpm(p, t):
     ratio = _chain_ratio(p, t)
-    return -mp.log(1 + ratio) / 2, ratio / (1 + ratio)
+    return -mp.log(1 + ratio) / 2, ratio / (1 + ratio) if ratio < mp.inf else mp.mpf(1)
 
 
 def _ncsn(p, t):
@@ -156,6 +169,7 @@ REFERENCE = {
     "FlowMatching": _flow,
     "DDPM": _ddpm,
     "NCSN": _ncsn,
+    "Table": _ddpm,
 }
 
 

@@ -161,4 +161,4 @@ def test_ranges_of_times():
     assert (sg.FlowMatching().t_min, sg.FlowMatching().t_sample) == (1e-5, 1e-3)
     assert (sg.DDPM(50).t_min, sg.DDPM(50).t_sample, sg.DDPM(50).t_max) == (0.02, 0.02, 1.0)
     assert (sg.NCSN().t_min, sg.NCSN().t_sample) == (1 / 232, 1 / 232)
-    assert [type(p).__name__ for p in cases.DEFAULTS if p.is_chain] == ["DDPM", "NCSN"]
+    assert [type(p).__name__ for p in cases.DEFAULTS if p.is_chain] == ["DDPM", "NCSN", "Table"]

@@ -50,6 +50,7 @@ PERTURBATIONS: dict[str, sg.Perturbation] = {
     "DDPM-quadratic": sg.DDPM(steps=200, schedule="quadratic"),
     "DDPM-sigmoid": sg.DDPM(steps=200, schedule="sigmoid"),
     "NCSN": sg.NCSN(levels=150),
+    "Table": sg.Table.from_betas(curves.table_betas()),
 }
 CONTINUOUS = [name for name, p in PERTURBATIONS.items() if not p.is_chain]
 CHAINS = [name for name, p in PERTURBATIONS.items() if p.is_chain]
