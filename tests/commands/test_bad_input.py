@@ -14,7 +14,7 @@ from tests.commands.helpers import TINY, Command
 SAMPLERS = choices("sampler")
 
 TRAIN_ERRORS = [
-    (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, ncsn, subvp, table, ve, vp"),
+    (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp"),
     (["data=digit"], 2, "did you mean digits?"),
     (["network=une"], 2, "did you mean unet?); choose one of auto, mlp, unet"),
     (["objective=snrr"], 2, "choose one of edm, hybrid, likelihood, min-snr, score, simple, snr, vlb"),
@@ -27,7 +27,7 @@ TRAIN_ERRORS = [
     (
         ["sde=null"],
         2,
-        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, ncsn, subvp, table, ve, vp, or leave",
+        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp, or leave",
     ),
     (["sde=1"], 2, "sde=1 is not a choice; choose one of cosine"),
     (["sde=true"], 2, "sde=true is not a choice; choose one of cosine"),
@@ -85,7 +85,7 @@ SAMPLE_ERRORS = [
     (
         ["sde=null"],
         2,
-        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, ncsn, subvp, table, ve, vp, or leave",
+        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp, or leave",
     ),
     (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
     (["sampler.corrector.snr=-1"], 2, "snr"),

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import mpmath as mp
+import torch
 
 import sde_gen as sg
 from sde_gen.perturbations import Perturbation
@@ -23,6 +24,41 @@ def concrete(base: type) -> list[type]:
 
 # Chains inherit their abstract methods, so `Chain` itself is abstract and does not appear.
 CLASSES = concrete(Perturbation)
+
+_VP, _SUB, _VE = sg.VP(), sg.SubVP(0.0, 12.0), sg.VE()
+
+
+def vp_drift(t):
+    return -0.5 * (0.1 + 19.9 * t)
+
+
+def vp_diffusion(t):
+    return (0.1 + 19.9 * t) ** 0.5
+
+
+def sub_vp_drift(t):
+    return -6.0 * t
+
+
+def sub_vp_diffusion(t):
+    return (12 * t * -torch.expm1(-12 * t * t)).sqrt()
+
+
+def no_drift(t):
+    return 0.0
+
+
+def ve_diffusion(t):
+    return 0.01 * 5000**t * math.sqrt(2 * math.log(5000))
+
+
+#: SDEs given by f and g, with the perturbation that they are.
+TWINS: dict[Perturbation, Perturbation] = {
+    sg.LinearSDE(vp_drift, vp_diffusion): _VP,
+    sg.LinearSDE(sub_vp_drift, sub_vp_diffusion): _SUB,
+    sg.LinearSDE(no_drift, ve_diffusion, sigma_min=0.01): _VE,
+    sg.LinearSDE((-0.05, -10.0), vp_diffusion): _VP,
+}
 
 #: For each class, the default and parameters that differ from it in every argument.
 INSTANCES: dict[str, list[Perturbation]] = {
@@ -47,6 +83,7 @@ INSTANCES: dict[str, list[Perturbation]] = {
         sg.Table.from_alpha_bars((0.9999, 0.5, 1e-3, 0.0)),
         sg.Table.zero_terminal_snr(sg.DDPM(50)),
     ],
+    "LinearSDE": list(TWINS),
 }
 ALL = [p for cases in INSTANCES.values() for p in cases]
 CONTINUOUS = [p for p in ALL if not p.is_chain]
@@ -170,6 +207,7 @@ REFERENCE = {
     "DDPM": _ddpm,
     "NCSN": _ncsn,
     "Table": _ddpm,
+    "LinearSDE": lambda p, t: REFERENCE[type(TWINS[p]).__name__](TWINS[p], t),
 }
 
 

@@ -223,6 +223,7 @@ CURVES: dict[str, Curve] = {
     "DDPM-quadratic": ddpm(200, "quadratic"),
     "DDPM-sigmoid": ddpm(200, "sigmoid"),
     "NCSN": ncsn(150),
+    "LinearSDE": VPCurve(),
     "Table": table(),
 }
 

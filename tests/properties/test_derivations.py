@@ -243,6 +243,8 @@ def perturbations(draw):
         return sg.Cosine(number(0, 1))
     if name == "FlowMatching":
         return sg.FlowMatching()
+    if name == "LinearSDE":
+        return draw(st.sampled_from(list(cases.TWINS)))
     if name == "Table":
         return sg.Table.from_betas(draw(st.lists(st.floats(1e-6, 0.9), min_size=1, max_size=60)))
     assert name == "DDPM", "a new perturbation needs a strategy here"
