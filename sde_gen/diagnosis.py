@@ -1,15 +1,17 @@
-r"""Is a network read as it was trained? Its denoising error at nine noise levels, and that of the best linear denoiser.
+r"""Is a network read as it was trained? Its denoising error, beside that of the best linear denoiser.
 
-A network that is given another number for the time than it knows, states of another scale, or whose output means
-something else, still answers, and its samples are merely bad. Against data it shows: a trained denoiser is better than
-the best linear one of data of this variance sd^2, whose error is sd^2 sigma^2/(alpha^2 sd^2 + sigma^2). At lambda below
--2.5 a prediction of noise says little of the data, and the error of the noise is judged instead,
-:math:`e^{2\lambda}` times that of the data.
+A network that came from elsewhere answers whatever it is asked, and a wrong time, sign or schedule shows only in its
+samples. What shows it at once is its error on data it knows: at x = alpha x0 + sigma eps a trained denoiser does no
+worse than the best linear one, which knows the mean m and the variance v of the data alone,
+
+.. math:: \hat x_0 = m + \frac{\alpha v}{\alpha^2 v + \sigma^2}(x - \alpha m) .
+
+Near pure noise a prediction of the noise amplifies its errors in x0hat, and the error of the noise,
+:math:`(\alpha/\sigma)^2` times as large, is judged instead.
 """
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -17,8 +19,9 @@ import torch
 from torch import Tensor
 
 from sde_gen import checks
+from sde_gen.conditions import NOTHING, Condition, gathered
 from sde_gen.conventions import Convention
-from sde_gen.errors import BetweenNodesWarning, ConfigError
+from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.parameterizations import (
     DataPrediction,
@@ -28,174 +31,223 @@ from sde_gen.parameterizations import (
     VelocityPrediction,
     VPrediction,
 )
-from sde_gen.perturbations import Chain, FlowMatching
-from sde_gen.rng import keyed_generator
+from sde_gen.perturbations import DDPM, EDM, VE, VP, Chain, Cosine, FlowMatching, Perturbation
+from sde_gen.rng import SeededNoise
 
 __all__ = ["Diagnosis", "diagnose"]
 
-_LEVELS, _WIDEST = 9, 5.0
-#: Half log-SNR below which the noise is judged, and above which nothing is: there the data is all but known.
-_OF_NOISE, _JUDGED = -2.5, 4.0
-#: Largest error over the linear denoiser's, and largest mean square of the noise's.
-_MOST, _MOST_NOISE = 1.1, 0.02
-
-
-class Row(NamedTuple):
-    """One noise level."""
-
-    half_log_snr: float
-    error: float
-    """Mean square of x0hat - x0."""
-    linear: float
-    """That of the best linear denoiser."""
-    badness: float
-    """How far it is from what passes; above 1 is wrong, NaN is not judged."""
+#: The half log-SNRs that are looked at, and between which the error of the data is judged.
+_LOOKED_AT, _JUDGED = (-5.0, 5.0), (-2.5, 4.0)
+#: What a right reading stays below: the error over the linear denoiser's, and that of the noise at lambda < -2.5.
+_RATIO, _NOISE = 1.1, 0.02
+#: What another reading reaches somewhere: an untrained network that says 0 is the linear denoiser, if it is read as v.
+_LEARNT = 0.9
 
 
 @dataclass(frozen=True, repr=False)
 class Diagnosis:
-    """What `diagnose` found; prints as a table.
+    """What `diagnose` found; printing it shows a table.
 
     Attributes:
-        rows: half log-SNR, error, that of the best linear denoiser, and badness (above 1 is wrong) of each level.
-        is_sound: whether no level is wrong.
-        likely: the reading that fits instead, in words; None if the model is sound, or none of those tried fits.
-        tried: how many other readings were tried.
+        half_log_snr: the noise levels, from noise to data.
+        error: mean square error of x0hat, a value.
+        linear: that of the best linear denoiser on the same draws.
+        reading: how the network was read.
+        likely: how it was probably trained, in words; "" where the reading is right, or no other fits better.
     """
 
-    rows: tuple[Row, ...]
-    is_sound: bool
-    likely: str | None
-    tried: int
+    half_log_snr: tuple[float, ...]
+    error: tuple[float, ...]
+    linear: tuple[float, ...]
+    reading: str
+    likely: str = ""
+
+    @property
+    def ratio(self) -> tuple[float, ...]:
+        """Error over that of the best linear denoiser; a trained network that is read right stays below 1.1."""
+        return tuple(a / b for a, b in zip(self.error, self.linear, strict=True))
+
+    @property
+    def noise_error(self) -> tuple[float, ...]:
+        """Mean square error of the noise, exp(2 lambda) times that of x0hat."""
+        return tuple(math.exp(2 * lam) * a for lam, a in zip(self.half_log_snr, self.error, strict=True))
+
+    @property
+    def excess(self) -> float:
+        """The largest error over what a right reading stays below: 1 and less is right."""
+        found = [0.0]
+        for lam, ratio, noise in zip(self.half_log_snr, self.ratio, self.noise_error, strict=True):
+            if lam < _JUDGED[0]:  # 1.1 of the linear denoiser's own error, if that is more
+                found.append(noise / max(_NOISE, _RATIO * noise / ratio) if noise > 0 else 0.0)
+            elif lam <= _JUDGED[1]:
+                found.append(ratio / _RATIO)
+        return max(found)
+
+    @property
+    def is_right(self) -> bool:
+        """Whether no gross misreading shows; an index that is off by one does not."""
+        return self.excess <= 1
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        if self.is_sound:
-            return "the network denoises as one does that is read as it was trained"
-        if self.likely is None:
-            return ("the network denoises worse than a linear denoiser: it is not trained, or not read as it was, and "
-                    f"none of {self.tried} other readings fits")  # fmt: skip
-        return f"the network is not read as it was trained; likely {self.likely}"
+        if self.is_right:
+            return "no misreading shows: it denoises at least as well as the best linear denoiser"
+        least = f"its error is {self.excess:.2g} times what a network that is read right stays below"
+        if self.likely:
+            return f"it is probably misread: {least}; of other readings, what fits is {self.likely}"
+        return f"{least}, and no other reading that was tried fits: it may be untrained, or trained on other data"
 
     def __repr__(self) -> str:
-        lines = [f"{'lambda':>8} {'error':>10} {'linear':>10} {'ratio':>8}"]
-        for row in self.rows:
-            mark = "  wrong" if row.badness > 1 else ""
-            lines.append(
-                f"{row.half_log_snr:8.2f} {row.error:10.3g} {row.linear:10.3g} {row.error / row.linear:8.2f}{mark}"
-            )
-        return "\n".join([*lines, self.verdict])
+        rows = [("half log-SNR", "5.2f", self.half_log_snr), ("error/linear", "5.2f", self.ratio),
+                ("noise error", "5.1g", self.noise_error)]  # fmt: skip
+        shown = [f"{name:14}" + " ".join(f"{value:>8{form[1:]}}" for value in values) for name, form, values in rows]
+        return "\n".join([f"{self.reading}: {self.verdict}", *shown])
 
 
-@torch.no_grad()
-def diagnose(model: ScoreModel, x0: Tensor, *, seed: int = 0, condition: Mapping[str, Any] | None = None) -> Diagnosis:
-    """Compare a model's denoising error with the best linear denoiser's, and name the reading that fits if it is wrong.
+class _Reading(NamedTuple):
+    """One way to read a network: what is different, how it is asked, and what is done to the data first."""
 
-    It sees what is grossly wrong: lambda or t told for an index, time turned round, v taken for noise, data on another
-    scale; not an index that is off by one.
+    words: str
+    parameterization: Parameterization
+    rescaled: Callable[[Tensor], Tensor] = lambda x: x
+
+
+def diagnose(
+    model: ScoreModel,
+    x0: Tensor,
+    *,
+    levels: int = 9,
+    seed: int = 0,
+    condition: Mapping[str, Any] | Condition | None = None,
+    **named: Any,
+) -> Diagnosis:
+    """Whether a network is read as it was trained, by its denoising error on data that it knows.
+
+    Where the error is too large, other readings are tried on the same draws, one change at a time: what the network
+    predicts, the number it is told for the time, its schedule, the scale of the data. Of those that fit, the best is
+    named; it need not be the right one where that is not among them. What is too small to be seen: an index that is off
+    by one, schedules that are nearly the same.
 
     Args:
-        model: any; its own parameterization is judged.
-        x0: data on the model's scale, (B, *shape) with B >= 2; a few hundred are plenty.
+        model: a network under the perturbation and parameterization that it is to be read with.
+        x0: data on the model's scale, (B, *shape), B >= 2; some 64 are enough for images.
+        levels: noise levels that are looked at, >= 2: even in lambda within [-5, 5] and what was trained, on a chain
+            its nodes.
         seed: of the noise.
-        condition: keyword arguments of the network, with rows for x0.
+        condition: what the network is told besides, such as labels.
+        named: the same by name, `label=`.
 
     Raises:
-        ConfigError: for what is no model, or no such data.
+        ConfigError: for data that are not finite or all equal, or arguments out of range.
     """
+    levels = checks.integer("diagnose", "levels", levels, low=2)
     if not isinstance(model, ScoreModel):
         raise ConfigError(f"diagnose: model must be a ScoreModel, got {type(model).__name__}")
     if not isinstance(x0, Tensor) or not x0.is_floating_point() or x0.ndim < 2 or len(x0) < 2:
-        what = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
-        raise ConfigError(f"diagnose: x0 must be a floating tensor (B, *shape) with B >= 2, got {what}")
-    if not bool(x0.isfinite().all()) or float(x0.var()) == 0:
-        raise ConfigError("diagnose: x0 must be finite and not all the same")
-    checks.integer("diagnose", "seed", seed, low=0)
-    noise = torch.randn(x0.shape, generator=keyed_generator(seed, 0, 0, 0), dtype=torch.float64)
-    noise = noise.to(dtype=x0.dtype, device=x0.device)
-    with warnings.catch_warnings(), evaluating(model):
-        warnings.simplefilter("ignore", BetweenNodesWarning)
-        rows = _rows(model, x0, noise, condition)
-        if _worst(rows) <= 1:
-            return Diagnosis(rows, True, None, 0)
-        found: list[tuple[float, str]] = []
-        tried = 0
-        for words, other, data in _readings(model, x0):
-            tried += 1
-            their = _rows(other, data, noise, condition)
-            if _worst(their) <= 1:
-                found.append((sum(math.log(row.error / row.linear) for row in their), words))
-    return Diagnosis(rows, False, min(found)[1] if found else None, tried)
+        raise ConfigError("diagnose: x0 must be a floating tensor (B, *shape) of two samples or more, got "
+                          f"{tuple(x0.shape) if isinstance(x0, Tensor) else type(x0).__name__}")  # fmt: skip
+    if not bool(x0.isfinite().all()) or not float(x0.var()) > 0:
+        raise ConfigError("diagnose: x0 must be finite and not all the same; give data on the model's scale")
+    told = gathered("diagnose", model.network, condition, named, diagnose)
+    told = Condition.of("diagnose", told, len(x0)) if told else NOTHING
+    lam = _levels(model, levels)
+    noise = SeededNoise(seed)
+    with torch.no_grad(), evaluating(model):
+        found = _measured(model, x0, lam, noise, told)
+        if found.is_right or model.network is None:  # an oracle, or a guided model: there is no other reading
+            return found
+        tried = []
+        for other in _readings(model, x0):
+            asked = model.under(model.perturbation)
+            asked.parameterization = other.parameterization
+            try:
+                result = _measured(asked, other.rescaled(x0), lam, noise, told)
+            except (ConfigError, RuntimeError, IndexError, ValueError):  # the network takes no such time
+                continue
+            if result.is_right and min(result.ratio) < _LEARNT:
+                tried.append((sum(map(math.log, result.ratio)), len(tried), other.words))
+    return replace(found, likely=min(tried)[2] if tried else "")
 
 
-def _rows(model: ScoreModel, x0: Tensor, noise: Tensor, condition: Mapping[str, Any] | None) -> tuple[Row, ...]:
-    p = model.perturbation
-    low, high = model.times_within(p.t_min)
-    first, last = (float(p.half_log_snr(t)) for t in (high, low))
-    times = p.time(torch.linspace(max(first, -_WIDEST), min(last, _WIDEST), _LEVELS, dtype=torch.float64))
+def _levels(model: ScoreModel, count: int) -> Tensor:
+    p = model.trained_under
+    low, high = (float(p.half_log_snr(t)) for t in (p.t_max, p.t_min))
+    lam = torch.linspace(max(low, _LOOKED_AT[0]), min(high, _LOOKED_AT[1]), count, dtype=torch.float64)
     if isinstance(p, Chain):
-        times = ((times * p.length).round().clamp_min(1) / p.length).unique().flip(0)
-    variance, rows = float(x0.double().var()), []
-    for t in times.tolist():
-        alpha, sigma = (float(c) for c in p.curves(t))
-        lam = math.log(alpha / sigma)
-        answer = model(alpha * x0 + sigma * noise, t, condition).denoised
-        error = float((answer - x0).double().square().mean())
-        linear = variance * sigma**2 / (alpha**2 * variance + sigma**2)
-        badness = error / linear / _MOST if lam >= _OF_NOISE else math.exp(2 * lam) * error / max(
-            _MOST_NOISE, 3 * math.exp(2 * lam) * linear)  # fmt: skip
-        badness = math.inf if math.isnan(error) else badness if lam <= _JUDGED else math.nan
-        rows.append(Row(lam, error, linear, badness))
-    return tuple(rows)
+        nodes = p.half_log_snr(p.nodes)
+        lam = nodes[(nodes[None] - lam[:, None]).abs().argmin(1)]
+    return lam
 
 
-def _worst(rows: tuple[Row, ...]) -> float:
-    return max((row.badness for row in rows if not math.isnan(row.badness)), default=0.0)
+def _measured(model: ScoreModel, x0: Tensor, lam: Tensor, noise: SeededNoise, condition: Condition) -> Diagnosis:
+    alpha, sigma = (2 * lam).sigmoid().sqrt(), (-2 * lam).sigmoid().sqrt()
+    asked = model.levels(alpha, sigma, x0, condition)
+    wide = x0.double()
+    mean, variance = wide.mean(), wide.var(correction=0)
+    error, linear = [], []
+    for k, (a, s) in enumerate(zip(alpha.tolist(), sigma.tolist(), strict=True)):
+        x = a * x0 + s * noise(x0, k, 0)
+        best = mean + a * variance / (a * a * variance + s * s) * (x.double() - a * mean)
+        error.append(float((asked.denoised(k, x).double() - wide).square().mean().nan_to_num(math.inf)))
+        linear.append(float((best - wide).square().mean()))
+    return Diagnosis(tuple(lam.tolist()), tuple(error), tuple(linear), repr(model.parameterization))
 
 
-def _readings(model: ScoreModel, x0: Tensor) -> Iterator[tuple[str, ScoreModel, Tensor]]:
-    """Other ways to read the same network: what in words, the model, and the data for it."""
+def _readings(model: ScoreModel, x0: Tensor) -> Iterator[_Reading]:
+    """What else it may be, one change at a time."""
+    given = model.parameterization
+    convention = getattr(given, "convention", None)
+    process = (convention and convention.process) or model.trained_under
+    seen = replace(convention or Convention(), process=process)
+    for other in (
+        NoisePrediction(convention), DataPrediction(convention), VPrediction(convention), ScorePrediction(convention),
+        ScorePrediction(convention, of="score"), VelocityPrediction(seen), VelocityPrediction(seen, sign=-1),
+    ):  # fmt: skip
+        if other != given:
+            yield _Reading(f"another prediction, {other}", other)
+    for words, other in (*_times(convention, process), *_schedules(seen, process)):
+        velocity = isinstance(given, VelocityPrediction) and other.process is None  # which is that of a process
+        if hasattr(given, "convention") and other != convention and not velocity:
+            changed = replace(given, convention=other)  # pyright: ignore[reportCallIssue, reportArgumentType]
+            yield _Reading(f"{words}, {changed}", changed)
     low, high = float(x0.min()), float(x0.max())
-    if low >= 0:
-        yield "it was trained on data in [-1, 1], and x0 is not: give 2 x0 - 1", model, 2 * x0 - 1
-    elif low >= -1.001 and high <= 1.001:
-        yield "it was trained on data in [0, 1], and x0 is not: give (x0 + 1)/2", model, (x0 + 1) / 2
-    if type(model) is not ScoreModel or model.network is None:
+    if low >= 0 and high <= 1:
+        yield _Reading("data on the scale [-1, 1], 2 x0 - 1", given, lambda x: 2 * x - 1)
+    if low >= 0 and high > 1:
+        yield _Reading("data on the scale [-1, 1], x0/127.5 - 1", given, lambda x: x / 127.5 - 1)
+        yield _Reading("data on the scale [0, 1], x0/255", given, lambda x: x / 255)
+    if low < 0 and low >= -1 and high <= 1:
+        yield _Reading("data on the scale [0, 1], (x0 + 1)/2", given, lambda x: (x + 1) / 2)
+
+
+def _times(convention: Convention | None, process: Perturbation) -> Iterator[tuple[str, Convention]]:
+    seen = replace(convention or Convention(process), process=process)
+    last = process.length - 1.0 if isinstance(process, Chain) else 0.0
+    if isinstance(process, Chain):
+        yield "another time", replace(seen, time="index", scale=1.0, offset=0.0)
+        yield "time the other way round", replace(seen, time="index", scale=-1.0, offset=last)
+    if seen.time in ("index", "t"):
+        end = last if seen.time == "index" else 1.0
+        yield "time the other way round", replace(seen, scale=-seen.scale, offset=seen.offset + seen.scale * end)
+    if seen.rounded:  # such a network may have a table of times, which nothing else may be looked up in
         return
-    for words, parameterization in _parameterizations(model):
-        other = ScoreModel(model.network, model.trained_under, parameterization)
-        yield words, other.under(model.perturbation), x0
-
-
-def _parameterizations(model: ScoreModel) -> Iterator[tuple[str, Parameterization]]:
-    now: Any = model.parameterization
-    told: Convention | None = getattr(now, "convention", None)
-    for kind in (NoisePrediction, DataPrediction, VPrediction, ScorePrediction):
-        if type(now) is not kind:
-            yield f"its output is {kind.__name__}, not {type(now).__name__}", kind(told)
-    if not isinstance(now, VelocityPrediction):
-        through = told if told is not None and told.process is not None else Convention(FlowMatching(), "t")
-        yield "its output is VelocityPrediction", VelocityPrediction(through)
-    if isinstance(now, VelocityPrediction):
-        yield "its velocity has the other sign: sign=-1", replace(now, sign=-now.sign)
-    if not hasattr(now, "convention"):
-        return
-    process = told.process if told is not None and told.process is not None else model.trained_under
-    for convention in _conventions(process, isinstance(process, Chain)):
-        if convention != told:
-            number = f"{convention.scale:g} {convention.time}" + (
-                f" + {convention.offset:g}" if convention.offset else ""
-            )
-            yield f"it was told {number} for the time: {convention!r}", replace(now, convention=convention)
-
-
-def _conventions(process: Any, is_chain: bool) -> Iterator[Convention]:
-    if is_chain:
-        yield Convention(process, "index")
-        yield Convention(process, "index", -1.0, process.length - 1.0)
     for scale in (1.0, 999.0, 1000.0):
-        yield Convention(process, "t", scale)
-        yield Convention(process, "t", -scale, scale)
-    for time, scale in (("half_log_snr", 1.0), ("sigma", 1.0), ("log_sigma", 1.0), ("log_sigma", 0.25)):
-        yield Convention(process, time, scale)
+        yield "another time", replace(seen, time="t", scale=scale, offset=0.0)
+        yield "time the other way round", replace(seen, time="t", scale=-scale, offset=scale)
+    for time, scale in (("sigma", 1.0), ("log_sigma", 1.0), ("log_sigma", 0.25), ("half_log_snr", 1.0)):
+        yield "another time", replace(seen, time=time, scale=scale, offset=0.0)
+    yield "another time", Convention()
+
+
+def _schedules(seen: Convention, process: Perturbation) -> Iterator[tuple[str, Convention]]:
+    others: list[Perturbation] = [VP(), Cosine(), FlowMatching(), VE(), EDM()]
+    if isinstance(process, Chain):
+        k = process.length
+        others = [DDPM(k, "cosine")]
+        if k > 20:  # with fewer nodes a beta would reach 1
+            others += [DDPM(k, shape) for shape in ("linear", "quadratic", "sigmoid")]
+            others += [DDPM(k, "quadratic", 8.5e-4, 0.012)]
+    for other in others:
+        if other != process:
+            yield "another schedule", replace(seen, process=other)
