@@ -16,12 +16,12 @@ import dataclasses
 import difflib
 import math
 import numbers
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from sde_gen.errors import ConfigError
 
-__all__ = ["boolean", "checked", "choice", "fields", "integer", "integers", "nearest", "number"]
+__all__ = ["boolean", "checked", "choice", "fields", "integer", "integers", "listed", "nearest", "number"]
 
 
 def _plain(value: object) -> object:
@@ -74,6 +74,16 @@ def integers(where: str, name: str, values: object, *, low: int = 1, high: int |
     if isinstance(values, str | bytes) or not isinstance(values, Iterable):
         raise ConfigError(f"{where}: {name} must be a list of whole numbers, at least {low}, got {values!r}")
     return tuple(integer(where, f"{name}[{i}]", value, low=low, high=high) for i, value in enumerate(values))
+
+
+def listed(where: str, name: str, values: object, *, infinite: bool = False) -> tuple[float, ...]:
+    """`values`, a list or a tensor of one dimension, as a tuple of at least one float, or a `ConfigError`."""
+    if isinstance(values, str | bytes | Mapping) or not isinstance(values, Iterable) or getattr(values, "ndim", 1) != 1:
+        raise ConfigError(f"{where}: {name} must be a list of numbers, got {values!r}")
+    found = tuple(number(where, f"{name}[{i}]", value, infinite=infinite) for i, value in enumerate(values))
+    if not found:
+        raise ConfigError(f"{where}: {name} must be a list of at least one number, got {values!r}")
+    return found
 
 
 def boolean(where: str, name: str, value: object) -> bool:

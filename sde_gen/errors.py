@@ -9,6 +9,7 @@ from collections.abc import Sequence
 __all__ = [
     "BetweenNodesWarning",
     "CheckpointError",
+    "CollapseWarning",
     "ConfigError",
     "DataError",
     "LateStartWarning",
@@ -158,6 +159,10 @@ class Interrupted(SDEGenError):
 
 class BetweenNodesWarning(UserWarning):
     """A network trained on a chain's nodes only is asked between them."""
+
+
+class CollapseWarning(UserWarning):
+    """One of the particles of a system carries its whole weight."""
 
 
 class LateStartWarning(UserWarning):

@@ -10,10 +10,13 @@ from functools import cache
 #: Rooms whose every name is an attribute of `sde_gen`, and rooms that are namespaces of their own, with the names that
 #: are attributes of `sde_gen` all the same.
 ROOMS = (
-    "comparison", "conditions", "errors", "likelihood", "loading", "model", "networks", "objectives", "oracles",
-    "parameterizations", "perturbations", "samplers", "tuning",
+    "comparison", "conditions", "conventions", "diagnosis", "errors", "likelihood", "loading", "model", "networks",
+    "objectives", "oracles", "parameterizations", "perturbations", "samplers", "tuning",
 )  # fmt: skip
-SINGLE = {"Trainer": "training", "TrainerSettings": "training", "load_config": "config"}
+SINGLE = {
+    "Trainer": "training", "TrainerSettings": "training", "load_config": "config", "SplitGibbs": "inverse",
+    "TwistedSMC": "inverse", "compare_posteriors": "inverse",
+}  # fmt: skip
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 PROJECT = PYPROJECT["project"]
 HATCH = PYPROJECT["tool"]["hatch"]["build"]["targets"]
-COMMANDS = ("train", "sample", "evaluate", "compare", "import_weights")
+COMMANDS = ("train", "sample", "evaluate", "compare", "report", "import_weights")
 
 
 def _python(*arguments: str, cwd: Path) -> subprocess.CompletedProcess[str]:

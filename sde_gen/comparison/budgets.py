@@ -6,7 +6,7 @@ share; a native grid is the sampler's own.
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -136,9 +136,9 @@ def calls_of(sampler: Sampler, p: Perturbation) -> int:
 class _Counting(GaussianMixture):
     calls = 0
 
-    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
         self.calls += 1
-        return super().denoise(x, alpha, sigma)
+        return super().denoise(x, alpha, sigma, label)
 
 
 _STANDARD = [1.0], [[0.0]], [[[1.0]]]

@@ -149,7 +149,7 @@ def _missing(error: Exception, name: str) -> ConfigError:
     if not wanted:
         return ConfigError(_first_line(error))
     return ConfigError(
-        f"there is no configuration named {wanted!r}; use train, sample, evaluate, compare or import_weights"
+        f"there is no configuration named {wanted!r}; use train, sample, evaluate, compare, report or import_weights"
     )
 
 

@@ -77,8 +77,9 @@ def describe(value: Any, where: str) -> Any:
     given = getattr(value, "arguments", None)
     if isinstance(given, Mapping) and set(given) == set(inspect.signature(type(value)).parameters):
         return {"_target_": target_of(type(value)), **describe(given, where)}
+    what = "a function" if callable(getattr(value, "given", None)) else type(value).__name__  # as in a LinearSDE
     raise ConfigError(
-        f"{where}: {type(value).__name__} cannot be written down as plain data; give a frozen dataclass or a mapping "
+        f"{where}: {what} cannot be written down as plain data; give a frozen dataclass or a mapping "
         "with a _target_, or let a network keep in an attribute `arguments` all that it was constructed with, by name"
     )
 

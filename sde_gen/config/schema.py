@@ -96,6 +96,19 @@ class SampleConfig(_FromCheckpoint):
     overwrite: bool = False  # replace what out= holds
     best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
     label: Any = None  # class to sample, or a list of them; cycle: all in turn; none: no label
+    guidance: dict[str, Any] | None = None  # what strengthens the label, such as guidance=cfg guidance.scale=2
+    clip: bool = False  # keep the denoised estimate within the range of the data at every step
+    start: str | None = None  # a picture, .npy or .npz to start from instead of noise
+    strength: float = checked(0.5, above=0, high=1)  # how far start= is noised, 1 entirely
+    task: Literal["inpaint", "superres", "deblur", "colourise"] | None = None  # draw what an observation leaves open
+    observation: str | None = None  # of a task: a picture, .npy or .npz; or
+    truth: str | None = None  # a whole sample to make the observation of, and to show beside the draws
+    mask: str | None = None  # of task=inpaint: white, or true, where a pixel is seen
+    factor: int = checked(2, low=2)  # of task=superres, for each side
+    blur: float = checked(1.0, above=0)  # of task=deblur: standard deviation of the blur in pixels
+    noise_std: float = checked(0.05, above=0)  # of the observation, on the scale of the model, [-1, 1] for pictures
+    method: Literal["mmps", "pigdm", "smc"] = "mmps"  # smc: particles, and with them the evidence
+    particles: int = checked(16)  # of method=smc, for each sample
     metrics: bool = True  # compare with held-out data
     animation: bool = False  # an animation of the reverse process
     forward: bool = False  # a strip of the forward process
@@ -136,6 +149,18 @@ class EvaluateConfig(_FromCheckpoint):
         super().__post_init__()
         if self.likelihood == "none" and not self.metrics:
             raise ConfigError("likelihood=none and metrics=[] leave nothing to do; ask for one of them")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ReportConfig:
+    """Settings of `python -m sde_gen.report`."""
+
+    runs: list[Any] | None = None  # names of runs, or their folders; null: all under runs_dir
+    runs_dir: str = "runs"
+    out: Name = None  # folder of the table; null: a fresh one under runs_dir/reports
+
+    def __post_init__(self) -> None:
+        checks.fields(self, "the command")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,6 +20,7 @@ MISSING = "???"  # OmegaConf's mark of a value that has to be given
 GROUPS = {
     "sde": (("perturbations",), ("Perturbation",)),
     "parameterization": (("parameterizations",), ("Parameterization",)),
+    "convention": (("conventions",), ("Convention",)),
     "objective": (("objectives",), ("Objective", "DenoisingScoreMatching")),
     "sampler": (("samplers", "tuning"), ("Sampler",)),
     "corrector": (("samplers",), ("Corrector",)),
@@ -27,12 +28,18 @@ GROUPS = {
     "network": (("networks",), ("Module",)),
     "features": (("metrics",), ("Features", "-> NetworkFeatures")),
     "data": (("data",), ("-> Dataset",)),
+    "guidance": (("guidance",), ("Extrapolated", "Bounded")),
 }
-_NAMESPACES = ("networks", "metrics", "data")  # their members are named in the room, all others in `sde_gen`
+#: Rooms whose members are named in the room, all others in `sde_gen`.
+_NAMESPACES = ("networks", "metrics", "data", "guidance")
 _AT_THE_MARGIN = re.compile(r"^(?=[A-Za-z_@])", re.MULTILINE)
 _ABSTRACT = re.compile(r"\bABC\b|\bProtocol\b|abstractmethod|raise NotImplementedError$", re.MULTILINE)
-#: Parameters that follow from the data, which the program fills in.
-_FROM_DATA = {"network": {"channels", "features", "num_classes"}, "objective": {"num_classes"}}
+#: Parameters that the program fills in: what follows from the data, and the model that is guided.
+_FROM_DATA = {
+    "network": {"channels", "features", "num_classes", "dimensions"},
+    "objective": {"num_classes"},
+    "guidance": {"model"},
+}
 
 
 class Source(NamedTuple):

@@ -7,17 +7,19 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from sde_gen.checks import choice, integer, integers
+from sde_gen.data.columns import Column
 from sde_gen.data.labels import label_of
 from sde_gen.data.order import split_indices
 from sde_gen.data.transform import Affine, standardising
 from sde_gen.errors import DataError
 
 #: What samples of each kind look like.
-KINDS = {"image": ("C", "H", "W"), "vector": ("D",), "series": ("C", "L")}
+KINDS = {"image": ("C", "H", "W"), "vector": ("D",), "series": ("C", "L"), "volume": ("C", "D", "H", "W")}
 _MOST_CLASSES = 2**20  # a description that claims more is a damaged one
 
 
@@ -39,12 +41,13 @@ class Description:
 
     Args:
         name: short name.
-        kind: "image", "vector" or "series".
+        kind: "image", "vector", "series" or "volume".
         shape: shape of one sample.
         transform: raw data to the model's scale and back.
         classes: names of the classes; the place of a name is its label.
         counts: training samples of each class, () where that is not known.
         unlabelled: training samples without a label; None where that is not known.
+        columns: of a table, the columns that its features belong to.
         fingerprint: `Dataset.fingerprint`, "" where that is not known.
     """
 
@@ -56,6 +59,7 @@ class Description:
     counts: tuple[int, ...] = ()
     fingerprint: str = ""
     unlabelled: int | None = None
+    columns: tuple[Column, ...] = ()
 
     @property
     def num_classes(self) -> int:
@@ -71,6 +75,7 @@ class Description:
         return {
             **{name: getattr(self, name) for name in ("name", "kind", "num_classes", "fingerprint", "unlabelled")},
             **{name: list(getattr(self, name)) for name in ("shape", "classes", "counts")},
+            "columns": [column.to_dict() for column in self.columns],
             "transform": self.transform.to_dict(),
         }
 
@@ -94,10 +99,13 @@ class Description:
                 raise ValueError("a name is not text")
             if len(shape) != len(KINDS[texts[1]]) or len(set(classes)) != count or len(counts) not in (0, count):
                 raise ValueError(f"shape {shape}, {count} classes, {len(set(classes))} names, {len(counts)} counts")
+            columns = tuple(Column.from_dict(column) for column in given.get("columns") or ())
+            if columns and (sum(column.width for column in columns),) != shape:
+                raise ValueError(f"shape {shape}, but columns of {sum(column.width for column in columns)} features")
             transform = Affine.from_dict(given["transform"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the description of the data cannot be used ({type(error).__name__}: {error})") from None
-        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled)
+        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled, columns)
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +115,7 @@ class Dataset:
     Args:
         name: short name, such as "digits".
         kind: "image" for samples of shape (C, H, W) in [-1, 1]; "vector" for samples of shape (D,), "series" for
-            (C, L), both standardised.
+            (C, L), "volume" for (C, D, H, W), all standardised.
         train: (N, *shape) float32, finite, N >= 1.
         test: (M, *shape) float32, finite, held out from training; M >= 1.
         transform: raw data to the model's scale and back.
@@ -117,6 +125,7 @@ class Dataset:
         num_classes: number of classes; 0: no labels.
         law: the exact law on the model's scale where it is known, else None.
         classes: names of the classes as they stand in the data, label k is the k-th; without them "0", "1", ...
+        columns: of a table, the columns that its features belong to.
 
     Raises:
         DataError: anything of the above that does not hold; a NaN is named with its sample.
@@ -132,6 +141,7 @@ class Dataset:
     num_classes: int = 0
     law: Mixture | None = None
     classes: tuple[str, ...] = ()
+    columns: tuple[Column, ...] = ()
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -209,9 +219,8 @@ class Dataset:
         """All but the samples, the labels and the law."""
         counts = tuple(self.class_counts().values())
         loose = len(self.train) - sum(counts) if counts else None
-        return Description(
-            self.name, self.kind, self.shape, self.transform, self.classes, counts, self.fingerprint, loose
-        )
+        head = (self.name, self.kind, self.shape, self.transform, self.classes)
+        return Description(*head, counts, self.fingerprint, loose, self.columns)
 
     def class_counts(self) -> dict[str, int]:
         """Training samples of each class; those without a label are what is missing to the number of samples."""
@@ -239,6 +248,7 @@ def from_raw(
     seed: int,
     classes: Sequence[str] = (),
     test_from: int | None = None,
+    columns: tuple[Column, ...] = (),
 ) -> Dataset:
     """A Dataset from raw samples (N, *shape): split, then scaled; no transform: standardised by the training part.
 
@@ -255,7 +265,12 @@ def from_raw(
     else:
         train, test = split_indices(raw.shape[0], held_out, seed)
     if transform is None:
-        transform = standardising(raw[train], -2 if kind == "series" else -1)
+        transform = standardising(raw[train], {"series": -2, "volume": -4}.get(kind, -1))
+        flags = [column.kind == "category" for column in columns for _ in range(column.width)]
+        if any(flags):  # 0 and 1 become -1 and 1: a rare category is not stretched
+            known = (np.broadcast_to(values, len(flags)) for values in (transform.shift, transform.scale))
+            shift, scale = (np.where(flags, 0.5, values).tolist() for values in known)
+            transform = Affine(tuple(shift), tuple(scale))
 
     def scaled(rows: Tensor) -> Tensor:
         x = transform.forward(raw[rows]).to(torch.float32).contiguous()
@@ -275,4 +290,5 @@ def from_raw(
         None if labels is None else labels[train],
         None if labels is None else labels[test],
         classes=tuple(classes),
+        columns=columns,
     )

@@ -3,13 +3,16 @@
 import codecs
 import csv
 import io
-import math
+from collections.abc import Mapping, Sequence
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from sde_gen.checks import choice
+from sde_gen.data.columns import IMPUTE, is_number, read_column
 from sde_gen.data.dataset import Dataset, from_raw
 from sde_gen.data.labels import encode
 from sde_gen.data.reading import located, sentence
@@ -26,12 +29,16 @@ def csv_file(
     label: str | int | None = None,
     header: bool | None = None,
     delimiter: str = ",",
+    categories: Sequence[str | int] = (),
+    ordinal: Mapping[str, Sequence[str | int]] | None = None,
+    impute: str | None = None,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    r"""Vectors from a CSV file in UTF-8 (or with a byte order mark): a sample a line, but for the labels only numbers.
+    r"""Vectors from a CSV file in UTF-8 (or with a byte order mark): a sample a line.
 
-    Each column is standardised.
+    Columns of numbers are standardised. A column of text whose values come back is one of categories: a feature for
+    each value, 1 where it is that one and else 0 (1, -1 on the model's scale); samples have the value of the largest.
 
     Args:
         path: the file.
@@ -40,14 +47,19 @@ def csv_file(
         header: whether the first line names the columns; None: it does where none of its fields is a number.
         delimiter: the character between the fields, "\t" or "tab" for a tab. A file without commas is split at tabs,
             semicolons, bars or blanks where just one of them gives all its lines the same number of fields.
+        categories: columns, by name or place, whose numbers are categories too.
+        ordinal: columns whose values have an order, with the values in it: {"size": ["S", "M", "L"]}. One feature 0, 1,
+            ..., standardised; samples have the nearest.
+        impute: what takes the place of missing fields: "mean" or "median" for numbers and the most frequent value for
+            categories, or "most_frequent"; None: they are refused.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
     Raises:
         MissingInputError: no such file.
-        DataError: a field that is not a finite number, an empty label, a line of another length (each is named), no
-            lines.
-        ConfigError: a label column that is not there, other arguments outside their range.
+        DataError: a field that is not a finite number or missing, an empty label, a line of another length (each is
+            named), no lines.
+        ConfigError: a column that is not there, other arguments outside their range.
     """
     file = located(path, "path (data.path) must be a CSV file")
     delimiter = _SPELLED.get(delimiter, delimiter)
@@ -61,7 +73,7 @@ def csv_file(
     place = int(label) % width if whole and -width <= label < width else None  # type: ignore[arg-type,operator]
     if header is None:
         fields = [field for column, field in enumerate(lines[0][1]) if column != place]
-        header = isinstance(label, str) or not any(_is_number(field) for field in fields)
+        header = isinstance(label, str) or _names_columns(fields, [row for _, row in lines[1:]], place)
     names = [field.strip() for field in lines.pop(0)[1]] if header else [f"#{column}" for column in range(width)]
     if isinstance(label, str) and label in names:
         place = names.index(label)
@@ -69,29 +81,59 @@ def csv_file(
         raise ConfigError(f"{file}: no column {label!r} for the labels; the columns are {', '.join(names)}")
     if not lines:
         raise DataError(f"{file}: holds a header, but no data")
-    rows, labels = [], []
+    if impute is not None:
+        choice(str(file), "impute", impute, IMPUTE)
+    asked = {_place(file, names, column, "categories") for column in categories}
+    orders = {_place(file, names, column, "ordinal"): list(map(str, v)) for column, v in (ordinal or {}).items()}
     for number, fields in lines:
         if len(fields) != width:
             raise DataError(f"{file}, line {number}: has {len(fields)} columns, but the first line has {width}")
-        row = []
-        for column, field in enumerate(fields):
-            if column == place and field.strip():
-                labels.append(field.strip())
-            elif column != place and _is_number(field) and math.isfinite(float(field)):
-                row.append(float(field))
-            else:
-                what = f"{field!r} is not a finite number"
-                if column == place:
-                    what = "the label is empty; write -1 for a sample without a label"
-                elif mark := next((mark for mark in "\t;|," if mark in field), None):
-                    what += f"; is {mark!r} the delimiter (data.delimiter), or a decimal comma?"
-                raise DataError(f"{file}, line {number}, column {column + 1} ({names[column]}): {what}")
-        rows.append(row)
-    if not rows[0]:
+    if width == 1 and place is not None:
         raise DataError(f"{file}: the labels are its only column; there must be at least one column of numbers")
-    numbers, classes = (None, ()) if place is None else encode(str(file), np.array(labels))
-    raw = torch.tensor(rows, dtype=torch.float64)
-    return from_raw(file.stem, "vector", raw, numbers, None, held_out, seed, classes)
+    columns, features, labels = [], [], None
+    for index, name in enumerate(names):
+        fields = [row[index] for _, row in lines]
+        where = partial(_where, file, lines, index, name)
+        if index == place:
+            for row, field in enumerate(fields):
+                if not field.strip():
+                    raise DataError(f"{where(row)}: the label is empty; write -1 for a sample without a label")
+            labels = [field.strip() for field in fields]
+            continue
+        column, found = read_column(
+            name, fields, where, category=index in asked, ordinal=orders.get(index), impute=impute
+        )  # fmt: skip
+        columns.append(column)
+        features.append(found)
+    numbers, classes = (None, ()) if labels is None else encode(str(file), np.array(labels))
+    raw = torch.from_numpy(np.concatenate(features, 1))
+    return from_raw(file.stem, "vector", raw, numbers, None, held_out, seed, classes, columns=tuple(columns))
+
+
+def _names_columns(first: list[str], others: list[list[str]], label: int | None) -> bool:
+    """Whether the first line names the columns: none of its fields is a number, and it stands apart from the others.
+
+    Of a table that is text throughout the first line is taken for names where none of them comes back below it.
+    """
+    if any(is_number(field) for field in first):
+        return False
+    places = [k for k in range(len(first) + (label is not None)) if k != label]
+    columns = [[row[k] for row in others if len(row) > k] for k in places]
+    if any(is_number(field) for column in columns for field in column):
+        return True
+    return not any(field in column for field, column in zip(first, columns, strict=False))
+
+
+def _where(file: Path, lines: list[tuple[int, list[str]]], column: int, name: str, row: int) -> str:
+    return f"{file}, line {lines[row][0]}, column {column + 1} ({name})"
+
+
+def _place(file: Path, names: list[str], column: str | int, argument: str) -> int:
+    if isinstance(column, str) and column in names:
+        return names.index(column)
+    if isinstance(column, int) and not isinstance(column, bool) and -len(names) <= column < len(names):
+        return int(column) % len(names)
+    raise ConfigError(f"{file}: {argument} names no column {column!r}; the columns are {', '.join(names)}")
 
 
 def _lines(file: Path, delimiter: str) -> list[tuple[int, list[str]]]:
@@ -117,11 +159,3 @@ def _regular(lines: list[tuple[int, list[str]]]) -> bool:
     """Whether all lines have the same number of fields, at least 2."""
     widths = {len(row) for _, row in lines}
     return len(widths) == 1 and min(widths) > 1
-
-
-def _is_number(field: str) -> bool:
-    try:
-        float(field)
-    except ValueError:
-        return False
-    return "_" not in field  # Python reads 1_000 as a number; no other program does

@@ -19,6 +19,7 @@ from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import EvaluateConfig, LikelihoodSettings
 from sde_gen.config.typed import did_you_mean, typed
 from sde_gen.data import Dataset
+from sde_gen.diagnosis import diagnose
 from sde_gen.errors import ConfigError
 from sde_gen.evaluation import (
     Evaluation,
@@ -29,11 +30,15 @@ from sde_gen.evaluation import (
     read_samples,
     write_arrays,
 )
+from sde_gen.evaluation.columns_compared import compared_columns
 from sde_gen.files import make_folder
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
+
+#: Held-out samples by which a network from elsewhere is judged.
+_DIAGNOSED = 64
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -67,6 +72,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         "held_out": len(data.test),
         "seed": cfg.seed,
     }
+    if "imported" in checkpoint.state:
+        about |= {"diagnosis": processes.on_main(lambda: _diagnosis(what, data, cfg.seed))}
     with notes_said():
         likelihoods = _likelihoods(cfg, likelihood, what, data)
         if cfg.metrics and samples is None:
@@ -79,11 +86,18 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         Evaluation(about, likelihoods, []).write(folder)  # the distances may take long, or fail
         write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
         found = _distances(cfg, samples, data, features, what.device) if samples is not None else []
+        if samples is not None and data.columns:
+            raw = (data.transform.inverse(x).numpy() for x in (samples, data.test))
+            about["columns"] = compared_columns(data.columns, *raw)
         evaluation = Evaluation(about, likelihoods, found)
         evaluation.write(folder)
         _picture(folder, samples, data, found)
         for line in evaluation.lines():
             say(line)
+        for row in about.get("columns", ()):
+            apart = row.get("wasserstein", row.get("total_variation"))
+            measure = "W1, standard deviations" if "wasserstein" in row else "total variation"
+            say(f"  column {row['name']}: {apart:.4f} ({measure})")
         say(f"  written to {folder}")
         return evaluation.to_dict()
 
@@ -107,6 +121,19 @@ def _folder(cfg: EvaluateConfig, checkpoint: Checkpoint) -> Path:
     if cfg.out is not None:
         return make_folder(Path(str(cfg.out)).expanduser(), "the output folder")
     return fresh_folder(checkpoint, "evaluated", f"step{checkpoint.step}")
+
+
+def _diagnosis(what: Trained, data: Dataset, seed: int) -> str:
+    """Whether a network from elsewhere is read as it was trained: its table is said, its verdict returned."""
+    rows = torch.randperm(len(data.test), generator=keyed_generator(seed, 3))[:_DIAGNOSED]
+    if len(rows) < 2:
+        return "too few held-out samples"
+    labels = None if data.test_labels is None or not what.conditional else data.test_labels[rows].to(what.device)
+    condition = {} if labels is None else {"label": labels}
+    found = diagnose(what.model, data.test[rows].to(what.device), seed=seed, condition=condition)
+    for line in repr(found).splitlines():
+        say(line)
+    return found.verdict
 
 
 def _likelihoods(

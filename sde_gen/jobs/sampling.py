@@ -2,13 +2,14 @@
 
 import math
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_gen import pictures
@@ -17,12 +18,19 @@ from sde_gen.config.objects import settings
 from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
-from sde_gen.data import Dataset, Description
-from sde_gen.errors import CheckpointError, OutputError, SDEGenError
+from sde_gen.data import Affine, Dataset, Description
+from sde_gen.data.columns import Column
+from sde_gen.data.rows import decoded, write_csv
+from sde_gen.digests import digest
+from sde_gen.errors import CheckpointError, SDEGenError
 from sde_gen.evaluation.distances import distances
-from sde_gen.files import make_folder, write_json
+from sde_gen.files import write_json
 from sde_gen.jobs.classes import Labels, chosen, columns_for
-from sde_gen.jobs.common import Trained, fresh_folder, notes_said, table, trained
+from sde_gen.jobs.common import Trained, notes_said, table, trained
+from sde_gen.jobs.given import read_samples
+from sde_gen.jobs.guiding import guided, made_of, started, told
+from sde_gen.jobs.restoring import restored
+from sde_gen.jobs.target import Target
 from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
@@ -41,9 +49,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, before any long work where possible.
     """
-    values, _ = settings(config)
+    values, arguments = settings(config)
     cfg = typed(SampleConfig, values)
-    what = trained(cfg, best=cfg.best)
+    what = guided(trained(cfg, best=cfg.best), cfg)
     if cfg.animation and isinstance(what.sampler, ProbabilityFlow) and not what.sampler.at:
         # Its samples have steps of their own; these times they share.
         what = replace(what, sampler=replace(what.sampler, at=30))
@@ -51,16 +59,21 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     transform, shape = model.transform, model.shape
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
-    labels = chosen(cfg.label, *_training_labels(what))
+    about, dropped = _training_labels(what)
+    labels = chosen(told(cfg, cfg.label, model, dropped), about, dropped)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
+    if cfg.task is not None:
+        return restored(cfg, what, arguments, labels)
+    given = None if cfg.start is None else read_samples(cfg.start, "start", transform, shape)
     data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
+    plan |= {**made_of(cfg), "given": digest(given)}
     block = min(cfg.num_samples, cfg.chunk or block_length(shape, what.device.type))
     with ExitStack() as held:
-        target = _Target(*processes.on_main(lambda: _Target.of(cfg, checkpoint).parts()))
+        target = Target(*processes.on_main(lambda: Target.of(cfg, checkpoint).parts()))
         store = BlockStore(target.folder, plan, cfg.num_samples, shape, block)
         store = replace(store, folder=target.folder / f".partial-{target.stem}-{store.digest[:12]}")
         processes.agree({"job": store.digest, "folder": str(store.folder)})
@@ -70,7 +83,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
         say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
         frames = Frames(model) if cfg.animation and processes.is_main else None
-        _draw_all(cfg, what, store, labels, frames, target)
+        _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
@@ -78,6 +91,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
             **what.about(),
+            **made_of(cfg),
             "weights": cfg.weights,
             "seed": cfg.seed,
             "num_samples": cfg.num_samples,
@@ -99,23 +113,35 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
+        about = Description.from_dict(checkpoint.state["data"])
+        if about.columns:
+            write_csv(target.path(".csv"), about.columns, _rows(store, transform, labels, about.classes))
         write_json(target.report, report)
-        _draw(target, model, head, data, frames, cfg, labels)
+        _draw(target, model, head, data, frames, cfg, labels, about.columns)
         store.remove()
     _tell(report, target)
     return report
 
 
 def _draw_all(
-    cfg: SampleConfig, what: Trained, store: BlockStore, labels: Labels | None, frames: Frames | None, target: "_Target"
+    cfg: SampleConfig,
+    what: Trained,
+    store: BlockStore,
+    labels: Labels | None,
+    given: Tensor | None,
+    frames: Frames | None,
+    target: "Target",
 ) -> None:
     """Draw what is missing of the store; a signal is obeyed between blocks."""
 
     def draw(first: int, size: int) -> Samples:
-        condition = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}
+        condition, start = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}, None
+        if given is not None:
+            start = started(what, given, cfg.seed, first, size)
         return what.sampler(
             what.model,
-            (size, *store.shape),
+            None if start is not None else (size, *store.shape),
+            start=start,
             seed=cfg.seed,
             first=first,
             condition=condition,
@@ -151,6 +177,15 @@ def _summary(store: "BlockStore") -> tuple[Tensor, int, float]:
     return torch.cat(head), nfe, seconds
 
 
+def _rows(
+    store: BlockStore, transform: Affine, labels: Labels | None, classes: Sequence[str]
+) -> Iterator[tuple[NDArray[np.floating], list[str]]]:
+    """Raw samples block by block, each with the names of its classes."""
+    for index, block in enumerate(store.read_all()):
+        taken = [] if labels is None else labels.rows(*store.rows(index)).tolist()
+        yield transform.inverse(block.x).numpy(), [(*classes, "")[label] for label in taken]
+
+
 def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     """The data with the classes that the network was given, and whether training dropped labels (None: not known)."""
     about = Description.from_dict(what.checkpoint.state["data"])
@@ -158,47 +193,6 @@ def _training_labels(what: Trained) -> tuple[Description, bool | None]:
         return replace(about, classes=(), counts=()), None
     dropout = what.checkpoint.config.get("objective", {}).get("label_dropout")
     return about, None if "imported" in what.checkpoint.state else bool(dropout)
-
-
-class _Target:
-    """Where the results go: a folder, and the beginning of each file's name."""
-
-    def __init__(self, folder: str | Path, stem: str) -> None:
-        self.folder, self.stem = Path(folder), stem
-
-    def parts(self) -> list[str]:
-        """What the constructor takes, as text."""
-        return [str(self.folder), self.stem]
-
-    @classmethod
-    def of(cls, cfg: SampleConfig, checkpoint: Checkpoint) -> "_Target":
-        """From out=, or a fresh folder in the run; made before anything is computed that would have no place."""
-        if cfg.out is not None:
-            out = Path(str(cfg.out)).expanduser()
-            if out.suffix == ".npz":
-                return cls(make_folder(out.parent, "the output folder"), out.stem)
-            return cls(make_folder(out, "the output folder"), "samples")
-        label = str(cfg.sampler.get("_target_", "sampler")).rpartition(".")[2].lower()
-        return cls(fresh_folder(checkpoint, "sampled", label), "samples")
-
-    def check_free(self) -> None:
-        """Refuse to write over what is there.
-
-        Raises:
-            OutputError: naming the first file.
-        """
-        there = [path for path in (self.path(".npz"), self.report, self.path(".png")) if path.exists()]
-        if there:
-            raise OutputError(f"{there[0]} is there already; give another out=PATH, or overwrite=true to replace it")
-
-    @property
-    def report(self) -> Path:
-        """Where the report goes."""
-        return self.path(".json") if self.stem != "samples" else self.folder / "report.json"
-
-    def path(self, ending: str) -> Path:
-        """`samples.npz` for ".npz", `samples_animation.gif` for "_animation.gif" and so on."""
-        return self.folder / f"{self.stem}{ending}"
 
 
 def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> Dataset | None:
@@ -219,20 +213,27 @@ def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> D
 
 
 def _draw(
-    target: _Target,
+    target: Target,
     model: ScoreModel,
     x: Tensor,
     data: Dataset | None,
     frames: Frames | None,
     cfg: SampleConfig,
     labels: Labels | None,
+    table: Sequence[Column],
 ) -> None:
-    if x.ndim != 4 and not pictures.has_matplotlib():
-        say("matplotlib is not installed, so there are no plots of points; run pip install 'sde_gen[plot]'")
+    if x.ndim < 4 and not pictures.has_matplotlib():
+        say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
     columns = None if labels is None else columns_for(len(labels.values), min(len(x), _SHOWN))
-    picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real, columns)
+    if table and model.transform is not None:
+        raw = {"samples": x} if real is None else {"samples": x, "data": real}
+        drawn = {title: decoded(table, model.transform.inverse(part).numpy()) for title, part in raw.items()}
+        tables = {title: {column.name: values for column, values in rows} for title, rows in drawn.items()}
+        picture = pictures.pairs(tables, {column.name: column.values for column in table if column.values})
+    else:
+        picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
         frames.save(target.path("_animation.gif"))
@@ -241,7 +242,7 @@ def _draw(
         pictures.save_image(strip, target.path("_forward.png"))
 
 
-def _tell(report: Mapping[str, Any], target: _Target) -> None:
+def _tell(report: Mapping[str, Any], target: Target) -> None:
     rows = [("network calls", str(report["nfe"])), ("seconds", f"{report['seconds']:.1f}")]
     if report["held_out_loss"] is not None:
         rows.append(("held-out loss", f"{report['held_out_loss']:.4f}"))

@@ -1,5 +1,6 @@
-"""Distances between two sets of samples. They know nothing of diffusion."""
+"""Distances between two sets of samples, and calibration of posteriors. They know nothing of diffusion."""
 
+from sde_gen.metrics.calibrated import Calibration, Coverage, calibration, ranks
 from sde_gen.metrics.efficientnet import efficientnet_lite0
 from sde_gen.metrics.features import Features, NetworkFeatures, Pixels
 from sde_gen.metrics.jackknife import Cut, Estimate, Measure, measure
@@ -16,7 +17,9 @@ from sde_gen.metrics.two_sample import ClassifierTest, classifier_accuracy, clas
 
 __all__ = [
     "METRICS",
+    "Calibration",
     "ClassifierTest",
+    "Coverage",
     "Cut",
     "Estimate",
     "Features",
@@ -26,6 +29,7 @@ __all__ = [
     "NetworkFeatures",
     "Pixels",
     "PrecisionRecall",
+    "calibration",
     "check_sizes",
     "classifier_accuracy",
     "classifier_two_sample",
@@ -36,6 +40,7 @@ __all__ = [
     "maximum_mean_discrepancy",
     "measure",
     "precision_recall",
+    "ranks",
     "sliced_wasserstein",
     "summary",
 ]

@@ -8,14 +8,17 @@ does. Derivatives at a node are those of the interval before it, the one a rever
 # What a subclass states of these two takes float64 tensors alone; see `Perturbation.__init_subclass__`.
 # pyright: reportIncompatibleMethodOverride=false
 
+import hashlib
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import pairwise
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.perturbations.base import Perturbation
@@ -25,6 +28,8 @@ SCHEDULES = ("linear", "cosine", "quadratic", "sigmoid")
 
 #: The largest beta of the cosine chain (Nichol & Dhariwal 2021): at 1 all signal would be lost in one step.
 _LARGEST_COSINE_BETA = 0.999
+#: Half log-SNR below which there is no signal left.
+_NO_SIGNAL = -100.0
 
 
 class Chain(Perturbation):
@@ -58,17 +63,22 @@ class Chain(Perturbation):
 
     def is_between(self, half_log_snr: Tensor) -> bool:
         """Whether some of these half log-SNRs, (n,), float64 on the CPU, are not those of nodes."""
-        nodes = self.half_log_snr(self.nodes).flip(0)  # ascending in lambda
+        # Ascending in lambda; a node without signal is asked for by a lambda far below any other.
+        nodes = self.half_log_snr(self.nodes).flip(0).clamp_min(_NO_SIGNAL)
+        half_log_snr = half_log_snr.clamp_min(_NO_SIGNAL)
         after = torch.searchsorted(nodes, half_log_snr).clamp_max(len(nodes) - 1)
         before = (after - 1).clamp_min(0)
         gap = torch.minimum((nodes[after] - half_log_snr).abs(), (nodes[before] - half_log_snr).abs())
         # A time given in float32 is off its node by up to 1e-4 of the spacing.
         return bool((gap > 1e-3 * (nodes[after] - nodes[before]) + 1e-6).any())
 
+    def _lambdas(self, like: Tensor) -> Tensor:
+        return _placed(self, str(like.device))
+
     def _noise_to_signal(self, t: Tensor) -> Tensor:
         """sigma^2/alpha^2."""
         position = t * self.length
-        table = _lambdas(self, str(t.device))
+        table = self._lambdas(t)
         if self.length > 1:
             left = (torch.ceil(position.detach() - 1e-9) - 1).clamp(1, self.length - 1).long()  # node at or before
             before, after = table[left - 1], table[left]
@@ -78,7 +88,7 @@ class Chain(Perturbation):
         return torch.where(position <= 1, (-2 * table[0]).exp() * position, inside)
 
     def time(self, half_log_snr: Tensor) -> Tensor:
-        table = _lambdas(self, str(half_log_snr.device))
+        table = self._lambdas(half_log_snr)
         first = (2 * (table[0] - half_log_snr)).exp()  # position in the first interval
         if self.length == 1:
             return first
@@ -89,7 +99,7 @@ class Chain(Perturbation):
 
 
 @lru_cache(maxsize=256)
-def _lambdas(chain: Chain, device: str) -> Tensor:
+def _placed(chain: Chain, device: str) -> Tensor:
     return chain.table().to(device)
 
 
@@ -160,9 +170,9 @@ class DDPM(Chain):
         return -torch.expm1(-torch.log1p(self._noise_to_signal(t)))  # r/(1+r), also where r overflows
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class NCSN(Chain):
-    """The noise levels of score matching with Langevin dynamics (SMLD): alpha = 1, sigma_k geometric.
+    """The noise levels of score matching with Langevin dynamics (SMLD): alpha = 1, sigma_k geometric, or as given.
 
     sigma_k = sigma_min (sigma_max/sigma_min)^((k-1)/(K-1)), ascending in t (papers list them descending).
     sigma_max should be about the largest distance between two data points. Song & Ermon 2019, arXiv:1907.05600;
@@ -172,16 +182,20 @@ class NCSN(Chain):
         sigma_min: smallest noise, > 0.
         sigma_max: largest noise, > sigma_min.
         levels: K >= 2.
+        sigmas: instead of these three, the levels themselves, > 0, strictly rising or falling; kept ascending.
 
     Raises:
-        ConfigError: for values outside these ranges.
+        ConfigError: for values outside these ranges, or both ways at once.
     """
 
     sigma_min: float = checked(0.01, above=0.0)
     sigma_max: float = checked(50.0, above=0.0)
     levels: int = checked(232, low=2)
+    sigmas: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.sigmas is not None:
+            self._take(checks.listed("NCSN", "sigmas", self.sigmas))
         super().__post_init__()
         if self.sigma_min >= self.sigma_max:
             raise ConfigError(f"NCSN: sigma_min must be below sigma_max, got {self.sigma_min!r} and {self.sigma_max!r}")
@@ -190,13 +204,27 @@ class NCSN(Chain):
     def length(self) -> int:
         return self.levels
 
-    @property
-    def sigmas(self) -> Tensor:
-        """sigma_k, k = 1..K, ascending, float64."""
-        return (-self.table()).exp()
+    def _take(self, sigmas: tuple[float, ...]) -> None:
+        sigmas = sigmas if sigmas[0] < sigmas[-1] else sigmas[::-1]
+        if len(sigmas) < 2 or sigmas[0] <= 0 or not all(a < b for a, b in pairwise(sigmas)):
+            raise ConfigError("NCSN: sigmas must be two or more different levels > 0, strictly rising or falling, "
+                              f"got {len(sigmas)} values that are not")  # fmt: skip
+        own = {"sigma_min": sigmas[0], "sigma_max": sigmas[-1], "levels": len(sigmas)}
+        for name, value in own.items():
+            if getattr(self, name) not in (value, type(self).__dataclass_fields__[name].default):
+                raise ConfigError(f"NCSN: {name}={getattr(self, name)!r} and sigmas, which has {value!r}, "
+                                  "do not agree; give one of them")  # fmt: skip
+        for name, value in {**own, "sigmas": sigmas}.items():
+            object.__setattr__(self, name, value)
 
     def table(self) -> Tensor:
+        if self.sigmas is not None:
+            return -torch.tensor(self.sigmas, dtype=torch.float64).log()
         return -torch.linspace(math.log(self.sigma_min), math.log(self.sigma_max), self.levels, dtype=torch.float64)
+
+    def __repr__(self) -> str:
+        listed = "" if self.sigmas is None else f", sigmas={hashlib.sha256(repr(self.sigmas).encode()).hexdigest()[:8]}"
+        return f"NCSN(sigma_min={self.sigma_min!r}, sigma_max={self.sigma_max!r}, levels={self.levels!r}{listed})"
 
     def log_alpha(self, t: Tensor) -> Tensor:
         return torch.zeros_like(t)

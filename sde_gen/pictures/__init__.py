@@ -3,12 +3,15 @@
 from sde_gen.pictures.animation import Frames, forward_strip
 from sde_gen.pictures.drawing import image_grid, save_animation, save_image
 from sde_gen.pictures.evaluation_page import evaluation_picture
+from sde_gen.pictures.figures import has_matplotlib
+from sde_gen.pictures.observed import posterior_picture
+from sde_gen.pictures.pairs import pairs
 from sde_gen.pictures.plots import (
     bound_terms,
     density,
-    has_matplotlib,
     limits_of,
     loss_curve,
+    loss_curves,
     picture_of,
     scatter,
 )
@@ -23,7 +26,10 @@ __all__ = [
     "image_grid",
     "limits_of",
     "loss_curve",
+    "loss_curves",
+    "pairs",
     "picture_of",
+    "posterior_picture",
     "save_animation",
     "save_image",
     "scatter",

@@ -82,6 +82,7 @@ class AdaptiveSDE(Sampler):
         root = p.size(times).tolist()
         solve = _Solve(self, job)
         u, calls = solve.run(x / root[0], begin, end)
+        job.products.append(solve.flow.products)
         if not self.denoise:
             u = u * root[1]
         if job.callback is not None:

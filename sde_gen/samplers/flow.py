@@ -28,10 +28,13 @@ class Flow:
     Args:
         model: the model; its perturbation does not matter, only its network.
         condition: what the network is told of the samples of the batch.
+
+    Attributes:
+        products: vector-Jacobian products of the network made so far.
     """
 
     def __init__(self, model: ScoreModel, condition: Condition) -> None:
-        self.model, self.condition, self._looked = model, condition, False
+        self.model, self.condition, self._looked, self.products = model, condition, False, 0
 
     def denoised(self, u: Tensor, half_log_snr: Tensor, rows: Tensor | None) -> Tensor:
         """x0hat at one lambda a row; `rows` are the samples meant, None for all."""
@@ -47,6 +50,7 @@ class Flow:
         condition = self.condition if rows is None or not self.condition else self.condition[rows]
         levels = self.model.levels(alpha[None], sigma[None], u, condition)
         denoised = levels.denoised(0, u)
+        self.products += levels.products
         if levels.is_cut and not self._looked:
             # A network that says nothing of its input has no gradient either, and is as it should be.
             self._looked, moved = True, u.detach() + 0.1 * (1 + u.detach().abs())

@@ -26,9 +26,11 @@ class TimeGrid(abc.ABC):
     Attributes:
         end: lowest time, in [0, 1], that samplers hand it as t_low, instead of the perturbation's `t_sample`; a network
             is still asked no lower than it was trained.
+        is_in_lambda: whether the noise levels at both ends must be finite.
     """
 
     end: float | None = None
+    is_in_lambda: bool = False
 
     @abc.abstractmethod
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
@@ -92,6 +94,8 @@ class UniformLambda(TimeGrid):
     def __post_init__(self) -> None:
         checks.fields(self)
 
+    is_in_lambda = True
+
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         first, last = _ends(perturbation, t_low, t_high)
         return _at(perturbation, first + _unit(n) * (last - first), t_low, t_high)
@@ -108,6 +112,8 @@ class KarrasRho(TimeGrid):
 
     rho: float = checked(7.0, low=1.0)
     end: float | None = checked(None, low=0.0, high=1.0)
+
+    is_in_lambda = True
 
     def __post_init__(self) -> None:
         checks.fields(self)
@@ -190,6 +196,10 @@ class ChainNodes(TimeGrid):
 
     def __post_init__(self) -> None:
         checks.fields(self)
+
+    @property
+    def is_in_lambda(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.even_in == "lambda"
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         if not isinstance(perturbation, Chain):

@@ -174,6 +174,7 @@ class ProbabilityFlow(Sampler):
             raise NonFiniteError(int(calls.max()), float(times[1]), [job.first + i for i in bad])
         if job.callback is not None:
             job.callback(len(between) + 1, 0.0 if self.denoise else float(times[1]), u[: job.count])
+        job.products.append(problem.products)
         return u, int(calls.max()), calls
 
     def _end(self, model: ScoreModel, usual: float) -> float:

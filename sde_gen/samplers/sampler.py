@@ -4,7 +4,7 @@ import abc
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from typing import Any
 
@@ -39,12 +39,15 @@ class Samples:
         nfe: network calls made for each sample (the largest count, where an adaptive solver makes them differ).
         seconds: wall-clock time of the run.
         nfe_per_sample: calls for each sample, (B,), where they differ; else None.
+        products: vector-Jacobian products of the network made for each sample, which guidance by gradients takes; each
+            costs about two calls.
     """
 
     x: Tensor
     nfe: int
     seconds: float
     nfe_per_sample: Tensor | None = None
+    products: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Job:
     """Index of the first sample."""
     count: int
     """Rows that are samples; those after them are padding."""
+    products: list[int] = field(default_factory=list)
+    """Where `solve` puts the vector-Jacobian products it made, if any."""
 
 
 class Sampler(abc.ABC):
@@ -72,10 +77,12 @@ class Sampler(abc.ABC):
     Attributes:
         order: convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None.
         is_stochastic: whether noise is drawn after the start.
+        is_finite_without_signal: whether a step from alpha = 0 has finite coefficients, so that it may be the first.
     """
 
     order: float | None = None
     is_stochastic: bool = False
+    is_finite_without_signal: bool = False
 
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited with this model, descending, float64: the two ends, unless it says otherwise."""
@@ -141,22 +148,23 @@ class Sampler(abc.ABC):
         if len(like) == 0:
             return Samples(like, 0, time.perf_counter() - began)
         told = NOTHING
-        if condition or named:
+        if condition or named or model.given is not NOTHING:
             where = type(self).__name__
             given = gathered(where, model.network, condition, named, Sampler.__call__)
-            told = Condition.of(where, given, len(like))
+            told = Condition.of(where, given, len(like)).beside(model.given, where, len(like))
         few = chunk is None and not deterministic and like.numel() <= _CHUNK_NUMBERS
         size = len(like) if few else self._chunk_size(like, chunk, deterministic, source)
         parts: list[Tensor] = []
         counts: list[Tensor] = []
         calls, done = 0, 0
+        products: list[int] = [0]
         with evaluating(model):
             while done < len(like):
                 rows = slice(done, min(done + size, len(like)))
                 try:
                     part, made, each = self._run_chunk(
                         model, like, start, rows, size if deterministic else None, source, told, callback, progress,
-                        first,
+                        first, products,
                     )  # fmt: skip
                 except torch.cuda.OutOfMemoryError:
                     if size <= 1 or deterministic or not isinstance(source, ShiftedNoiseSource):
@@ -170,7 +178,7 @@ class Sampler(abc.ABC):
                 calls = max(calls, made)
                 done = rows.stop
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return Samples(x, calls, time.perf_counter() - began, torch.cat(counts) if counts else None)
+        return Samples(x, calls, time.perf_counter() - began, torch.cat(counts) if counts else None, max(products))
 
     def _run_chunk(
         self,
@@ -184,6 +192,7 @@ class Sampler(abc.ABC):
         callback: Callback | None,
         progress: bool,
         first: int,
+        products: list[int],
     ) -> Solved:
         count, whole = rows.stop - rows.start, len(like)
         if isinstance(source, ShiftedNoiseSource) and (rows.start or padded):
@@ -197,7 +206,8 @@ class Sampler(abc.ABC):
             condition = condition.padded(padded)
         if x is None:
             x = self.begin(model, part, source)
-        x, calls, each = self.solve(Job(model, x, condition, source, callback, progress, first + rows.start, count))
+        job = Job(model, x, condition, source, callback, progress, first + rows.start, count, products)
+        x, calls, each = self.solve(job)
         return x[:count], calls, None if each is None else each[:count]
 
     def _begin(

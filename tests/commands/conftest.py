@@ -8,6 +8,7 @@ import torch
 
 from sde_gen.evaluate import main as evaluate
 from sde_gen.import_weights import main as import_weights
+from sde_gen.report import main as report
 from sde_gen.sample import main as sample
 from sde_gen.train import main as train
 from tests.commands.helpers import TINY, Command, Result
@@ -22,7 +23,13 @@ def command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capt
 
     def run(name: str, *arguments: str) -> Result:
         capsys.readouterr()
-        mains = {"train": train, "sample": sample, "evaluate": evaluate, "import_weights": import_weights}
+        mains = {
+            "train": train,
+            "sample": sample,
+            "evaluate": evaluate,
+            "import_weights": import_weights,
+            "report": report,
+        }
         code = mains[name](list(arguments))
         return Result(code, *capsys.readouterr())
 

@@ -14,17 +14,21 @@ from tests.commands.helpers import TINY, Command
 SAMPLERS = choices("sampler")
 
 TRAIN_ERRORS = [
-    (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp"),
+    (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp"),
     (["data=digit"], 2, "did you mean digits?"),
     (["network=une"], 2, "did you mean unet?); choose one of auto, mlp, unet"),
     (["objective=snrr"], 2, "choose one of edm, hybrid, likelihood, min-snr, score, simple, snr, vlb"),
-    (["parameterization=w"], 2, "choose one of data, edm, noise, score, v"),
+    (["parameterization=w"], 2, "choose one of data, edm, noise, score, v, velocity"),
     (["trainer=x"], 2, "choose one of default"),
     (["sde.beta_mni=1"], 2, "did you mean sde.beta_min?"),
     (["trainer.stesp=1"], 2, "did you mean trainer.steps?"),
     (["+x=1"], 2, "adds a key"),
     (["+sampler@extra=ddim"], 2, "extra is not a setting"),
-    (["sde=null"], 2, "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp, or leave"),
+    (
+        ["sde=null"],
+        2,
+        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp, or leave",
+    ),
     (["sde=1"], 2, "sde=1 is not a choice; choose one of cosine"),
     (["sde=true"], 2, "sde=true is not a choice; choose one of cosine"),
     (["~sde=1"], 2, "~sde=1 is not a choice; choose one of cosine"),
@@ -78,7 +82,11 @@ TRAIN_ERRORS = [
 SAMPLE_ERRORS = [
     (["sampler=pcc"], 2, "did you mean pc?); choose one of " + ", ".join(SAMPLERS)),
     (["sampler=null"], 2, ", unipc, or leave it out for pc"),
-    (["sde=null"], 2, "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, ncsn, subvp, ve, vp, or leave"),
+    (
+        ["sde=null"],
+        2,
+        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp, or leave",
+    ),
     (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
     (["sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),

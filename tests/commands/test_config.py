@@ -19,13 +19,15 @@ from sde_gen.config.schema import CompareSettings, EvaluateConfig, ImportConfig,
 from sde_gen.config.signatures import GROUPS, defaults, members, targets
 from sde_gen.config.typed import checked, typed
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
+from sde_gen.guidance.clipped import Bounded
+from sde_gen.guidance.extrapolation import Extrapolated
 from sde_gen.training import TrainerSettings
 
 CONF = Path(config_dir())
 SETTINGS = (TrainConfig, ImportConfig, SampleConfig, EvaluateConfig, CompareSettings, TrainerSettings, sg.Comparison)
 CHOSEN = ("sde", "objective", "parameterization", "sampler", "network", "data", "features")
 CHOICES = [(group, choice) for group in CHOSEN for choice in sorted({*choices(group), *members(group)})]
-FROM_DATA = {"channels", "features", "num_classes"}
+FROM_DATA = {"channels", "features", "num_classes", "dimensions", "model"}
 
 
 def _target(name: str) -> Any:
@@ -48,7 +50,7 @@ def _told(target: Any) -> dict[str, Any]:
 def test_what_is_read_from_the_source_is_what_python_says(name: str) -> None:
     read, told = defaults(name), _told(_target(name))
     left_out = told.keys() - read.keys()
-    assert left_out <= FROM_DATA, "only what follows from the data is not asked for"
+    assert left_out <= FROM_DATA, "only what the program knows is not asked for"
     assert read == {key: value for key, value in told.items() if key not in left_out}
 
 
@@ -62,8 +64,9 @@ def test_the_classes_of_a_group_are_what_python_says(group: str) -> None:
         made = {name: value for name, value in exported.items() if inspect.isfunction(value)}
         expected = {name for name, value in made.items() if value.__annotations__["return"] is sg.data.Dataset}
     else:
-        bases = {"Module": torch.nn.Module, "Objective": sg.DenoisingScoreMatching, "Features": sg.metrics.Features}
-        base = bases.get(kind) or getattr(sg, kind)
+        bases = {"Module": torch.nn.Module, "Objective": sg.DenoisingScoreMatching, "Features": sg.metrics.Features,
+                 "Extrapolated": (Extrapolated, Bounded)}  # fmt: skip
+        base: Any = bases.get(kind) or getattr(sg, kind)
         made = {name: value for name, value in exported.items() if inspect.isclass(value)}
         expected = {name for name, value in made.items() if issubclass(value, base) and not inspect.isabstract(value)}
     assert {name for name in members(group) if name in made} == expected - {"Chain"}  # whose nodes others give

@@ -1,5 +1,6 @@
 """`python -m sde_gen.import_weights`: tensors in, a checkpoint out, nothing executed."""
 
+import json
 import os
 import pickle
 from pathlib import Path
@@ -158,3 +159,23 @@ def test_what_does_not_fit_is_refused_in_one_sentence(command: Command) -> None:
     again = command("import_weights", *MODEL, "weights=w.pt", "key=model", "run=a")
     assert again.code == 73
     assert "has checkpoints already" in again.err
+
+
+BRIEFLY = ("likelihood=none", "metrics=[energy_distance]", "sampler=ddim", "sampler.steps=2", "num_samples=32")
+
+
+def test_evaluate_says_whether_an_imported_network_is_read_as_it_was_trained(command: Command) -> None:
+    _save("w.pt", _weights())
+    assert command("import_weights", "weights=w.pt", *MODEL, "run=a").code == 0
+    result = command("evaluate", "run=a", *BRIEFLY, "out=o")
+    assert result.code == 0, result.err
+    said = json.loads(Path("o/evaluation.json").read_text())["diagnosis"]
+    assert "no other reading that was tried fits" in said  # its weights are random
+    for words in (said, "half log-SNR", "error/linear", "noise error"):
+        assert words in result.out
+
+
+def test_evaluate_says_nothing_of_it_where_the_network_is_our_own(trained: Command) -> None:
+    result = trained("evaluate", *BRIEFLY, "out=o")
+    assert result.code == 0, result.err
+    assert "diagnosis" not in json.loads(Path("o/evaluation.json").read_text())

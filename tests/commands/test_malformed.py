@@ -309,6 +309,12 @@ TABLE = """
 65 import_weights data=mixture network=mlp weights=empty
 65 import_weights data=mixture network=mlp weights=bad/bytes
 65 import_weights data=mixture network=mlp weights=bad/two.npz
+66 report runs=[missing]
+66 report runs_dir=missing
+66 report runs_dir=nothing
+2 report runs=tiny
+2 report run=tiny
+73 report runs=[tiny] out=file/x
 2 compare experiment=missing
 2 compare budgets=0
 2 compare budgets=[0]

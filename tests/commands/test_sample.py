@@ -127,7 +127,7 @@ def test_images_have_a_grid_an_animation_and_a_strip(command: Command) -> None:
         assert arrays["x"].shape == (4, 1, 8, 8)
         np.testing.assert_allclose(arrays["x"], (arrays["model_x"] + 1) * 8, rtol=1e-5, atol=1e-4)
     with Image.open("o/samples.png") as picture:
-        assert picture.size == ((2 * 9 + 1) * 6, (2 * 9 + 1) * 6)
+        assert picture.size == ((2 * 9 + 1) * 32, (2 * 9 + 1) * 32)
     report = json.loads(Path("o/report.json").read_text())
     assert "svm_accuracy" not in report, "too few samples for a classifier"
 

@@ -223,7 +223,7 @@ def test_langevin_corrector_of_its_score_sde_ve(monkeypatch):
     scheduler.set_timesteps(10)
     scheduler.set_sigmas(10)
     p, noise, x = sg.NCSN(0.01, 8.0, 10), Noise(), states(sg.NCSN(0.01, 8.0, 10), dtype=torch.float32)
-    np.testing.assert_allclose(scheduler.discrete_sigmas, p.sigmas, rtol=1e-5)
+    np.testing.assert_allclose(scheduler.discrete_sigmas, p.sigma(p.nodes), rtol=1e-5)
     model, mine = model_of(p, torch.float32), []
     monkeypatch.setattr(scheduling_sde_ve, "randn_tensor", lambda shape, **kwargs: noise(x, 0, 1))
     theirs = scheduler.step_correct(model(x, 1.0).score, x).prev_sample

@@ -4,6 +4,7 @@ import itertools
 import math
 
 import mpmath as mp
+import torch
 
 import sde_gen as sg
 from sde_gen.perturbations import Perturbation
@@ -24,6 +25,41 @@ def concrete(base: type) -> list[type]:
 # Chains inherit their abstract methods, so `Chain` itself is abstract and does not appear.
 CLASSES = concrete(Perturbation)
 
+_VP, _SUB, _VE = sg.VP(), sg.SubVP(0.0, 12.0), sg.VE()
+
+
+def vp_drift(t):
+    return -0.5 * (0.1 + 19.9 * t)
+
+
+def vp_diffusion(t):
+    return (0.1 + 19.9 * t) ** 0.5
+
+
+def sub_vp_drift(t):
+    return -6.0 * t
+
+
+def sub_vp_diffusion(t):
+    return (12 * t * -torch.expm1(-12 * t * t)).sqrt()
+
+
+def no_drift(t):
+    return 0.0
+
+
+def ve_diffusion(t):
+    return 0.01 * 5000**t * math.sqrt(2 * math.log(5000))
+
+
+#: SDEs given by f and g, with the perturbation that they are.
+TWINS: dict[Perturbation, Perturbation] = {
+    sg.LinearSDE(vp_drift, vp_diffusion): _VP,
+    sg.LinearSDE(sub_vp_drift, sub_vp_diffusion): _SUB,
+    sg.LinearSDE(no_drift, ve_diffusion, sigma_min=0.01): _VE,
+    sg.LinearSDE((-0.05, -10.0), vp_diffusion): _VP,
+}
+
 #: For each class, the default and parameters that differ from it in every argument.
 INSTANCES: dict[str, list[Perturbation]] = {
     "VP": [sg.VP(), sg.VP(0.0, 12.0), sg.VP(3.0, 3.0)],
@@ -40,7 +76,14 @@ INSTANCES: dict[str, list[Perturbation]] = {
         sg.DDPM(1, "cosine"),
         sg.DDPM(2, "linear", 1e-4, 1e-3),
     ],
-    "NCSN": [sg.NCSN(), sg.NCSN(0.1, 3.0, 2), sg.NCSN(0.01, 1.0, 10)],
+    "NCSN": [sg.NCSN(), sg.NCSN(0.1, 3.0, 2), sg.NCSN(0.01, 1.0, 10), sg.NCSN(sigmas=(0.1, 0.3, 0.5, 2.0))],
+    "Table": [
+        sg.Table.from_betas([1e-3 + 0.3 * (k / 24) ** 3 for k in range(25)]),
+        sg.Table.from_alpha_bars((0.7,)),
+        sg.Table.from_alpha_bars((0.9999, 0.5, 1e-3, 0.0)),
+        sg.Table.zero_terminal_snr(sg.DDPM(50)),
+    ],
+    "LinearSDE": list(TWINS),
 }
 ALL = [p for cases in INSTANCES.values() for p in cases]
 CONTINUOUS = [p for p in ALL if not p.is_chain]
@@ -120,6 +163,11 @@ def table(p) -> list[mp.mpf]:
             for beta in ddpm_betas(p.steps, p.schedule, p.beta_min, p.beta_max):
                 alpha2 *= 1 - beta
                 lambdas.append(mp.log(alpha2 / (1 - alpha2)) / 2)
+        elif isinstance(p, sg.Table):
+            alpha2s = [mp.exp(_mp(v)) for v in p.log_alpha_bar]
+            lambdas = [mp.log(a / (1 - a)) / 2 if a else -mp.inf for a in alpha2s]
+        elif p.sigmas is not None:
+            lambdas = [-mp.log(_mp(v)) for v in p.sigmas]
         else:
             ratio = _mp(p.sigma_max) / _mp(p.sigma_min)
             lambdas = [-mp.log(_mp(p.sigma_min) * ratio ** (mp.mpf(k) / (p.levels - 1))) for k in range(p.levels)]
@@ -135,12 +183,14 @@ def _chain_ratio(p, t):
         return mp.exp(-2 * lambdas[0]) * position
     left = min(int(mp.ceil(position)) - 1, len(lambdas) - 1)  # node at or before, counted from 1
     share = position - left
+    if lambdas[left] == -mp.inf:  # no signal at the last node: alpha/sigma falls linearly
+        return mp.exp(-2 * lambdas[left - 1]) / (1 - share) ** 2 if share < 1 else mp.inf
     return mp.exp(-2 * (lambdas[left - 1] * (1 - share) + lambdas[left] * share))
 
 
 def _ddpm(p, t):
     ratio = _chain_ratio(p, t)
-    return -mp.log(1 + ratio) / 2, ratio / (1 + ratio)
+    return -mp.log(1 + ratio) / 2, ratio / (1 + ratio) if ratio < mp.inf else mp.mpf(1)
 
 
 def _ncsn(p, t):
@@ -156,6 +206,8 @@ REFERENCE = {
     "FlowMatching": _flow,
     "DDPM": _ddpm,
     "NCSN": _ncsn,
+    "Table": _ddpm,
+    "LinearSDE": lambda p, t: REFERENCE[type(TWINS[p]).__name__](TWINS[p], t),
 }
 
 

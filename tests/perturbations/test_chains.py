@@ -1,5 +1,6 @@
 """Chains: their tables against independent numbers, and what happens between nodes."""
 
+import json
 import math
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 import sde_gen as sg
+from sde_gen.config.objects import build, describe
 from tests.perturbations import cases
 from tests.perturbations.cases import CHAINS
 
@@ -97,8 +99,7 @@ def test_posterior_variance_is_beta_tilde(p):
 
 @pytest.mark.parametrize("p", [p for p in CHAINS if isinstance(p, sg.NCSN)], ids=str)
 def test_levels_and_forward_steps_of_ncsn(p):
-    sigmas = np.geomspace(p.sigma_min, p.sigma_max, p.levels)
-    np.testing.assert_allclose(p.sigmas, sigmas, rtol=1e-12)
+    sigmas = np.geomspace(p.sigma_min, p.sigma_max, p.levels) if p.sigmas is None else np.array(p.sigmas)
     np.testing.assert_allclose(p.sigma(p.nodes), sigmas, rtol=1e-12)
     assert bool((p.alpha(p.nodes) == 1).all())
     a, b = p.transition(p.nodes[:-1], p.nodes[1:])
@@ -109,7 +110,8 @@ def test_levels_and_forward_steps_of_ncsn(p):
 @pytest.mark.parametrize("p", [p for p in CHAINS if p.length > 2], ids=str)
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.5, 0.99])
 def test_between_nodes_lambda_is_linear_in_t(p, share):
-    left, right = p.nodes[:-1], p.nodes[1:]
+    with_signal = p.nodes[: round(p.t_max * p.length)]
+    left, right = with_signal[:-1], with_signal[1:]
     want = (1 - share) * p.half_log_snr(left) + share * p.half_log_snr(right)
     torch.testing.assert_close(p.half_log_snr((1 - share) * left + share * right), want, rtol=1e-11, atol=1e-11)
 
@@ -126,9 +128,94 @@ def test_before_the_first_node_noise_to_signal_is_linear_in_t(p):
 @pytest.mark.parametrize("p", CHAINS, ids=str)
 def test_the_curves_have_no_jump(p):
     """A node just missed from either side gives the node's own noise level, to the 1e-9 that was missed."""
+    nodes = p.nodes[: round(p.t_max * p.length)]  # lambda falls without bound where no signal is left
     for shift in (-1e-12, -1e-10, 1e-10, 1e-12):
-        near = (p.nodes + shift / p.length).clamp(0, 1)
-        torch.testing.assert_close(p.half_log_snr(near), p.half_log_snr(p.nodes), rtol=0, atol=1e-8)
+        near = (nodes + shift / p.length).clamp(0, 1)
+        torch.testing.assert_close(p.half_log_snr(near), p.half_log_snr(nodes), rtol=0, atol=1e-8)
+    assert p.t_max == 1 or float(p.alpha(1 - 1e-14)) < 1e-6
+
+
+def test_a_table_of_a_schedule_is_its_chain():
+    ddpm, t = sg.DDPM(100, "cosine"), torch.linspace(0, 1, 501, dtype=F64)
+    for p in (sg.Table.from_betas(ddpm.betas), sg.Table.from_alpha_bars((ddpm.alpha(ddpm.nodes) ** 2).tolist())):
+        for name in ("alpha", "sigma", "half_log_snr", "drift", "diffusion"):
+            torch.testing.assert_close(getattr(p, name)(t), getattr(ddpm, name)(t), rtol=1e-9, atol=1e-9)
+        assert (p.t_min, p.t_max, p.length) == (0.01, 1.0, 100)
+    levels = sg.NCSN(0.02, 5.0, 12)
+    listed = sg.NCSN(sigmas=levels.sigma(levels.nodes).flip(0))
+    assert (listed.sigma_min, listed.sigma_max, listed.levels) == pytest.approx((0.02, 5.0, 12), rel=1e-14)
+    torch.testing.assert_close(listed.sigma(t), levels.sigma(t), rtol=1e-12, atol=0)
+
+
+def test_zero_terminal_snr():
+    """Algorithm 1 of Lin et al.: the square roots are shifted to end at 0 and scaled to begin where they did."""
+    ddpm = sg.DDPM(1000)
+    p = sg.Table.zero_terminal_snr(ddpm)
+    root = np.sqrt(np.cumprod(1 - ddpm.betas.numpy()))
+    want = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    np.testing.assert_allclose(p.alpha(p.nodes), want, rtol=1e-11, atol=1e-15)
+    assert float(p.alpha(1.0)) == 0.0
+    assert float(p.sigma(1.0)) == 1.0
+    assert p.t_max == 0.999
+    # From the node before: alpha/sigma falls linearly to 0.
+    snr = [float(p.alpha(t) / p.sigma(t)) for t in (0.999, 0.99925, 0.9995, 1.0)]
+    np.testing.assert_allclose(snr, [snr[0], 0.75 * snr[0], 0.5 * snr[0], 0.0], rtol=1e-9)
+    a, b = p.transition(0.999, 1.0)
+    assert (float(a), float(b)) == (0.0, 1.0)
+    assert not p.is_between(p.half_log_snr(p.nodes))
+    assert not p.is_between(torch.tensor([-345.4], dtype=F64))
+    assert p.is_between(p.half_log_snr(torch.tensor([0.5005, 0.9995], dtype=F64)))
+
+
+def test_long_lists_print_in_short_and_are_told_apart():
+    a, b = sg.Table.from_betas([1e-3] * 500), sg.Table.from_betas([1e-3] * 499 + [2e-3])
+    assert repr(a).startswith("Table(500 nodes, lambda 3.453 to 0.2161, ")
+    assert max(len(repr(p)) for p in (a, b, sg.NCSN(sigmas=range(1, 500)))) < 100
+    assert repr(a) != repr(b)
+    assert a != b
+    assert a == sg.Table(list(a.log_alpha_bar))
+    assert sg.NCSN(sigmas=(1, 2, 4)) != sg.NCSN(sigmas=(1, 3, 4))
+    assert repr(sg.NCSN()) == "NCSN(sigma_min=0.01, sigma_max=50.0, levels=232)"
+
+
+@pytest.mark.parametrize("p", [sg.Table.zero_terminal_snr(sg.DDPM(30)), sg.NCSN(sigmas=(0.1, 2, 3))], ids=str)
+def test_lists_are_stored_as_lists(p):
+    node = describe(p, "sde")
+    assert all(type(value) in (int, float, str, list) for value in node.values())
+    stored = json.loads(json.dumps(node))
+    again = build(stored, where="sde", stored=True)
+    assert again == p
+    assert hash(again) == hash(p)
+
+
+@pytest.mark.parametrize(
+    ("make", "match"),
+    [
+        (lambda: sg.Table((-0.1, -0.1)), "log_alpha_bar must lie below 0 and fall .* got -0.1 after -0.1 at node 2"),
+        (lambda: sg.Table((0.0,)), "got 0.0 after 0.0 at node 1"),
+        (lambda: sg.Table((-0.1, math.nan)), r"log_alpha_bar\[1\] must be a number"),
+        (lambda: sg.Table(()), "at least one number"),
+        (lambda: sg.Table("abc"), "must be a list of numbers, got 'abc'"),
+        (lambda: sg.Table(0.5), "must be a list of numbers, got 0.5"),
+        (lambda: sg.Table(torch.zeros(2, 2)), "must be a list of numbers"),
+        (lambda: sg.Table((-math.inf,)), "only a last node may have no signal"),
+        (lambda: sg.Table((-1, -math.inf, -math.inf)), "got -inf after -inf at node 3"),
+        (lambda: sg.Table.from_betas([0.1, 1.0, 0.1]), r"betas\[1\] must be a number in \(0, 1\).*got 1.0"),
+        (lambda: sg.Table.from_betas([0.1, 0.0]), r"betas\[1\] must be"),
+        (lambda: sg.Table.from_alpha_bars([0.5, 0.6]), r"got alpha_bars\[1\]=0.6 after 0.5"),
+        (lambda: sg.Table.from_alpha_bars([1.0]), r"got alpha_bars\[0\]=1.0 after 1.0"),
+        (lambda: sg.Table.from_alpha_bars([0.5, 0.0, 0.0]), r"got alpha_bars\[1\]=0.0 after 0.5"),
+        (lambda: sg.Table.zero_terminal_snr(sg.NCSN()), "give a variance-preserving chain"),
+        (lambda: sg.Table.zero_terminal_snr(sg.VP()), "give a variance-preserving chain"),
+        (lambda: sg.NCSN(sigmas=(1.0,)), "two or more different levels > 0"),
+        (lambda: sg.NCSN(sigmas=(1.0, 0.5, 2.0)), "strictly rising or falling"),
+        (lambda: sg.NCSN(sigmas=(0.0, 1.0)), "levels > 0"),
+        (lambda: sg.NCSN(levels=7, sigmas=(0.1, 1.0)), "levels=7 and sigmas, which has 2, do not agree"),
+    ],
+)
+def test_refused_lists(make, match):
+    with pytest.raises(sg.ConfigError, match=match):
+        make()
 
 
 def test_tables_are_shared_between_equal_chains_and_not_between_others():

@@ -139,11 +139,16 @@ def test_values_are_frozen_hashable_printable_and_picklable(p):
         assert other == p
         assert hash(other) == hash(p)
         assert torch.equal(other.sigma(torch.linspace(0, 1, 7)), p.sigma(torch.linspace(0, 1, 7)))
-    assert eval(repr(p), vars(sg) | {n: getattr(sg, n) for n in cases.INSTANCES}) == p  # noqa: S307
+    values = list(dataclasses.asdict(p).values())
+    if not any(
+        isinstance(v, tuple) or callable(v) for v in values
+    ):  # functions have names of their own, long lists print as a digest
+        assert eval(repr(p), vars(sg) | {n: getattr(sg, n) for n in cases.INSTANCES}) == p  # noqa: S307
     with pytest.raises(dataclasses.FrozenInstanceError):
         p.anything = 1
     assert len({*ALL, p}) == len(ALL)
-    assert all(isinstance(v, int | float | str) for v in dataclasses.asdict(p).values())
+    numbers = [n for v in values if v is not None for n in (v if isinstance(v, tuple) else [v])]
+    assert all(isinstance(v, int | float | str) or callable(v) for v in numbers)
 
 
 def test_equal_parameters_of_other_classes_differ():

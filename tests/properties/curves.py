@@ -199,6 +199,18 @@ def ncsn(levels: int, low: float = 0.01, high: float = 50.0) -> ChainCurve:
     return ChainCurve(-np.log(low * (high / low) ** (np.arange(levels) / (levels - 1))), preserving=False)
 
 
+def table_betas() -> list[float]:
+    """Somebody's betas: alpha_bar = exp(-9 u^2 - u), as no class states it."""
+    u = np.arange(201) / 200
+    bar = np.exp(-9 * u**2 - u)
+    return list(1 - bar[1:] / bar[:-1])
+
+
+def table() -> ChainCurve:
+    log_bar = np.cumsum(np.log1p(-np.array(table_betas())))
+    return ChainCurve(0.5 * (log_bar - np.log(-np.expm1(log_bar))), preserving=True)
+
+
 CURVES: dict[str, Curve] = {
     "VP": VPCurve(),
     "SubVP": SubVPCurve(),
@@ -211,6 +223,8 @@ CURVES: dict[str, Curve] = {
     "DDPM-quadratic": ddpm(200, "quadratic"),
     "DDPM-sigmoid": ddpm(200, "sigmoid"),
     "NCSN": ncsn(150),
+    "LinearSDE": VPCurve(),
+    "Table": table(),
 }
 
 

@@ -16,6 +16,7 @@ import torch
 
 import sde_gen
 import sde_gen as sg
+from tests.perturbations.cases import vp_diffusion, vp_drift
 from tests.properties import curves, recursions
 
 #: Commands and their configuration: nothing to sample with, and slow to import.
@@ -50,6 +51,8 @@ PERTURBATIONS: dict[str, sg.Perturbation] = {
     "DDPM-quadratic": sg.DDPM(steps=200, schedule="quadratic"),
     "DDPM-sigmoid": sg.DDPM(steps=200, schedule="sigmoid"),
     "NCSN": sg.NCSN(levels=150),
+    "LinearSDE": sg.LinearSDE(vp_drift, vp_diffusion),
+    "Table": sg.Table.from_betas(curves.table_betas()),
 }
 CONTINUOUS = [name for name, p in PERTURBATIONS.items() if not p.is_chain]
 CHAINS = [name for name, p in PERTURBATIONS.items() if p.is_chain]
@@ -315,6 +318,9 @@ OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "Fitted": sg.Fitted,
     "FittedSteps": sg.FittedSteps,
 }
+
+#: Samplers of guided models alone; their properties are in `tests/inverse`.
+GUIDED_SAMPLERS: dict[str, type[sg.Sampler]] = {"SplitGibbs": sg.inverse.SplitGibbs}
 
 GRIDS: dict[str, Any] = {
     "uniform": sg.UniformTime(),

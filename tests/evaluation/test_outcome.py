@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sde_gen.evaluation import Evaluation, HeldOutLikelihood, rows
-from sde_gen.evaluation.report import COLUMNS
+from sde_gen.evaluation.outcome import COLUMNS
 from sde_gen.metrics import summary
 from sde_gen.pictures import evaluation_picture
 
