@@ -10,7 +10,6 @@ from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, NonFiniteError
 from sde_gen.model import ScoreModel
 from sde_gen.samplers.metropolis import langevin_chain
-from sde_gen.samplers.noise import NoiseSource
 from sde_gen.samplers.sampler import Job, Sampler, Solved
 
 
@@ -39,6 +38,7 @@ class LangevinDynamics(Sampler):
     metropolis: bool = checked(True)
 
     is_stochastic = True
+    is_annealed = False
 
     def __post_init__(self) -> None:
         checks.fields(self)
@@ -46,9 +46,6 @@ class LangevinDynamics(Sampler):
     def times(self, model: ScoreModel) -> Tensor:
         low = model.times_within()[0]
         return torch.tensor([low if self.t is None else self.t], dtype=torch.float64)
-
-    def begin(self, model: ScoreModel, like: Tensor, noise: NoiseSource) -> Tensor:
-        return noise(like, -1, 0) * float(model.perturbation.size(self.times(model)[0]))
 
     def solve(self, job: Job) -> Solved:
         p, x, times = job.model.perturbation, job.x, self.times(job.model)

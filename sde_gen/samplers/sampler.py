@@ -77,24 +77,19 @@ class Sampler(abc.ABC):
     Attributes:
         order: convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None.
         is_stochastic: whether noise is drawn after the start.
+        is_annealed: whether it comes down from noise alone, which is then what it begins with.
         is_finite_without_signal: whether a step from alpha = 0 has finite coefficients, so that it may be the first.
     """
 
     order: float | None = None
     is_stochastic: bool = False
+    is_annealed: bool = True
     is_finite_without_signal: bool = False
 
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited with this model, descending, float64: the two ends, unless it says otherwise."""
         low, high = model.times_within()
         return torch.tensor([high, low], dtype=torch.float64)
-
-    def begin(self, model: ScoreModel, like: Tensor, noise: NoiseSource) -> Tensor:
-        """A first state where none is given: noise alone, as at the first time."""
-        t = self.times(model)[0]
-        if float(t) < model.times_within()[1]:
-            _warn_of_late_start(model, float(t))
-        return noise(like, -1, 0) * float(model.perturbation.curves(t)[1])
 
     @abc.abstractmethod
     def solve(self, job: Job) -> Solved:
@@ -205,7 +200,10 @@ class Sampler(abc.ABC):
             part, x = _pad(part, padded), None if x is None else _pad(x, padded)
             condition = condition.padded(padded)
         if x is None:
-            x = self.begin(model, part, source)
+            t, p = self.times(model)[0], model.perturbation
+            if self.is_annealed and float(t) < model.times_within()[1]:
+                _warn_of_late_start(model, float(t))
+            x = source(part, -1, 0) * float(p.curves(t)[1] if self.is_annealed else p.size(t))
         job = Job(model, x, condition, source, callback, progress, first + rows.start, count, products)
         x, calls, each = self.solve(job)
         return x[:count], calls, None if each is None else each[:count]
