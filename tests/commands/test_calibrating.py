@@ -20,7 +20,7 @@ def digits(command: Command) -> Command:
 
 
 @pytest.mark.parametrize(
-    "task", [["superres"], ["inpaint", "mask=mask.npy"], ["colourise", "method=smc", "particles=2"]]
+    "task", [["superres"], ["inpaint", "mask=mask.npy"], ["deblur", "method=smc", "particles=2"]]
 )
 def test_the_calibration_of_a_task(digits: Command, task: list[str]) -> None:
     np.save("mask.npy", np.arange(64).reshape(8, 8) % 2)
