@@ -53,14 +53,17 @@ class Rate:
 
     def at(self, t: Tensor) -> Tensor:
         """Its values, float64 in and out."""
-        value = self.given(t)
+        value: Any = "nothing"
         try:
-            value = torch.as_tensor(value, dtype=torch.float64, device=t.device)
-            return value if value.shape == t.shape else value.expand(t.shape) + torch.zeros_like(t)
+            value = self.given(t)
+            found = torch.as_tensor(value, dtype=torch.float64, device=t.device)
+            return found if found.shape == t.shape else found.expand(t.shape) + torch.zeros_like(t)
         except (TypeError, ValueError, RuntimeError) as error:
-            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else repr(value)
-            raise ConfigError(f"LinearSDE: {self.name}(t) must be a real number or a tensor shaped like t, "
-                              f"{tuple(t.shape)}, got {what}") from error  # fmt: skip
+            what = f"shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"{value!r} ({error})"
+            raise ConfigError(
+                f"LinearSDE: {self.name}(t) must be a real number or a tensor shaped like t, float64 "
+                f"{tuple(t.shape)}, got {what}; use torch's functions"
+            ) from error
 
     def __call__(self, t: Tensor | float) -> Tensor:
         return self._map(self.at, t)

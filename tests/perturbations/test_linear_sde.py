@@ -122,6 +122,7 @@ def test_tables_are_stored_and_functions_are_not():
             r"diffusion\(t\) must be a real number or a tensor shaped",
         ),
         ((0.0,), lambda t: "one", r"diffusion\(t\) must be a real number .* got 'one'"),
+        ((0.0,), lambda t: math.sqrt(t), r"diffusion\(t\) must be a real number .* use torch's functions"),
         ((-400.0,), (1.0,), "sigma/alpha is beyond float64 from t"),
         (lambda t: torch.rand(t.shape, dtype=F64), (1.0,), "too rough"),
         ("abc", (1.0,), "LinearSDE: drift must be a list of numbers, got 'abc'"),
