@@ -19,9 +19,7 @@ def digits(command: Command) -> Command:
     return command
 
 
-@pytest.mark.parametrize(
-    "task", [["superres"], ["inpaint", "mask=mask.npy"], ["deblur", "method=smc", "particles=2"]]
-)
+@pytest.mark.parametrize("task", [["superres"], ["inpaint", "mask=mask.npy"], ["deblur", "method=smc", "particles=2"]])
 def test_the_calibration_of_a_task(digits: Command, task: list[str]) -> None:
     np.save("mask.npy", np.arange(64).reshape(8, 8) % 2)
     result = digits("evaluate", "run=d", f"task={task[0]}", *task[1:], *QUICK, "observations=3", "draws=4", "out=e",
