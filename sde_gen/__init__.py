@@ -19,6 +19,8 @@ __version__ = "0.1.0"
 
 if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to the register
     from sde_gen import data as data
+    from sde_gen import guidance as guidance
+    from sde_gen import inverse as inverse
     from sde_gen import metrics as metrics
     from sde_gen import networks as networks
     from sde_gen import pictures as pictures
@@ -26,6 +28,9 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to t
     from sde_gen.conditions import *  # noqa: F403
     from sde_gen.config import load_config as load_config
     from sde_gen.errors import *  # noqa: F403
+    from sde_gen.inverse import SplitGibbs as SplitGibbs
+    from sde_gen.inverse import TwistedSMC as TwistedSMC
+    from sde_gen.inverse import compare_posteriors as compare_posteriors
     from sde_gen.likelihood import *  # noqa: F403
     from sde_gen.loading import *  # noqa: F403
     from sde_gen.model import *  # noqa: F403

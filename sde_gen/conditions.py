@@ -89,6 +89,11 @@ class Condition:
     def __bool__(self) -> bool:
         return bool(self.parts)
 
+    def beside(self, other: "Condition", where: str, rows: int | None) -> "Condition":
+        """With what `other` says and this one does not, whose rows are checked as in `of`."""
+        missing = {name: value for name, value in other.parts.items() if name not in self.parts}
+        return Condition({**Condition.of(where, missing, rows).parts, **self.parts}) if missing else self
+
     def __getitem__(self, rows: slice | Tensor) -> "Condition":
         """Of some of the samples."""
         return self._each(lambda value: value[rows.to(value.device) if isinstance(rows, Tensor) else rows])

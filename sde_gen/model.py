@@ -136,6 +136,7 @@ class Levels:
     Attributes:
         skip, out: coefficients of x and of the raw output in x0hat, shaped like alpha.
         calls: network calls made so far, those of `at` included.
+        products: vector-Jacobian products of the network made so far, which guidance takes.
         is_cut: whether an output carried no gradient where its input did.
     """
 
@@ -147,7 +148,7 @@ class Levels:
         self.learned_variance = bool(getattr(network, "learned_variance", False))
         if not self.learned_variance:
             self.raw = self.output
-        self._like, self.calls, self._first, self.is_cut = like, 0, self, False
+        self._like, self.calls, self.products, self._first, self.is_cut = like, 0, 0, self, False
         # One number a level, read without asking a device or cutting a gradient.
         self._single = alpha.ndim == 1 and alpha.device.type == "cpu" and not alpha.requires_grad
         if self._single:
@@ -258,6 +259,9 @@ class ScoreModel(nn.Module):
         shape: of one sample; () where it is not known.
         classes: names of the classes of its labels, in the order of their numbers; () where there are none.
         transform: from raw data to the model's scale and back, or None.
+        given: what the model itself holds with a row for each sample, such as observations; samplers cut it with the
+            batch, as they do a condition.
+        no_density: why likelihoods refuse it: a guided model is the denoiser of no data. Empty for all others.
 
     Calling it, `model(x, t, condition={...})` or `model(x, t, label=...)`, with x (B, *shape) and t () or (B,) in
     [0, 1], returns a `Prediction`.
@@ -268,6 +272,9 @@ class ScoreModel(nn.Module):
     Warns:
         BetweenNodesWarning: when a network trained on a chain is asked between its nodes.
     """
+
+    given: Condition = NOTHING
+    no_density: str = ""
 
     def __init__(
         self,

@@ -20,6 +20,7 @@ from torch import Tensor
 from sde_gen import checks as check
 from sde_gen.conditions import NOTHING, Condition
 from sde_gen.errors import ConfigError
+from sde_gen.labelled import Labelled, read_label
 from sde_gen.model import Levels, Prediction, ScoreModel
 from sde_gen.parameterizations import DataPrediction
 from sde_gen.perturbations.base import Perturbation
@@ -55,15 +56,18 @@ class Oracle(ScoreModel):
     def levels(
         self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Mapping[str, Any] | Condition | None = None
     ) -> "OracleLevels":
-        if condition:
-            names = condition.parts if isinstance(condition, Condition) else condition
-            raise ConfigError(f"an oracle takes no condition, got {', '.join(map(repr, names))}")
-        return OracleLevels(self, alpha, sigma, like, NOTHING)
+        told = Condition.of("model", condition, len(like)) if condition else NOTHING
+        names = [name for name in told.parts if name != "label" or not self.law.num_classes]
+        if names:
+            raise ConfigError(f"an oracle takes no condition, got {', '.join(map(repr, names))}; a GaussianMixture "
+                              "with labels takes label")  # fmt: skip
+        return OracleLevels(self, alpha, sigma, like, told)
 
-    def log_prob(self, x: Tensor, t: Tensor | float) -> Tensor:
-        """Exact log p_t(x) in nats, float64, (B,). At sigma(t) = 0 of a finite data set it is not finite."""
+    def log_prob(self, x: Tensor, t: Tensor | float, label: Any = None) -> Tensor:
+        """Exact log p_t(x), or log p_t(x | label), in nats, float64, (B,). Not finite at sigma = 0 of a finite set."""
         alpha, sigma = (c.to(x.device) for c in self.perturbation.curves(t))
-        return self.law.log_marginal(x.to(torch.float64), alpha, sigma)
+        told = [] if label is None else [read_label(label, self.law.num_classes, len(x), x.device)]
+        return self.law.log_marginal(x.to(torch.float64), alpha, sigma, *told)
 
 
 class OracleLevels(Levels):
@@ -73,11 +77,14 @@ class OracleLevels(Levels):
         super().__init__(model, alpha, sigma, like, condition)
         self._law = model.law
         self._there = [c.to(like.device).unbind(0) for c in (alpha, sigma)]
+        self._label: list[Any] = []  # or the one label
+        if condition.arguments.get("label") is not None:
+            self._label = [read_label(condition.arguments["label"], self._law.num_classes, len(like), like.device)]
 
     def output(self, k: int, x: Tensor) -> Tensor:
         self._first.calls += 1
         alpha, sigma = self._there
-        return self._law.denoise(x.to(torch.float64), alpha[k], sigma[k]).to(x.dtype)
+        return self._law.denoise(x.to(torch.float64), alpha[k], sigma[k], *self._label).to(x.dtype)
 
     def prediction(self, k: int, x: Tensor) -> Prediction:
         found = super().prediction(k, x)
@@ -85,7 +92,7 @@ class OracleLevels(Levels):
         if isinstance(self._law, GaussianMixture) and bool(end.any()):
             # (alpha D - x)/sigma^2 is 0/0 there, and the score of the data is known.
             alpha, sigma = self._there
-            score = self._law.score_marginal(x.to(torch.float64), alpha[k], sigma[k]).to(x.dtype)
+            score = self._law.score_marginal(x.to(torch.float64), alpha[k], sigma[k], *self._label).to(x.dtype)
             here = trailing(end.to(x.device), x.ndim)
             nothing = torch.zeros_like(x)
             for name, value in (("score", score), ("noise", nothing), ("v", nothing)):
@@ -93,13 +100,15 @@ class OracleLevels(Levels):
         return found
 
 
-class GaussianMixture:
+class GaussianMixture(Labelled):
     """Mixture of Gaussians with full covariances in any dimension; one component makes a Gaussian.
 
     Args:
         weights: (K,), positive; normalised to sum to one.
         means: (K, D).
         covariances: (K, D, D), symmetric positive definite.
+        labels: the class of each component, (K,), whole numbers from 0; its models then take a condition `label`, a
+            class or `num_classes` for none. None: there are no classes.
 
     Tensors (or nested lists), taken in float64.
 
@@ -107,7 +116,7 @@ class GaussianMixture:
         ConfigError: if shapes do not fit, a weight is not positive, or a covariance is not symmetric positive definite.
     """
 
-    def __init__(self, weights: Any, means: Any, covariances: Any) -> None:
+    def __init__(self, weights: Any, means: Any, covariances: Any, labels: Any = None) -> None:
         w, mu, cov = (torch.as_tensor(v, dtype=torch.float64).detach().cpu() for v in (weights, means, covariances))
         if w.ndim != 1 or mu.ndim != 2 or cov.shape != (*mu.shape, mu.shape[-1]) or len(w) != len(mu) or not mu.numel():
             raise ConfigError(
@@ -125,6 +134,7 @@ class GaussianMixture:
                 f"GaussianMixture: every covariance must be positive definite, got an eigenvalue of {values.min():.3g}"
             )
         self.weights, self.means, self.covariances = w / w.sum(), mu, cov
+        self._log_weights = self._classed(labels)
         self._values, self._vectors = values, vectors  # (K, D), (K, D, D) with eigenvectors in columns
         self._placed: dict[torch.device, tuple[Tensor, ...]] = {}
 
@@ -147,6 +157,11 @@ class GaussianMixture:
         one = torch.ones((), dtype=torch.float64, device=x.device)
         return self.log_marginal(x.to(torch.float64), one, torch.zeros_like(one))
 
+    def responsibilities(self, x: Tensor) -> Tensor:
+        """Probability of each component given x, float64, (B, K)."""
+        one = torch.ones((), dtype=torch.float64, device=x.device)
+        return self._joint(x.to(torch.float64), one, torch.zeros_like(one))[0].softmax(-1)
+
     def score(self, x: Tensor) -> Tensor:
         """grad log p_0(x), float64, (B, D)."""
         one = torch.ones((), dtype=torch.float64, device=x.device)
@@ -156,25 +171,66 @@ class GaussianMixture:
         """The exact `ScoreModel` of this law under a perturbation."""
         return Oracle(self, perturbation)
 
-    def log_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
-        """log of the density of alpha x0 + sigma z at x, (B,)."""
-        return torch.logsumexp(self._joint(x, alpha, sigma)[0], -1)
+    def condition(self, operator: Any, y: Any, noise_std: Any) -> "Conditioned":
+        r"""The exact law given y = A x + noise: a mixture again, with the evidence p(y).
 
-    def score_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        With :math:`S_k = A\Sigma_k A^\top + R` and :math:`K_k = \Sigma_k A^\top S_k^{-1}`, component k has the mean
+        :math:`\mu_k + K_k(y - A\mu_k)`, the covariance :math:`(I - K_kA)\Sigma_k` and a weight in proportion to
+        :math:`w_k N(y; A\mu_k, S_k)`, whose sum is p(y).
+
+        Args:
+            operator: A, a matrix (m, D) or a linear operator of `sde_gen.inverse`.
+            y: one observation, m numbers; what an operator reads as such.
+            noise_std: of each number, > 0; a vector (m,), or a covariance R (m, m).
+
+        Raises:
+            ConfigError: for shapes that do not fit, or noise that is not positive.
+        """
+        a, seen = operator, torch.as_tensor(y, dtype=torch.float64).detach().cpu()
+        if hasattr(operator, "matrix"):
+            a, seen = operator.matrix((self.dim,)), operator.read(seen[None], (self.dim,))
+        a, seen = torch.as_tensor(a, dtype=torch.float64).detach().cpu(), seen.reshape(-1)
+        noise = torch.as_tensor(noise_std, dtype=torch.float64).detach().cpu()
+        if a.ndim != 2 or a.shape != (len(seen), self.dim) or (noise.ndim and set(noise.shape) != {len(seen)}):
+            raise ConfigError(
+                f"GaussianMixture.condition: operator (m, {self.dim}), y (m,) and noise_std (), (m,) or (m, m) do not "
+                f"fit together, got {tuple(a.shape)}, {tuple(seen.shape)} and {tuple(noise.shape)}"
+            )
+        r = noise if noise.ndim == 2 else torch.diag(noise.square().expand(len(seen)))
+        if bool(torch.linalg.cholesky_ex(r)[1]) or (noise.ndim < 2 and bool((noise <= 0).any())):
+            raise ConfigError(f"GaussianMixture.condition: noise_std must be positive (definite), got {noise_std!r}")
+        factor = torch.linalg.cholesky(a @ self.covariances @ a.T + r)
+        error = (seen - self.means @ a.T)[..., None]
+        gain = torch.cholesky_solve(a @ self.covariances, factor).mT  # K
+        whitened = torch.linalg.solve_triangular(factor, error, upper=False)
+        log_normal = -0.5 * whitened.square().sum((1, 2)) - factor.diagonal(dim1=1, dim2=2).log().sum(1)
+        joint = self.weights.log() + log_normal - 0.5 * len(seen) * _LOG_TAU
+        rest = torch.eye(self.dim, dtype=torch.float64) - gain @ a
+        covariances = rest @ self.covariances @ rest.mT + gain @ r @ gain.mT  # a sum of squares, whatever is rounded
+        # A component that is ruled out keeps its place, with a weight that no draw will meet.
+        weights = joint.softmax(0).clamp_min(1e-300)
+        means = self.means + (gain @ error)[..., 0]
+        return Conditioned(weights, means, 0.5 * (covariances + covariances.mT), joint.logsumexp(0), self.labels)
+
+    def log_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
+        """log of the density of alpha x0 + sigma z at x, (B,)."""
+        return torch.logsumexp(self._joint(x, alpha, sigma, label)[0], -1)
+
+    def score_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
         """Gradient of `log_marginal`, shaped like x: -sum_k r_k (alpha^2 Sigma_k + sigma^2 I)^-1 (x - alpha mu_k)."""
-        joint, centred, variance = self._joint(x, alpha, sigma)
+        joint, centred, variance = self._joint(x, alpha, sigma, label)
         each = torch.einsum("kij,bkj->bki", self._on(x.device)[3], centred / variance)
         return -torch.einsum("bk,bki->bi", joint.softmax(-1), each)
 
-    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+    def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
         """E[x0 | alpha x0 + sigma z = x], shaped like x."""
-        joint, centred, variance = self._joint(x, alpha, sigma)
+        joint, centred, variance = self._joint(x, alpha, sigma, label)
         _, means, values, vectors = self._on(x.device)
         posterior = trailing(alpha, 3) * values / variance * centred  # in each component's own axes
         each = means + torch.einsum("kij,bkj->bki", vectors, posterior)
         return torch.einsum("bk,bki->bi", joint.softmax(-1), each)
 
-    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k N(x; k), (B, K); x - alpha mu in the axes of each component, (B, K, D); variances along them."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ConfigError(f"GaussianMixture: states must have shape (B, {self.dim}), got {tuple(x.shape)}")
@@ -183,13 +239,33 @@ class GaussianMixture:
         variance = a.square() * values + s.square()
         centred = torch.einsum("kji,bkj->bki", vectors, x[:, None, :] - a * means)
         normal = -0.5 * ((centred.square() / variance).sum(-1) + variance.log().sum(-1) + self.dim * _LOG_TAU)
-        return weights.log() + normal, centred, variance
+        return weights[-1 if label is None else label] + normal, centred, variance
+
+    def _of(self, inside: Tensor) -> "GaussianMixture":
+        return GaussianMixture(self.weights[inside], self.means[inside], self.covariances[inside])
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._placed:
-            parts = (self.weights, self.means, self._values, self._vectors)
+            parts = (self._log_weights, self.means, self._values, self._vectors)
             self._placed[device] = tuple(part.to(device) for part in parts)
         return self._placed[device]
+
+
+class Conditioned(GaussianMixture):
+    """A mixture given an observation, made by `GaussianMixture.condition`.
+
+    Attributes:
+        log_evidence: log p(y) in nats, (), float64; of all observations, where it was conditioned several times.
+    """
+
+    def __init__(self, weights: Any, means: Any, covariances: Any, log_evidence: Any, labels: Any = None) -> None:
+        super().__init__(weights, means, covariances, labels)
+        self.log_evidence = torch.as_tensor(log_evidence, dtype=torch.float64)
+
+    def condition(self, operator: Any, y: Any, noise_std: Any) -> "Conditioned":
+        further = super().condition(operator, y, noise_std)
+        further.log_evidence = further.log_evidence + self.log_evidence
+        return further
 
 
 class EmpiricalData:
@@ -208,7 +284,7 @@ class EmpiricalData:
             raise ConfigError(
                 f"EmpiricalData: data must be finite, of shape (N, *shape) with N >= 1, got {tuple(points.shape)}"
             )
-        self.data = points
+        self.data, self.num_classes = points, 0
         self._placed: dict[torch.device, Tensor] = {}
 
     def sample(self, n: int, seed: int = 0) -> Tensor:

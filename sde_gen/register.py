@@ -13,7 +13,10 @@ ROOMS = (
     "comparison", "conditions", "errors", "likelihood", "loading", "model", "networks", "objectives", "oracles",
     "parameterizations", "perturbations", "samplers", "tuning",
 )  # fmt: skip
-SINGLE = {"Trainer": "training", "TrainerSettings": "training", "load_config": "config"}
+SINGLE = {
+    "Trainer": "training", "TrainerSettings": "training", "load_config": "config", "SplitGibbs": "inverse",
+    "TwistedSMC": "inverse", "compare_posteriors": "inverse",
+}  # fmt: skip
 
 _PACKAGE = os.path.dirname(os.path.abspath(__file__))
 

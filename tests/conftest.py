@@ -12,10 +12,6 @@ import zlib
 # commands that tests start as processes of their own, and so set before torch is imported.
 os.environ["OMP_NUM_THREADS"] = "1"
 os.environ["MKL_NUM_THREADS"] = "1"
-# What commands keep of where data lie is kept for the tests alone.
-_CACHE = tempfile.mkdtemp(prefix="sde_gen-tests-")
-atexit.register(shutil.rmtree, _CACHE, ignore_errors=True)
-os.environ["XDG_CACHE_HOME"] = _CACHE
 
 import hypothesis
 import numpy as np
@@ -31,6 +27,10 @@ hypothesis.settings.load_profile("ci" if os.environ.get("CI") else "dev")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What commands keep of where data lie is kept for the tests alone.
+    cache = tempfile.mkdtemp(prefix="sde_gen-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["XDG_CACHE_HOME"] = cache
     # pytest-randomly shuffles the order; the seeds are set below, per test, and so do not change from run to run.
     if hasattr(config.option, "randomly_reset_seed"):
         config.option.randomly_reset_seed = False

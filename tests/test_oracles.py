@@ -311,3 +311,42 @@ def test_weights_are_normalised_and_inputs_are_copied():
     assert mix.weights.tolist() == [0.25, 0.75]
     assert mix.dim == 1
     assert (mix.means.dtype, mix.covariances.dtype) == (F64, F64)
+
+
+def test_a_mixture_given_an_observation_is_bayes_rule() -> None:
+    """log p(x) + log p(y | x) - log p(y) = log p(x | y) at any x, and in two observations as in one."""
+    g = torch.Generator().manual_seed(4)
+    root = torch.randn(3, 4, 4, generator=g, dtype=torch.float64)
+    mixture = sg.GaussianMixture([0.5, 0.3, 0.2], torch.randn(3, 4, generator=g), root @ root.mT + 0.1 * torch.eye(4))
+    a, y = torch.randn(2, 4, generator=g, dtype=torch.float64), torch.tensor([0.4, -0.2], dtype=torch.float64)
+    x = torch.randn(9, 4, generator=g, dtype=torch.float64)
+    for noise in (0.5, 1e-3, torch.tensor([0.1, 0.2]), torch.tensor([[0.2, 0.1], [0.1, 0.3]])):
+        post = mixture.condition(a, y, noise)
+        r = torch.as_tensor(noise, dtype=torch.float64)
+        r = r if r.ndim == 2 else torch.diag(r.square().expand(2))
+        near = post.sample(9, 1) if r[0, 0] < 1e-5 else x  # elsewhere 1e6 standard deviations are compared
+        likelihood = torch.distributions.MultivariateNormal(near @ a.T, r).log_prob(y)
+        found = mixture.log_prob(near) + likelihood - post.log_evidence
+        torch.testing.assert_close(post.log_prob(near), found, rtol=1e-7, atol=1e-6)
+    both = mixture.condition(a[:1], y[:1], 0.5).condition(a[1:], y[1:], 0.5)
+    once = mixture.condition(a, y, 0.5)
+    torch.testing.assert_close(both.log_prob(x), once.log_prob(x), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(both.log_evidence, once.log_evidence, rtol=1e-12, atol=1e-12)
+
+
+def test_a_component_that_is_ruled_out_keeps_its_place() -> None:
+    mixture = sg.GaussianMixture([0.5, 0.5], [[-100.0], [100.0]], [[[1.0]], [[1.0]]])
+    post = mixture.condition([[1.0]], [100.0], 0.1)
+    assert len(post.weights) == 2
+    assert post.weights[1] == 1
+    assert post.sample(50).min() > 99
+
+
+@pytest.mark.parametrize(
+    "arguments", [([[1.0]], [1.0], 0.1), ([[1.0, 0.0]], [1.0, 2.0], 0.1), ([[1.0, 0.0]], [1.0], 0.0),
+                  ([[1.0, 0.0]], [1.0], [0.1, 0.1])]
+)  # fmt: skip
+def test_conditioning_refuses_what_does_not_fit(arguments) -> None:
+    mixture = sg.GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
+    with pytest.raises(sg.ConfigError, match=r"condition"):
+        mixture.condition(*arguments)

@@ -11,7 +11,7 @@ from PIL import Image
 import sde_gen as sg
 from sde_gen import pictures
 from sde_gen.errors import ConfigError, DataError, MissingInputError
-from sde_gen.pictures import plots
+from sde_gen.pictures import figures, plots
 
 
 def test_a_grid_puts_each_image_in_its_place() -> None:
@@ -31,7 +31,7 @@ def test_colour_many_channels_and_values_outside() -> None:
     assert pictures.image_grid(torch.zeros(1, 5, 8, 8)).mode == "L"
     picture = np.asarray(pictures.image_grid(torch.tensor([[[[9.0]]], [[[-9.0]]]]), columns=2, zoom=1, gap=0))
     assert picture.tolist() == [[255, 0]]
-    assert pictures.image_grid(torch.zeros(64, 1, 8, 8)).size == ((8 * 9 + 1) * 6, (8 * 9 + 1) * 6)
+    assert pictures.image_grid(torch.zeros(64, 1, 8, 8)).size == ((8 * 9 + 1) * 9, (8 * 9 + 1) * 9)
 
 
 def test_a_picture_hides_no_nan() -> None:
@@ -96,7 +96,7 @@ def test_density_curve_and_strip(tmp_path: Path) -> None:
     images = torch.rand(9, 1, 8, 8) * 2 - 1
     for perturbation in (sg.VP(), sg.VE(), sg.DDPM(steps=50), sg.FlowMatching()):
         strip = pictures.forward_strip(perturbation, images, columns=4)
-        assert strip.size == ((4 * 9 + 1) * 6, (6 * 9 + 1) * 6)
+        assert strip.size == ((4 * 9 + 1) * 17, (6 * 9 + 1) * 17)
         assert pictures.forward_strip(perturbation, points, columns=3).size == (1200, 400)
     with pytest.raises(ConfigError, match=r"columns must be .* at least 2, got 1"):
         pictures.forward_strip(sg.VP(), images, columns=1)
@@ -132,7 +132,7 @@ def test_an_animation_has_its_frames(tmp_path: Path) -> None:
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plots, "has_matplotlib", lambda: False)
+    monkeypatch.setattr(figures, "has_matplotlib", lambda: False)
     with pytest.raises(MissingInputError, match=r"sde_gen\[plot\]"):
         pictures.scatter({"x": torch.zeros(3, 2)})
     pictures.save_image(pictures.image_grid(torch.zeros(1, 1, 2, 2)), tmp_path / "x.png")

@@ -69,7 +69,9 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
         raise ConfigError(f"class_conditional=true, but the data set {data.name} has no labels")
     target = node.get("_target_")
     if target == "sde_gen.networks.UNet":
-        node.setdefault("channels", data.shape[0] if data.kind == "image" else 1)
+        node.setdefault("channels", data.shape[0])
+        if data.kind != "image":
+            node.setdefault("dimensions", max(1, len(data.shape) - 1))
     elif target == "sde_gen.networks.MLP":
         node.setdefault("features", data.shape[0])
     if conditional:
@@ -90,10 +92,10 @@ def _automatic(data: Dataset) -> dict[str, Any]:
 
 
 def _fits(target: str, data: Dataset) -> None:
-    if (target.endswith(".UNet") and data.kind != "image") or (target.endswith(".MLP") and data.kind != "vector"):
+    if target.endswith((".UNet", ".MLP")) and target.endswith(".MLP") != (data.kind == "vector"):
         wanted = "mlp" if data.kind == "vector" else "unet"
         raise ConfigError(
-            f"{target.rpartition('.')[2]} cannot take the {data.kind}s of {data.name}, of shape {data.shape}; "
+            f"{target.rpartition('.')[2]} cannot take samples like those of {data.name}, of shape {data.shape}; "
             f"use network={wanted} or network=auto"
         )
 

@@ -32,7 +32,7 @@ _NAMESPACES = ("networks", "metrics", "data")  # their members are named in the 
 _AT_THE_MARGIN = re.compile(r"^(?=[A-Za-z_@])", re.MULTILINE)
 _ABSTRACT = re.compile(r"\bABC\b|\bProtocol\b|abstractmethod|raise NotImplementedError$", re.MULTILINE)
 #: Parameters that follow from the data, which the program fills in.
-_FROM_DATA = {"network": {"channels", "features", "num_classes"}, "objective": {"num_classes"}}
+_FROM_DATA = {"network": {"channels", "features", "num_classes", "dimensions"}, "objective": {"num_classes"}}
 
 
 class Source(NamedTuple):

@@ -1,4 +1,4 @@
-"""Arrays from `.npy` and `.npz` files: vectors, images and series."""
+"""Arrays from `.npy` and `.npz` files: vectors, images, series and volumes."""
 
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from sde_gen.data.ranges import levels, stated_range, unit_range
 from sde_gen.data.reading import located, sentence
 from sde_gen.errors import ConfigError, DataError
 
-LAYOUTS = {3: ("NHW", "NCL", "NLC"), 4: ("NHWC", "NCHW")}
-_SHAPES = "vectors (N, D), images (N, H, W), (N, H, W, C), (N, C, H, W), or series (N, C, L), (N, L, C)"
+LAYOUTS = {3: ("NHW", "NCL", "NLC"), 4: ("NHWC", "NCHW", "NDHW"), 5: ("NCDHW", "NDHWC")}
+_SHAPES = (
+    "vectors (N, D), images (N, H, W), (N, H, W, C), (N, C, H, W), series (N, C, L), (N, L, C), or volumes "
+    "(N, C, D, H, W), (N, D, H, W, C)"
+)
 
 
 def array_file(
@@ -29,7 +32,7 @@ def array_file(
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    """Vectors (N, D), images (N, H, W), (N, H, W, C) or (N, C, H, W), or series (N, C, L), from `.npy` or `.npz`.
+    """Vectors, images, series (N, C, L) or volumes (N, C, D, H, W) from `.npy` or `.npz`.
 
     Nothing in the file is executed: arrays of Python objects are refused.
 
@@ -38,11 +41,12 @@ def array_file(
         key: name of the samples in a `.npz`; None: "x", or the only array that is not the labels.
         label_key: name of the labels in a `.npz`, (N,) whole numbers (-1: no label) or strings; None: "y" where there
             is one.
-        layout: "NHWC" or "NCHW" for images with channels, "NHW" for grey ones, "NCL" or "NLC" for series. None: where 1
-            or 3 channels make it plain; three dimensions are grey images, but series where one side is 1, or where
-            one is at least four times the other and the values are not those of stored images.
+        layout: "NHWC" or "NCHW" for images with channels, "NHW" for grey ones, "NCL" or "NLC" for series, "NCDHW",
+            "NDHWC" or "NDHW" for volumes. None: where 1 or 3 channels make it plain; three dimensions are grey images,
+            but series where one side is 1, or where one is at least four times the other and the values are not those
+            of stored images.
         low: raw value that becomes -1. None: for images 0 (whole bytes), or 0 or -1 (floats within [0, 1] or [-1, 1],
-            or bytes stored as floats); vectors and series are standardised.
+            or bytes stored as floats); vectors, series and volumes are standardised.
         high: raw value that becomes 1; goes with `low`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
@@ -57,7 +61,7 @@ def array_file(
     samples, labels = _load(file, key, label_key)
     if samples.dtype.kind not in "biuf":
         raise DataError(f"{where}: samples must be real numbers, got an array of {samples.dtype}")
-    if samples.ndim not in (2, 3, 4) or 0 in samples.shape:
+    if samples.ndim not in (2, *LAYOUTS) or 0 in samples.shape:
         raise DataError(f"{where}: samples must be {_SHAPES}, not empty, got shape {samples.shape}")
     if samples.dtype.kind == "f":
         _refuse_non_finite(where, samples)
@@ -123,7 +127,7 @@ def _refuse_non_finite(where: str, samples: NDArray) -> None:
 def _arranged(where: str, samples: NDArray, layout: str | None) -> tuple[NDArray, str]:
     """The samples with channels first, and their kind."""
     if layout is not None and samples.ndim == 2:
-        raise ConfigError(f"{where}: layout is for images and series, but the samples are vectors {samples.shape}")
+        raise ConfigError(f"{where}: layout is for images, series and volumes, not for vectors {samples.shape}")
     if layout is not None:
         layout = choice(where, "layout", layout, LAYOUTS[samples.ndim])
     if samples.ndim == 2:
@@ -133,13 +137,18 @@ def _arranged(where: str, samples: NDArray, layout: str | None) -> tuple[NDArray
         if layout == "NHW":
             return samples[:, None], "image"
         return samples if layout == "NCL" else samples.transpose(0, 2, 1), "series"
+    if layout == "NDHW":
+        return samples[:, None], "volume"
     if layout is None:
-        last, second = samples.shape[3] in (1, 3), samples.shape[1] in (1, 3)
+        last, second = samples.shape[-1] in (1, 3), samples.shape[1] in (1, 3)
         if last == second:
             raise ConfigError(
-                f"{where}: images of shape {samples.shape} may be NHWC or NCHW; set layout (data.layout) to one"
+                f"{where}: samples of shape {samples.shape} may be {' or '.join(LAYOUTS[samples.ndim])}; set layout "
+                "(data.layout) to one"
             )
-        layout = "NHWC" if last else "NCHW"
+        layout = LAYOUTS[samples.ndim][0 if last == (samples.ndim == 4) else 1]
+    if samples.ndim == 5:
+        return samples.transpose(0, 4, 1, 2, 3) if layout == "NDHWC" else samples, "volume"
     return samples.transpose(0, 3, 1, 2) if layout == "NHWC" else samples, "image"
 
 

@@ -17,7 +17,7 @@ from sde_gen.data.transform import Affine, standardising
 from sde_gen.errors import DataError
 
 #: What samples of each kind look like.
-KINDS = {"image": ("C", "H", "W"), "vector": ("D",), "series": ("C", "L")}
+KINDS = {"image": ("C", "H", "W"), "vector": ("D",), "series": ("C", "L"), "volume": ("C", "D", "H", "W")}
 _MOST_CLASSES = 2**20  # a description that claims more is a damaged one
 
 
@@ -39,7 +39,7 @@ class Description:
 
     Args:
         name: short name.
-        kind: "image", "vector" or "series".
+        kind: "image", "vector", "series" or "volume".
         shape: shape of one sample.
         transform: raw data to the model's scale and back.
         classes: names of the classes; the place of a name is its label.
@@ -107,7 +107,7 @@ class Dataset:
     Args:
         name: short name, such as "digits".
         kind: "image" for samples of shape (C, H, W) in [-1, 1]; "vector" for samples of shape (D,), "series" for
-            (C, L), both standardised.
+            (C, L), "volume" for (C, D, H, W), all standardised.
         train: (N, *shape) float32, finite, N >= 1.
         test: (M, *shape) float32, finite, held out from training; M >= 1.
         transform: raw data to the model's scale and back.
@@ -255,7 +255,7 @@ def from_raw(
     else:
         train, test = split_indices(raw.shape[0], held_out, seed)
     if transform is None:
-        transform = standardising(raw[train], -2 if kind == "series" else -1)
+        transform = standardising(raw[train], {"series": -2, "volume": -4}.get(kind, -1))
 
     def scaled(rows: Tensor) -> Tensor:
         x = transform.forward(raw[rows]).to(torch.float32).contiguous()

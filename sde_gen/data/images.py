@@ -1,4 +1,4 @@
-"""Images from a folder of PNG and JPEG files."""
+"""Images from a folder of PNG, JPEG, WebP, BMP and TIFF files."""
 
 import warnings
 from collections.abc import Callable, Sequence
@@ -24,8 +24,10 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMATS = ("PNG", "JPEG")
-SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+# Whose header tells how the camera was held: TIFF is turned by Pillow itself, and a PNG would be decoded to find it.
+_ROTATED = ("JPEG", "WEBP")
 MAX_PIXELS = 2**26  # 8192 x 8192; a file that claims more is refused before it is decoded
 
 
@@ -37,9 +39,9 @@ def image_folder(
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    """The PNG and JPEG files of a folder, or of its sub-folders, which then are the classes; all held in memory.
+    """The images of a folder, or of its sub-folders, which then are the classes; all held in memory.
 
-    Files are taken in the order of their names; class folders too, those that are numbers by their value. The rotation
+    PNG, JPEG, WebP, BMP and TIFF, of 8 bits a channel. Files are taken in the order of their names; class folders too, those that are numbers by their value. The rotation
     a camera stored is applied; transparent pixels are laid on white.
 
     Args:
@@ -52,11 +54,11 @@ def image_folder(
 
     Raises:
         MissingInputError: no such folder.
-        DataError: no images in it, a file that cannot be decoded or has 16 bits a channel, mixed sizes, a pipe or a
-            link to nothing among the images; the file is named.
+        DataError: no images in it, a file that cannot be decoded, has 16 bits a channel or several pictures, mixed
+            sizes, a pipe or a link to nothing among the images; the file is named.
         ConfigError: another argument outside its range.
     """
-    folder = located(path, "path (data.path) must be a folder of PNG or JPEG images", folder=True)
+    folder = located(path, "path (data.path) must be a folder of images", folder=True)
     files, labels, classes = _list(folder)
     sources = [Source(str(file), partial(file.open, "rb")) for file in files]
     raw = load_images(sources, image_size=image_size, channels=channels)
@@ -148,13 +150,18 @@ def _guarded(source: Source, read: Callable[["Image"], T]) -> T:
             if head.startswith(b"\x89PNG") and head[24:] == b"\x10":  # of colour Pillow would drop 8 bits in silence
                 raise ValueError("it has 16 bits a channel: convert it to 8, or store the pixels as .npy")
             with Image.open(file, formats=FORMATS) as image:
+                bits = getattr(image, "tag_v2", {}).get(258, 8)  # of TIFF, one number or one for each channel
+                if image.mode[0] in "IF" or max(bits if isinstance(bits, tuple) else (bits,)) > 8:
+                    raise ValueError("it has more than 8 bits a channel: convert it to 8, or store the pixels as .npy")
+                if getattr(image, "n_frames", 1) > 1:
+                    raise ValueError(f"it holds {image.n_frames} pictures: store each in a file of its own")
                 if image.width * image.height > MAX_PIXELS:
                     raise DataError(f"{source.name}: {_by(image.size)} pixels are more than the limit of {MAX_PIXELS}")
                 return read(image)
     except DataError:
         raise
     except Image.UnidentifiedImageError:
-        raise DataError(f"{source.name}: not a PNG or JPEG image, or broken; replace or remove it") from None
+        raise DataError(f"{source.name}: not a {', '.join(FORMATS)} image, or broken; replace or remove it") from None
     except Exception as error:  # noqa: BLE001  # Pillow raises whatever damaged bytes lead it to
         raise DataError(
             f"{source.name}: the image cannot be decoded ({sentence(error)}); replace or remove it"
@@ -164,8 +171,7 @@ def _guarded(source: Source, read: Callable[["Image"], T]) -> T:
 def _header(image: "Image") -> tuple[tuple[int, int], bool]:
     """Size as shown, and whether the image has colour; from the header alone."""
     width, height = image.size
-    # the stored rotation; asked of JPEG only, since for PNG Pillow would decode the whole image to find it
-    if image.format == "JPEG" and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
+    if image.format in _ROTATED and image.getexif().get(0x0112, 1) in (5, 6, 7, 8):
         width, height = height, width
     return (width, height), image.mode not in ("1", "L", "LA", "La")
 
@@ -174,7 +180,7 @@ def _pixels(image: "Image", image_size: int | None, channels: int) -> NDArray[np
     """(C, H, W) uint8: rotated as stored, on white, scaled and cropped where asked."""
     from PIL import Image, ImageOps
 
-    if image.format == "JPEG":
+    if image.format in _ROTATED:
         image = ImageOps.exif_transpose(image)
     if image.mode in ("RGBA", "LA", "La", "RGBa", "PA") or "transparency" in image.info:
         image = image.convert("RGBA")

@@ -34,7 +34,8 @@ class Affine:
         high: largest raw value there can be (16 for digits, 255 for 8-bit images), None where there is no bound.
         levels: number of discrete raw values, evenly spaced from `low` to `high` (17 for digits, 256 for 8-bit images);
             None for continuous data. Likelihoods need it for dequantisation and bits per dimension.
-        axis: along which dimension of x the D numbers go: -1, or -2 for the channels of series (C, L).
+        axis: along which dimension of x the D numbers go: -1, or -2 for the channels of series (C, L), -4 for those of
+            volumes (C, D, H, W).
 
     Raises:
         DataError: numbers that are not finite, scale <= 0, low >= high, levels < 2 or without bounds, another axis.
@@ -70,8 +71,8 @@ class Affine:
                 raise DataError(str(error)) from None
             if self.low is None:
                 raise DataError(f"data transform: levels={self.levels} needs low and high")
-        if self.axis not in (-1, -2) or isinstance(self.axis, bool):
-            raise DataError(f"data transform: axis must be -1 or -2, got {self.axis!r}")
+        if self.axis not in (-1, -2, -4) or isinstance(self.axis, bool):
+            raise DataError(f"data transform: axis must be -1, -2 or -4, got {self.axis!r}")
 
     @classmethod
     def to_unit(cls, low: float, high: float, levels: int | None = None) -> "Affine":
@@ -176,16 +177,16 @@ class Affine:
         if x.dim() < -self.axis or x.shape[self.axis] != len(value):
             raise DataError(f"data transform: has {len(value)} features, but the data has shape {tuple(x.shape)}")
         like = torch.tensor(value, dtype=x.dtype, device=x.device)
-        return like if self.axis == -1 else like[:, None]
+        return like.reshape(-1, *(1,) * (-self.axis - 1))
 
 
 def standardising(raw: Tensor, axis: int = -1) -> Affine:
-    """The transform to mean 0 and standard deviation 1 of each feature: vectors (N, D), or series (N, C, L), axis=-2.
+    """The transform to mean 0 and standard deviation 1 of each feature: of vectors (N, D), or channel: `Affine.axis`.
 
     A feature that does not vary is only shifted to 0: its scale is 1. Any offset and spread of float64 will do.
     """
     values = raw.detach().to(torch.float64).numpy()
-    others = (0,) if axis == -1 else (0, 2)
+    others = (0, *range(2, -axis + 1))
     # Divided by powers of two, which rounds nothing, so that no square or sum overflows or vanishes.
     exponent = np.frexp(np.abs(values).max(others, keepdims=True))[1]
     values = np.ldexp(values, -exponent)

@@ -227,12 +227,12 @@ def _draw(
     cfg: SampleConfig,
     labels: Labels | None,
 ) -> None:
-    if x.ndim != 4 and not pictures.has_matplotlib():
-        say("matplotlib is not installed, so there are no plots of points; run pip install 'sde_gen[plot]'")
+    if x.ndim < 4 and not pictures.has_matplotlib():
+        say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
     columns = None if labels is None else columns_for(len(labels.values), min(len(x), _SHOWN))
-    picture = pictures.picture_of(x[:_SHOWN] if x.ndim == 4 else x, real, columns)
+    picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
         frames.save(target.path("_animation.gif"))

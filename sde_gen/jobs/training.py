@@ -190,9 +190,9 @@ class _Report:
     def _preview(self, trainer: Trainer) -> None:
         """A picture of samples with the averaged weights."""
         s, data = trainer.settings, trainer.data
-        if s.preview_samples == 0 or (data.kind != "image" and not pictures.has_matplotlib()):
+        if s.preview_samples == 0 or (data.kind in ("vector", "series") and not pictures.has_matplotlib()):
             return
-        count = s.preview_samples if data.kind == "image" else max(1024, s.preview_samples)
+        count = max(1024, s.preview_samples) if data.kind == "vector" else s.preview_samples
         chain = getattr(trainer.model.perturbation, "length", s.preview_steps)
         sampler = DDIM(steps=min(s.preview_steps, chain))
         condition = {}

@@ -17,6 +17,7 @@ def lambda_interval(
     where: str, model: ScoreModel, t_min: float | None, t_max: float | None
 ) -> tuple[float, float, float, float]:
     """lambda at the two ends, and the times there."""
+    refuse_guided(where, model)
     p = model.perturbation
     low, high = model.times_within(p.t_min)
     for name, value in (("t_min", t_min), ("t_max", t_max)):
@@ -32,6 +33,12 @@ def lambda_interval(
             f"keep t_min and t_max within [{p.t_min!r}, {p.t_max!r}]"
         )
     return begin, end, low, high
+
+
+def refuse_guided(where: str, model: ScoreModel) -> None:
+    """Refuse a model that is the denoiser of no data, with the reason that it gives."""
+    if model.no_density:
+        raise ConfigError(f"{where}: {model.no_density}")
 
 
 def check_tolerances(where: str, x: Tensor, rtol: float, atol: float) -> None:

@@ -212,7 +212,7 @@ class _Plan:
         error = torch.full_like(prior, 0.0 if self.exact else math.nan)
         if not self.exact and groups > 1:
             error = q.std(1) / math.sqrt(groups)
-        mismatch, truncation = self._known_terms(x, u, prior)
+        mismatch, truncation = self._known_terms(x, u, prior, condition)
         volume = 0.0 if transform is None else transform.log_volume(tuple(x.shape[1:]))
         return Likelihood(
             rest + q.mean(1), error, int(calls.max()), calls, u * self.root, size, volume, mismatch, truncation, failed
@@ -269,14 +269,16 @@ class _Plan:
         held = fixed_probes(self.probe, self.probes, self.seed, first, u)
         return lambda node, v: held
 
-    def _known_terms(self, x: Tensor, u: Tensor, prior: Tensor) -> tuple[Tensor | None, Tensor | None]:
+    def _known_terms(
+        self, x: Tensor, u: Tensor, prior: Tensor, condition: Condition
+    ) -> tuple[Tensor | None, Tensor | None]:
         if not isinstance(self.model, Oracle):
             return None, None
-        law = self.model.law
+        law, label = self.model.law, list(condition.arguments.values())
         alpha, sigma = unit_curves(torch.tensor(self.end, dtype=torch.float64, device=u.device))
-        mismatch = prior - law.log_marginal(u.to(torch.float64), alpha, sigma)
+        mismatch = prior - law.log_marginal(u.to(torch.float64), alpha, sigma, *label)
         if not isinstance(law, GaussianMixture):
             return mismatch, None
         one = torch.ones((), dtype=torch.float64, device=x.device)
-        smooth = law.log_marginal(x.to(torch.float64), one, one * math.exp(-self.begin))
-        return mismatch, smooth - law.log_prob(x)
+        smooth = law.log_marginal(x.to(torch.float64), one, one * math.exp(-self.begin), *label)
+        return mismatch, smooth - law.log_marginal(x.to(torch.float64), one, 0 * one, *label)

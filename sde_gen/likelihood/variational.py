@@ -40,6 +40,7 @@ from sde_gen import checks
 from sde_gen.conditions import Condition
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, NonFiniteError
+from sde_gen.likelihood.inputs import refuse_guided
 from sde_gen.likelihood.term_plans import Plan, chain_plan, continuous_plan, span_of, times_of
 from sde_gen.model import Prediction, ScoreModel, evaluating
 from sde_gen.perturbations import Chain
@@ -143,6 +144,7 @@ def variational_bound(
     where = "variational_bound"
     if not isinstance(model, ScoreModel):
         raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
+    refuse_guided(where, model)
     _check_data(x, transform)
     checks.integer(where, "first", first, low=0)
     if chunk is not None:

@@ -1,4 +1,4 @@
-"""A U-Net for images of any size and channel count."""
+"""A U-Net for series, images and volumes of any size and channel count."""
 
 import math
 from collections.abc import Sequence
@@ -11,17 +11,23 @@ from sde_gen import checks
 from sde_gen.errors import ConfigError
 from sde_gen.networks.mlp import ConditionEmbedding
 
+_CONVOLUTION: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
+    1: nn.Conv1d,
+    2: nn.Conv2d,
+    3: nn.Conv3d,
+}
+_SIDES = {1: "length", 2: "height, width", 3: "depth, height, width"}
+
 
 def _norm(channels: int) -> nn.GroupNorm:
     """GroupNorm with up to 32 groups, of at least 4 channels each where that divides."""
     return nn.GroupNorm(math.gcd(channels, max(1, min(32, channels // 4))), channels)
 
 
-def _zeroed(module: nn.Conv2d) -> nn.Conv2d:
+def _zeroed(module: nn.Module) -> nn.Module:
     """The convolution with weights and bias set to zero, so that its branch starts as nothing."""
-    nn.init.zeros_(module.weight)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
+    for parameter in module.parameters():
+        nn.init.zeros_(parameter)
     return module
 
 
@@ -31,65 +37,68 @@ class _ResidualBlock(nn.Module):
     The factor keeps the variance of the sum at that of its terms, as in DDPM++ (Song et al. 2021).
     """
 
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float) -> None:
+    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, dimensions: int) -> None:
         super().__init__()
+        convolution = _CONVOLUTION[dimensions]
         self.norm_in = _norm(channels_in)
-        self.conv_in = nn.Conv2d(channels_in, channels_out, 3, padding=1)
+        self.conv_in = convolution(channels_in, channels_out, 3, padding=1)
         self.modulation = nn.Linear(embedding, 2 * channels_out)
         self.norm_out = _norm(channels_out)
         self.dropout = nn.Dropout(dropout)
-        self.conv_out = _zeroed(nn.Conv2d(channels_out, channels_out, 3, padding=1))
-        self.skip = nn.Identity() if channels_in == channels_out else nn.Conv2d(channels_in, channels_out, 1)
+        self.conv_out = _zeroed(convolution(channels_out, channels_out, 3, padding=1))
+        self.skip = nn.Identity() if channels_in == channels_out else convolution(channels_in, channels_out, 1)
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         h = self.conv_in(F.silu(self.norm_in(x)))
-        scale, shift = self.modulation(embedding)[:, :, None, None].chunk(2, dim=1)
+        scale, shift = self.modulation(embedding)[(..., *(None,) * (x.dim() - 2))].chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.norm_out(h), 1 + scale))
         return (self.skip(x) + self.conv_out(self.dropout(h))) * math.sqrt(0.5)
 
 
 class _Attention(nn.Module):
-    """Self-attention over all pixels, with a residual connection; heads of up to 64 channels."""
+    """Self-attention over all places, with a residual connection; heads of up to 64 channels."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dimensions: int) -> None:
         super().__init__()
         self.heads = next(n for n in range(math.ceil(channels / 64), channels + 1) if channels % n == 0)
         self.norm = _norm(channels)
-        self.qkv = nn.Conv2d(channels, 3 * channels, 1)
-        self.out = _zeroed(nn.Conv2d(channels, channels, 1))
+        self.qkv = _CONVOLUTION[dimensions](channels, 3 * channels, 1)
+        self.out = _zeroed(_CONVOLUTION[dimensions](channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels, height, width = x.shape
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, height * width)
+        batch, channels = x.shape[:2]
+        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
         query, key, value = qkv.transpose(3, 4).unbind(1)
         h = F.scaled_dot_product_attention(query, key, value)
-        h = h.transpose(2, 3).reshape(batch, channels, height, width)
+        h = h.transpose(2, 3).reshape(x.shape)
         return (x + self.out(h)) * math.sqrt(0.5)
 
 
 class _Stage(nn.Module):
     """A residual block, followed by attention where asked."""
 
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, dropout: float, attention: bool) -> None:
+    def __init__(
+        self, channels_in: int, channels_out: int, embedding: int, dropout: float, attention: bool, dimensions: int
+    ) -> None:
         super().__init__()
-        self.block = _ResidualBlock(channels_in, channels_out, embedding, dropout)
-        self.attention = _Attention(channels_out) if attention else nn.Identity()
+        self.block = _ResidualBlock(channels_in, channels_out, embedding, dropout, dimensions)
+        self.attention = _Attention(channels_out, dimensions) if attention else nn.Identity()
 
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         return self.attention(self.block(x, embedding))
 
 
 class UNet(nn.Module):
-    """A U-Net for images of any size and channel count, in the line of DDPM++ (Song 2021) and ADM (Dhariwal 2021).
+    """A U-Net for images, series or volumes of any size, in the line of DDPM++ (Song 2021) and ADM (Dhariwal 2021).
 
-    Residual blocks of GroupNorm, SiLU and 3x3 convolutions, modulated by the embedded noise level (and label) through a
-    scale and a shift; one skip connection from every block on the way down to one on the way up; a stride-2 convolution
-    between levels, and nearest-neighbour upsampling *to the size of the skip* on the way back, so that odd sizes need
-    no padding. The output convolution starts at zero: a new network returns zeros. The default has about 0.8 million
-    parameters and is meant for 8x8 digits.
+    Residual blocks of GroupNorm, SiLU and convolutions of width 3, modulated by the embedded noise level (and label)
+    through a scale and a shift; one skip connection from every block on the way down to one on the way up; a stride-2
+    convolution between levels, and nearest-neighbour upsampling *to the size of the skip* on the way back, so that odd
+    sizes need no padding. The output convolution starts at zero: a new network returns zeros. The default has about 0.8
+    million parameters and is meant for 8x8 digits.
 
     Args:
-        channels: channels of the images, in and out.
+        channels: channels of the samples, in and out.
         width: channels at the first level (full resolution).
         multipliers: channels of each level as multiples of `width`; each level halves the resolution, rounding up.
         blocks: residual blocks a level, on the way down and on the way up.
@@ -98,14 +107,15 @@ class UNet(nn.Module):
         num_classes: number of class labels; 0: no labels.
         learned_variance: whether the output has twice the channels, the second half of which says how the variance of
             a reverse step lies between its two bounds (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        dimensions: 1 for series (B, channels, L), 2 for images (.., H, W), 3 for volumes (.., D, H, W).
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
 
     Shapes:
-        x (B, channels, H, W), any H, W >= 1 and any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf
+        x (B, channels, *sides), any sides >= 1 and any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf
         allowed; label () or (B,) int64 in 0..num_classes, where `num_classes`, or no label at all, means "no label".
-        Returns the shape and dtype of x, (B, 2 channels, H, W) with learned_variance.
+        Returns the shape and dtype of x, (B, 2 channels, *sides) with learned_variance.
     """
 
     noise_dtype = torch.float32  # as for the MLP
@@ -121,11 +131,13 @@ class UNet(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         learned_variance: bool = False,
+        dimensions: int = 2,
     ) -> None:
         super().__init__()
         self.arguments = {  # what `sde_gen.save` writes down
             "channels": channels, "width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention,
             "dropout": dropout, "num_classes": num_classes, "learned_variance": learned_variance,
+            "dimensions": dimensions,
         }  # fmt: skip
         self.channels = checks.integer("UNet", "channels", channels, low=1)
         width = checks.integer("UNet", "width", width, low=4)
@@ -134,38 +146,40 @@ class UNet(nn.Module):
         dropout = checks.number("UNet", "dropout", dropout, low=0.0, high=1.0, open_high=True)
         self.num_classes = checks.integer("UNet", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("UNet", "learned_variance", learned_variance)
+        self.dimensions = dimensions = checks.integer("UNet", "dimensions", dimensions, low=1, high=3)
+        convolution = _CONVOLUTION[dimensions]
         if not widths:
             raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
         attends = _levels(attention, len(widths))
 
         size = 4 * width
         self.embedding = ConditionEmbedding(size, self.num_classes, "UNet")
-        self.stem = nn.Conv2d(channels, widths[0], 3, padding=1)
+        self.stem = convolution(channels, widths[0], 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         for level, wide in enumerate(widths):
             if level:
-                self.shrink.append(nn.Conv2d(widths[level - 1], wide, 3, stride=2, padding=1))
+                self.shrink.append(convolution(widths[level - 1], wide, 3, stride=2, padding=1))
             for _ in range(self.blocks):
-                self.down.append(_Stage(wide, wide, size, dropout, level in attends))
+                self.down.append(_Stage(wide, wide, size, dropout, level in attends, dimensions))
 
-        self.middle = _Stage(widths[-1], widths[-1], size, dropout, len(widths) - 1 in attends)
+        self.middle = _Stage(widths[-1], widths[-1], size, dropout, len(widths) - 1 in attends, dimensions)
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
             for _ in range(self.blocks):
-                self.up.append(_Stage(2 * wide, wide, size, dropout, level in attends))
+                self.up.append(_Stage(2 * wide, wide, size, dropout, level in attends, dimensions))
             if level:
-                self.grow.append(nn.Conv2d(wide, widths[level - 1], 3, padding=1))
+                self.grow.append(convolution(wide, widths[level - 1], 3, padding=1))
 
         self.head_norm = _norm(widths[0])
-        self.head = _zeroed(nn.Conv2d(widths[0], channels * (2 if learned_variance else 1), 3, padding=1))
+        self.head = _zeroed(convolution(widths[0], channels * (2 if learned_variance else 1), 3, padding=1))
 
     def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
-        if x.dim() != 4 or x.shape[1] != self.channels:
+        if x.dim() != 2 + self.dimensions or x.shape[1] != self.channels:
             raise ConfigError(
-                f"UNet: x must have shape (batch, {self.channels}, height, width), got {tuple(x.shape)}; "
-                "build the network with the channel count of the data"
+                f"UNet: x must have shape (batch, {self.channels}, {_SIDES[self.dimensions]}), got {tuple(x.shape)}; "
+                "build the network with the channels (and dimensions: 1 for series, 3 for volumes) of the data"
             )
         embedding = self.embedding(c_noise, label, x.shape[0])
         h = self.stem(x.to(self.stem.weight.dtype))
@@ -179,7 +193,7 @@ class UNet(nn.Module):
         for index, stage in enumerate(self.up):
             if index and index % self.blocks == 0:
                 h = self.grow[index // self.blocks - 1](h)
-                h = F.interpolate(h, size=skips[-1].shape[-2:], mode="nearest")
+                h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.head(F.silu(self.head_norm(h))).to(x.dtype)
 

@@ -3,10 +3,10 @@
 from sde_gen.pictures.animation import Frames, forward_strip
 from sde_gen.pictures.drawing import image_grid, save_animation, save_image
 from sde_gen.pictures.evaluation_page import evaluation_picture
+from sde_gen.pictures.figures import has_matplotlib
 from sde_gen.pictures.plots import (
     bound_terms,
     density,
-    has_matplotlib,
     limits_of,
     loss_curve,
     picture_of,

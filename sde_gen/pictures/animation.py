@@ -1,5 +1,6 @@
 """The forward process as a strip of pictures, the reverse process as an animation."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,7 +11,8 @@ from sde_gen import checks
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.pictures.drawing import image_grid, save_animation
-from sde_gen.pictures.plots import limits_of, scatter
+from sde_gen.pictures.lines import series, series_range, slices
+from sde_gen.pictures.plots import limits_of, picture_of, scatter
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -35,7 +37,7 @@ class Frames:
         if step % self._every == 0 or t == 0.0:
             p = self._model.perturbation
             size = float(p.size(t))
-            kept = _IMAGES if x.ndim == 4 else len(x)
+            kept = _IMAGES if x.ndim > 3 else len(x)
             self._states.append((t, (x[:kept] / max(size, 1e-12)).float().cpu()))
         if len(self._states) > 2 * _FRAMES:
             self._states = self._states[::2]
@@ -48,10 +50,19 @@ class Frames:
             WriteError, OutputError: it could not be written.
         """
         states = self._states[:: -max(1, len(self._states) // _FRAMES)][::-1]
-        images = states[-1][1].ndim == 4
-        limits = None if images else limits_of([state for _, state in states])
-        drawn = [image_grid(state) if images else scatter({f"t = {t:.3f}": state}, limits) for t, state in states]
-        save_animation(drawn, path)
+        save_animation(_drawn([(f"t = {t:.3f}", state) for t, state in states]), path)
+
+
+def _drawn(states: Sequence[tuple[str, Tensor]]) -> list["Image"]:
+    """Each state as a picture, all on one scale."""
+    every = [state for _, state in states]
+    if every[0].ndim > 3:
+        return [picture_of(state) for state in every]
+    if every[0].ndim == 3:
+        span = series_range(every)
+        return [series({title: state}, span) for title, state in states]
+    limits = limits_of(every)
+    return [scatter({title: state}, limits) for title, state in states]
 
 
 def forward_strip(perturbation: Perturbation, data: Tensor, seed: int = 0, columns: int = 9) -> "Image":
@@ -61,13 +72,13 @@ def forward_strip(perturbation: Perturbation, data: Tensor, seed: int = 0, colum
 
     Args:
         perturbation: the process.
-        data: (N, C, H, W), of which the first 6 are drawn, or (N, D).
+        data: (N, C, H, W), of which the first 6 are drawn, a volume's slices, series (N, C, L), or (N, D).
         seed: of the noise, the same at all times.
         columns: number of times, at least 2.
     """
     checks.integer("forward_strip", "columns", columns, low=2)
     data = data.detach().double().cpu()
-    kept = data[:6] if data.ndim == 4 else data
+    kept = slices(data[:1])[0] if data.ndim == 5 else data[:6] if data.ndim == 4 else data
     noise = torch.randn(kept.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
     last, states = perturbation.t_max, {}
     for k in range(columns):
@@ -76,4 +87,6 @@ def forward_strip(perturbation: Perturbation, data: Tensor, seed: int = 0, colum
         states[f"t = {t:.2f}"] = perturbation.perturb(kept, t, noise) / max(size, 1e-12)
     if kept.ndim == 4:
         return image_grid(torch.stack(list(states.values()), dim=1).flatten(0, 1), columns=columns)
+    if kept.ndim == 3:
+        return series(states, series_range([kept, noise]))
     return scatter(states, limits=limits_of([kept, noise]))

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LARGEST = 4096  # pixels along one side of a picture
+_WIDTH = 600  # pixels that a grid is wide at least
 
 
 def image_grid(images: Tensor, columns: int | None = None, zoom: int | None = None, gap: int = 1) -> "Image":
@@ -28,7 +29,7 @@ def image_grid(images: Tensor, columns: int | None = None, zoom: int | None = No
         images: (N, C, H, W) on the model's scale, [-1, 1] from black to white (values outside are cut off); C of 1 is
             drawn grey, 3 as RGB, 4 as RGBA; of any other count the first channel is drawn.
         columns: images per row; about the square root of N by default.
-        zoom: whole-number enlargement; by default small images are enlarged to about 48 pixels.
+        zoom: whole-number enlargement; by default small images are enlarged to about 48 pixels, and the grid to 600.
         gap: pixels between images, before the enlargement.
 
     Raises:
@@ -56,7 +57,8 @@ def image_grid(images: Tensor, columns: int | None = None, zoom: int | None = No
     pixels = (canvas * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     picture = Image.fromarray(pixels[..., 0] if channels == 1 else pixels)
     if zoom is None:
-        zoom = max(1, min(48 // max(height, width), _LARGEST // max(picture.size)))
+        wanted = max(48 // max(height, width), math.ceil(_WIDTH / picture.width))
+        zoom = max(1, min(wanted, _LARGEST // max(picture.size)))
     return picture.resize((picture.width * zoom, picture.height * zoom), Image.Resampling.NEAREST)
 
 

@@ -8,7 +8,9 @@ from torch import Tensor
 
 from sde_gen.metrics import MetricResult
 from sde_gen.pictures.drawing import image_grid
-from sde_gen.pictures.plots import BLUE, draw_points, limits_of, new_figure, rendered
+from sde_gen.pictures.figures import new_figure, rendered
+from sde_gen.pictures.lines import draw_series, series_range
+from sde_gen.pictures.plots import BLUE, draw_points, limits_of, picture_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -22,7 +24,7 @@ def evaluation_picture(samples: Tensor | None, real: Tensor, metrics: Sequence[M
     """Samples, real data and one small bar chart for each metric; the value's error or interval as a whisker.
 
     Args:
-        samples: (n, C, H, W) or (n, D) on the model's scale, or None where none were drawn.
+        samples: (n, C, H, W), (n, C, D, H, W), (n, C, L) or (n, D) on the model's scale, or None where none were drawn.
         real: held-out data of the same kind.
         metrics: of the samples.
 
@@ -36,10 +38,13 @@ def evaluation_picture(samples: Tensor | None, real: Tensor, metrics: Sequence[M
     grid = figure.add_gridspec(1 + bars, columns * len(sets), height_ratios=[4.2] + [1.9] * bars)
     for place, (title, x) in enumerate(sets.items()):
         axes = figure.add_subplot(grid[0, place * columns : (place + 1) * columns])
-        if x.ndim == 4:
-            axes.imshow(image_grid(x[:_IMAGES], zoom=1), cmap="gray", interpolation="nearest")
+        if x.ndim > 3:
+            picture = image_grid(x[:_IMAGES], zoom=1) if x.ndim == 4 else picture_of(x[: _IMAGES // 3])
+            axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title(f"{title} ({len(x)})")
+        elif x.ndim == 3:
+            draw_series(axes, title, x, series_range([real]))
         else:
             draw_points(axes, title, x, limits_of([real]), shown=_POINTS)
         axes.title.set_fontsize(10)

@@ -1,21 +1,21 @@
 """Points, densities and curves, by matplotlib, without its global state and without a display."""
 
-import importlib.util
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from sde_gen.errors import ConfigError, MissingInputError
+from sde_gen.errors import ConfigError
 from sde_gen.metrics.jackknife import points
 from sde_gen.pictures.drawing import image_grid, save_image
+from sde_gen.pictures.figures import new_figure, rendered
+from sde_gen.pictures.lines import series, slices
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
     from sde_gen.likelihood import VariationalBound
@@ -23,36 +23,6 @@ if TYPE_CHECKING:
 #: Left, right, bottom and top of a plot.
 Box = tuple[float, float, float, float]
 BLUE, _OUTSIDE = "#27408b", "#d1520a"
-
-
-def has_matplotlib() -> bool:
-    """Whether plots can be drawn (image grids can always be)."""
-    return importlib.util.find_spec("matplotlib") is not None
-
-
-def new_figure(width: float, height: float) -> "Figure":
-    """An empty figure, sides in units of 100 pixels.
-
-    Raises:
-        MissingInputError: matplotlib is not installed.
-    """
-    if not has_matplotlib():
-        raise MissingInputError("plots need matplotlib, which is not installed; run pip install 'sde_gen[plot]'")
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(width, height), dpi=100, layout="tight")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def rendered(figure: "Figure") -> "Image":
-    """A figure as a Pillow image."""
-    from PIL import Image
-
-    canvas: Any = figure.canvas
-    canvas.draw()
-    return Image.frombytes("RGBA", canvas.get_width_height(), bytes(canvas.buffer_rgba())).convert("RGB")
 
 
 def limits_of(sets: Sequence[Tensor]) -> Box:
@@ -101,11 +71,11 @@ def _counted(title: str, inside: Tensor) -> str:
 
 
 def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None = None) -> "Image":
-    """Samples as a picture: a grid for images, a scatter (beside `data`, if given) for vectors.
+    """Samples as a picture: a grid for images, slices for volumes; curves for series, a scatter for vectors.
 
     Args:
-        samples: (N, C, H, W), or (N, D); on the model's scale.
-        data: real samples of the same kind.
+        samples: (N, C, H, W), (N, C, D, H, W), (N, C, L) or (N, D); on the model's scale.
+        data: real samples of the same kind, beside which curves and points are drawn.
         columns: images per row.
 
     Raises:
@@ -113,7 +83,11 @@ def picture_of(samples: Tensor, data: Tensor | None = None, columns: int | None 
     """
     if samples.ndim == 4:
         return image_grid(samples, columns)
-    return scatter({"samples": samples} if data is None else {"samples": samples, "data": data})
+    if samples.ndim == 5:
+        flat, count = slices(samples)
+        return image_grid(flat, count * max(1, 12 // count))
+    sets = {"samples": samples} if data is None else {"samples": samples, "data": data}
+    return series(sets) if samples.ndim == 3 else scatter(sets)
 
 
 def scatter(sets: Mapping[str, Tensor], limits: Box | None = None) -> "Image":

@@ -191,6 +191,7 @@ class GridSampler(Sampler):
             first = int((~finite).nonzero()[0])
             rows = (~x[: job.count].flatten(1).isfinite().all(1)).nonzero().flatten().tolist()
             raise NonFiniteError(first, listed[min(first, intervals)], [job.first + row for row in rows])
+        job.products.append(levels.products)
         return x, levels.calls, None
 
 

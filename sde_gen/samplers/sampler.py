@@ -4,7 +4,7 @@ import abc
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from operator import index
 from typing import Any
 
@@ -39,12 +39,15 @@ class Samples:
         nfe: network calls made for each sample (the largest count, where an adaptive solver makes them differ).
         seconds: wall-clock time of the run.
         nfe_per_sample: calls for each sample, (B,), where they differ; else None.
+        products: vector-Jacobian products of the network made for each sample, which guidance by gradients takes; each
+            costs about two calls. Counted by samplers on a grid.
     """
 
     x: Tensor
     nfe: int
     seconds: float
     nfe_per_sample: Tensor | None = None
+    products: int = 0
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,8 @@ class Job:
     """Index of the first sample."""
     count: int
     """Rows that are samples; those after them are padding."""
+    products: list[int] = field(default_factory=list)
+    """Where `solve` puts the vector-Jacobian products it made, if any."""
 
 
 class Sampler(abc.ABC):
@@ -134,22 +139,23 @@ class Sampler(abc.ABC):
         if len(like) == 0:
             return Samples(like, 0, time.perf_counter() - began)
         told = NOTHING
-        if condition or named:
+        if condition or named or model.given:
             where = type(self).__name__
             given = gathered(where, model.network, condition, named, Sampler.__call__)
-            told = Condition.of(where, given, len(like))
+            told = Condition.of(where, given, len(like)).beside(model.given, where, len(like))
         few = chunk is None and not deterministic and like.numel() <= _CHUNK_NUMBERS
         size = len(like) if few else self._chunk_size(like, chunk, deterministic, source)
         parts: list[Tensor] = []
         counts: list[Tensor] = []
         calls, done = 0, 0
+        products: list[int] = [0]
         with evaluating(model):
             while done < len(like):
                 rows = slice(done, min(done + size, len(like)))
                 try:
                     part, made, each = self._run_chunk(
                         model, like, start, rows, size if deterministic else None, source, told, callback, progress,
-                        first,
+                        first, products,
                     )  # fmt: skip
                 except torch.cuda.OutOfMemoryError:
                     if size <= 1 or deterministic or not isinstance(source, ShiftedNoiseSource):
@@ -163,7 +169,7 @@ class Sampler(abc.ABC):
                 calls = max(calls, made)
                 done = rows.stop
         x = parts[0] if len(parts) == 1 else torch.cat(parts)
-        return Samples(x, calls, time.perf_counter() - began, torch.cat(counts) if counts else None)
+        return Samples(x, calls, time.perf_counter() - began, torch.cat(counts) if counts else None, max(products))
 
     def _run_chunk(
         self,
@@ -177,6 +183,7 @@ class Sampler(abc.ABC):
         callback: Callback | None,
         progress: bool,
         first: int,
+        products: list[int],
     ) -> Solved:
         count, whole = rows.stop - rows.start, len(like)
         if isinstance(source, ShiftedNoiseSource) and (rows.start or padded):
@@ -193,7 +200,8 @@ class Sampler(abc.ABC):
             if float(t) < model.times_within()[1]:
                 _warn_of_late_start(model, float(t))
             x = source(part, -1, 0) * float(model.perturbation.curves(t)[1])
-        x, calls, each = self.solve(Job(model, x, condition, source, callback, progress, first + rows.start, count))
+        job = Job(model, x, condition, source, callback, progress, first + rows.start, count, products)
+        x, calls, each = self.solve(job)
         return x[:count], calls, None if each is None else each[:count]
 
     def _begin(

@@ -188,5 +188,5 @@ def data_set_of(samples: object) -> Dataset:
         )
     samples = samples.detach().float().cpu()
     train, test = split_indices(len(samples), min(_HELD_OUT, max(1, len(samples) // 10)), seed=0)
-    kind = {2: "vector", 3: "series"}.get(samples.ndim, "image")
+    kind = {2: "vector", 3: "series", 5: "volume"}.get(samples.ndim, "image")
     return Dataset("tensor", kind, samples[train], samples[test], Affine())

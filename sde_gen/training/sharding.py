@@ -50,7 +50,8 @@ class Parallel:
         sharded = settings.strategy == "fsdp" and processes.world > 1
         if not sharded:
             network.to(device)
-            if settings.channels_last:  # shards are contiguous
+            # Shards are contiguous; and torch knows no such layout for a network of volumes.
+            if settings.channels_last and all(p.dim() < 5 for p in network.parameters()):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         unreached = processes.world > 1 and not sharded and self._some_unreached(objective, processes)
         if settings.compile:

@@ -25,7 +25,7 @@ CONF = Path(config_dir())
 SETTINGS = (TrainConfig, ImportConfig, SampleConfig, EvaluateConfig, CompareSettings, TrainerSettings, sg.Comparison)
 CHOSEN = ("sde", "objective", "parameterization", "sampler", "network", "data", "features")
 CHOICES = [(group, choice) for group in CHOSEN for choice in sorted({*choices(group), *members(group)})]
-FROM_DATA = {"channels", "features", "num_classes"}
+FROM_DATA = {"channels", "features", "num_classes", "dimensions"}
 
 
 def _target(name: str) -> Any:

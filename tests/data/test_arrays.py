@@ -41,7 +41,7 @@ def test_byte_images_in_both_layouts(tmp_path: Path) -> None:
 def test_layout_that_is_not_plain(tmp_path: Path) -> None:
     for array in (BYTES[:, :3], RNG.integers(0, 9, (4, 5, 6, 7), dtype=np.uint8)):
         path = npy(tmp_path, array)
-        with pytest.raises(ConfigError, match="may be NHWC or NCHW; set layout"):
+        with pytest.raises(ConfigError, match="may be NHWC or NCHW or NDHW; set layout"):
             array_file(path)
         assert array_file(path, layout="NCHW").shape == array.shape[1:]
         assert array_file(path, layout="NHWC").shape == (array.shape[3], *array.shape[1:3])
@@ -131,7 +131,7 @@ def test_the_first_value_that_is_not_finite_is_named(tmp_path: Path, bad: float)
 
 
 def test_wrong_shapes_and_types(tmp_path: Path) -> None:
-    for array in (np.zeros(5), np.zeros((2, 3, 4, 5, 6)), np.zeros((0, 3)), np.zeros((4, 0)), np.array(1.0)):
+    for array in (np.zeros(5), np.zeros((2, 3, 4, 5, 6, 7)), np.zeros((0, 3)), np.zeros((4, 0)), np.array(1.0)):
         with pytest.raises(DataError, match="samples must be vectors"):
             array_file(npy(tmp_path, array))
     for array in (np.array(["a", "b"]), np.zeros((4, 2), complex)):

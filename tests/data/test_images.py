@@ -169,3 +169,39 @@ def test_refuses_bad_arguments(tmp_path: Path, options: dict, message: str) -> N
         save(tmp_path / f"{i}.png", seed=i)
     with pytest.raises(ConfigError, match=message):
         image_folder(tmp_path, **options)
+
+
+@pytest.mark.parametrize("suffix", [".bmp", ".webp", ".tif", ".TIFF", ".png"])
+def test_lossless_formats_give_the_pixels_that_were_stored(tmp_path: Path, suffix: str) -> None:
+    options = {"lossless": True} if suffix == ".webp" else {}
+    pixels = [save(tmp_path / f"{i}{suffix}", seed=i, **options) for i in range(3)]
+    data = image_folder(tmp_path, held_out=1)
+    found = data.transform.quantise(torch.cat([data.train, data.test])).permute(0, 2, 3, 1).byte().numpy()
+    assert sorted(f.tobytes() for f in found) == sorted(p.tobytes() for p in pixels)
+
+
+@pytest.mark.parametrize("suffix", [".jpg", ".webp", ".tif"])
+def test_every_format_is_turned_as_the_camera_was(tmp_path: Path, suffix: str) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # a quarter turn
+    for i in range(2):
+        image = Image.new("RGB", (6, 4), "black")
+        image.paste("white", (0, 0, 3, 4))
+        image.save(tmp_path / f"{i}{suffix}", exif=exif, **({"lossless": True} if suffix == ".webp" else {}))
+    data = image_folder(tmp_path)
+    assert data.shape == (3, 6, 4)
+    assert float(data.train[0, :, 0].min()) > 0.8 > -0.8 > float(data.train[0, :, -1].max())
+
+
+@pytest.mark.parametrize("kind", ["16 bits", "float", "pages", "frames"])
+def test_what_eight_bits_do_not_hold_is_refused(tmp_path: Path, kind: str) -> None:
+    save(tmp_path / "0.png")
+    two = [Image.new("RGB", (6, 4), colour) for colour in ("red", "blue")]
+    if kind == "16 bits":
+        Image.fromarray(np.zeros((4, 6), np.uint16)).save(tmp_path / "1.tif")
+    elif kind == "float":
+        Image.fromarray(np.zeros((4, 6), np.float32)).save(tmp_path / "1.tiff")
+    else:
+        two[0].save(tmp_path / ("1.tif" if kind == "pages" else "1.webp"), save_all=True, append_images=two[1:])
+    with pytest.raises(DataError, match=r"1\.\w+: .*(more than 8 bits a channel|holds 2 pictures)"):
+        image_folder(tmp_path)

@@ -313,6 +313,9 @@ OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "Fitted": sg.Fitted,
 }
 
+#: Samplers of guided models alone; their properties are in `tests/inverse`.
+GUIDED_SAMPLERS: dict[str, type[sg.Sampler]] = {"SplitGibbs": sg.inverse.SplitGibbs}
+
 GRIDS: dict[str, Any] = {
     "uniform": sg.UniformTime(),
     "lambda": sg.UniformLambda(),

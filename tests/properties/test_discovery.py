@@ -13,7 +13,9 @@ from tests.properties.discovery import concrete_subclasses
         (sg.Perturbation, {type(p) for p in discovery.PERTURBATIONS.values()}, "PERTURBATIONS, and curves.CURVES"),
         (
             sg.Sampler,
-            {type(c.make()) for c in discovery.SAMPLERS.values()} | set(discovery.OTHER_SAMPLERS.values()),
+            {type(c.make()) for c in discovery.SAMPLERS.values()}
+            | set(discovery.OTHER_SAMPLERS.values())
+            | set(discovery.GUIDED_SAMPLERS.values()),
             "PREDICTORS or SAMPLERS with a rule in recursions.py, or OTHER_SAMPLERS",
         ),
         (

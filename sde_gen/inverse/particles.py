@@ -1,0 +1,270 @@
+r"""Sequential Monte Carlo on the ancestral chain: the law a guess was meant to have, and its evidence.
+
+The chain :math:`x_s \sim N(a x_t + b D,\; c^2 I)`, the forward process's posterior with D in the place of the data, is
+moved with a proposal P in the place of D, and N particles carry what that changes as weights,
+
+.. math:: w \mathrel{*}= \frac{\psi_s(x_s)}{\psi_t(x_t)}\,
+          \frac{N(x_s;\, a x_t + b D,\, c^2)}{N(x_s;\, a x_t + b P,\, c^2)}\;
+          e^{\rho(x_t)\,(\mathrm{SNR}_s - \mathrm{SNR}_t)}, \qquad \mathrm{SNR} = \alpha^2/\sigma^2,
+
+with potentials psi that are guesses on the way and exact at its end, and a rate rho where several models are one. They
+are resampled, systematically, when few carry the weight. The product of the mean weights is an unbiased estimate of the
+evidence of the chain. Wu et al. 2023, arXiv:2306.17775; for the rate, Skreta et al. 2025, arXiv:2503.02819.
+
+What is corrected is said by the levels of a model, in two methods that any model of yours may have:
+
+- ``twist(k, x)``, for states (B, *shape) at level k, returns (D, P, log psi, rho): two denoised estimates, and two
+  tensors (B,) in float64, or 0.0;
+- ``log_final(x0)`` returns the logarithm of the potential of the data themselves, (B,), float64, or 0.0.
+"""
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sde_gen import checks
+from sde_gen.checks import checked
+from sde_gen.conditions import NOTHING, Condition, Rows, gathered
+from sde_gen.errors import ConfigError, NonFiniteError
+from sde_gen.inverse.posterior import METHODS, Posterior
+from sde_gen.model import ScoreModel, evaluating
+from sde_gen.perturbations import Chain
+from sde_gen.rng import SeededNoise
+from sde_gen.samplers.grids import ArctanLambda, ChainNodes, as_grid
+from sde_gen.samplers.noise import NoiseSource, ShiftedNoiseSource
+from sde_gen.samplers.sampler import Samples
+
+#: Numbers of all particles held at once unless `chunk` says otherwise: they carry the graph of a network.
+_CHUNK_NUMBERS = 2**20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Particles(Samples):
+    """What `TwistedSMC` returns: one sample of each system, and what the systems tell.
+
+    Attributes:
+        x: one particle of each system, drawn by weight, (n, *shape).
+        nfe: network calls made for each sample, those of all its particles.
+        log_evidence: log p(y) in nats, float64: (), over all systems, or (n,) where each has an observation or
+            condition of its own.
+        log_evidence_error: its standard error over systems, (); NaN where there is one.
+        system_log_evidence: of each system, (n,).
+        ess: effective particles at each time, (n, K), before they are resampled: 1 to N.
+        ancestors: how many of the particles at the start have descendants at the end, (n,).
+        particles: all of them, (n, N, *shape), with `log_weights`, (n, N), normalised; None unless `return_all`.
+    """
+
+    log_evidence: Tensor
+    log_evidence_error: Tensor
+    system_log_evidence: Tensor
+    ess: Tensor
+    ancestors: Tensor
+    particles: Tensor | None = None
+    log_weights: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class TwistedSMC:
+    """Particles that correct a guided model: called like a sampler, right for any number of modes.
+
+    Each sample is drawn from a system of its own, so samples are independent, and sample i depends only on (model,
+    settings, seed, i). On `Posterior(model, ...)` with exact scores the law tends to the posterior as particles and
+    steps grow.
+
+    Args:
+        particles: N, in each system, >= 1.
+        steps: times visited, >= 1; each particle takes a network call at each.
+        twist: "mmps" or "pigdm" instead of the method of a `Posterior`; "none" moves particles by the model alone,
+            without gradients of the network, and weights them with the potentials of "pigdm".
+        resample: share of N that the effective number must fall below, in [0, 1]; 0 never resamples.
+        return_all: whether all particles are returned too.
+        grid: a `TimeGrid`, its name or a list of times; by default `ArctanLambda()`, and on a chain nodes even in
+            lambda.
+
+    Raises:
+        ConfigError: for values outside these; when called, for a model that says nothing particles could correct.
+    """
+
+    particles: int = checked(16, low=1)
+    steps: int = checked(100, low=1)
+    twist: str | None = checked(None, choices=METHODS)
+    resample: float = checked(0.5, low=0.0, high=1.0)
+    return_all: bool = checked(False)
+    grid: Any = None
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
+        if self.grid is not None:
+            object.__setattr__(self, "grid", as_grid(self.grid))
+
+    def times(self, model: ScoreModel) -> Tensor:
+        """The times visited with this model, descending, float64."""
+        p, steps = model.perturbation, self.steps
+        grid = self.grid or (ChainNodes("lambda") if isinstance(p, Chain) else ArctanLambda())
+        if isinstance(p, Chain) and isinstance(grid, ChainNodes):
+            steps = min(steps, p.length)
+        return grid.times(p, grid.length or steps, *model.times_within())
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        model: ScoreModel,
+        shape: Sequence[int],
+        *,
+        seed: int = 0,
+        noise: NoiseSource | None = None,
+        condition: Mapping[str, Any] | Condition | None = None,
+        progress: bool = False,
+        chunk: int | None = None,
+        first: int = 0,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str | None = None,
+        **named: Any,
+    ) -> Particles:
+        """Draw samples.
+
+        Args:
+            model: a `Posterior`, or another model whose levels say what is to be corrected.
+            shape: (n, *shape) of the samples, one of each of n systems.
+            seed: whole number in [0, 2^64).
+            noise: source of all Gaussian draws instead of the seed; it is asked for (n, N, *shape), and for (n, 1).
+            condition, named: keyword arguments of the network, with a row for each sample.
+            progress: whether to show a progress bar on standard error.
+            chunk: most systems held at once; by default chosen from their size.
+            first: index of the first sample, for jobs that share one seed.
+            dtype, device: of the samples; by default float32 on the model's device.
+
+        Raises:
+            ConfigError: for arguments that do not fit together.
+            NonFiniteError: if a state or a weight becomes NaN or infinite.
+        """
+        began, where = time.perf_counter(), "TwistedSMC"
+        if not isinstance(model, ScoreModel):
+            raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
+        if self.twist is not None:
+            if not isinstance(model, Posterior):
+                raise ConfigError(f"{where}: twist={self.twist!r} is of a Posterior; leave it out for {model!r}")
+            model = model.using(self.twist)
+        sizes = checks.integers(where, "shape", shape, low=1)
+        if len(sizes) < 2:
+            raise ConfigError(f"{where}: shape must be (n, *shape) of whole numbers, got {shape!r}")
+        first = checks.integer(where, "first", first, low=0)
+        dtype = dtype or torch.get_default_dtype()
+        like = torch.empty((), dtype=dtype, device=model.device if device is None else device).expand(sizes)
+        told = Condition.of(where, gathered(where, model.network, condition, named, TwistedSMC.__call__), len(like))
+        told = told.beside(model.given, where, len(like)) if told or model.given else NOTHING
+        source = SeededNoise(seed, first) if noise is None else noise
+        size = max(1, _CHUNK_NUMBERS // (self.particles * like[0].numel())) if chunk is None else chunk
+        if checks.integer(where, "chunk", size) < len(like) and not isinstance(source, ShiftedNoiseSource):
+            size = len(like)
+        parts = []
+        with evaluating(model):
+            for begin in range(0, len(like), size):
+                rows = slice(begin, begin + size)
+                part = source.starting_at(first + begin) if isinstance(source, ShiftedNoiseSource) else source
+                parts.append(self._run(model, like[rows], part, told[rows], first + begin, progress))
+        x, evidence, ess, ancestors, states, weights = (torch.cat([part[i] for part in parts]) for i in range(6))
+        calls, products = (max(part[i] for part in parts) * self.particles for i in (6, 7))
+        own = any(isinstance(leaf, Rows) for _, leaf in told.leaves())
+        every = evidence.logsumexp(0) - math.log(len(evidence))
+        spread = (evidence - every).exp().std() / len(evidence) ** 0.5 if len(evidence) > 1 else every * math.nan
+        return Particles(
+            x=x, nfe=calls, seconds=time.perf_counter() - began, products=products,
+            log_evidence=evidence if own else every, log_evidence_error=spread * math.nan if own else spread,
+            system_log_evidence=evidence, ess=ess, ancestors=ancestors,
+            particles=states if self.return_all else None, log_weights=weights if self.return_all else None,
+        )  # fmt: skip
+
+    def _run(
+        self, model: ScoreModel, like: Tensor, source: NoiseSource, condition: Condition, first: int, progress: bool
+    ) -> tuple[Any, ...]:
+        """x, evidence, ess, ancestors, particles and weights of some systems, then calls and products of a particle."""
+        p, times, (n, *shape) = model.perturbation, self.times(model), like.shape
+        alpha, sigma = p.curves(times)
+        of_x, of_data, std = (c.tolist() for c in p.posterior(times[1:], times[:-1]))
+        snr = (alpha / sigma).square()
+        gains, steps = [*snr.diff().tolist(), float(snr[-1])], len(times)
+        wide, flat = like[:, None].expand(n, self.particles, *shape), (n * self.particles, *shape)
+        levels = model.levels(alpha, sigma, wide.reshape(flat), condition.repeated(self.particles))
+        if not hasattr(levels, "twist"):
+            raise ConfigError(f"TwistedSMC: nothing is to be corrected in {model!r}; it takes a Posterior(model, ...)")
+        if isinstance(model.trained_under, Chain):
+            model.warn_between_nodes(alpha.log() - sigma.log())
+        weights = torch.zeros(n, self.particles, dtype=torch.float64, device=like.device)
+        evidence, before = torch.zeros_like(weights[:, 0]), 0.0
+        roots = torch.arange(self.particles, device=like.device).expand_as(weights)
+        effective, sound = [], []
+        x = (source(wide, -1, 0) * float(sigma[0])).reshape(flat)
+        asked: Any = levels
+        for k in tqdm(range(steps - 1), desc="TwistedSMC", leave=False) if progress else range(steps - 1):
+            denoised, proposal, potential, rate = asked.twist(k, x)
+            weights = weights + self._rows(potential - before + gains[k] * rate)
+            before = potential
+            effective.append(_effective(weights))
+            mean, pull = x * of_x[k] + proposal * of_data[k], None
+            if proposal is not denoised:
+                pull = (proposal - denoised) * (of_data[k] / std[k])
+            # Where nothing is resampled, every particle is its own ancestor.
+            lost = (effective[-1] < self.resample * self.particles)[:, None]
+            chosen = _systematic(weights, _uniform(source(wide[:, :1].reshape(n, -1)[:, :1], k, 1)))
+            chosen = torch.where(lost, chosen, torch.arange(self.particles, device=like.device))
+            total = weights.logsumexp(1) - math.log(self.particles)
+            evidence = evidence + torch.where(lost[:, 0], total, 0.0)
+            weights = torch.where(lost, 0.0, weights)
+            roots = roots.gather(1, chosen)
+            place = (chosen + self.particles * torch.arange(n, device=like.device)[:, None]).reshape(-1)
+            before = before[place] if isinstance(before, Tensor) else before
+            z = source(wide, k, 0).reshape(flat)
+            x = mean[place].add_(z, alpha=std[k])
+            if pull is not None:
+                pull = pull[place]
+                change = (pull * (z + 0.5 * pull)).flatten(1).sum(1, dtype=torch.float64)
+                weights = weights - self._rows(change)
+            sound.append(weights.sum(1))
+        denoised, _, _, rate = asked.twist(steps - 1, x)
+        weights = weights + self._rows(asked.log_final(denoised) - before + gains[-1] * rate)
+        effective.append(_effective(weights))
+        total = weights.logsumexp(1)
+        evidence, weights = evidence + total - math.log(self.particles), weights - total[:, None]
+        sound.append(evidence + denoised.reshape(n, -1).sum(1))
+        self._refuse_non_finite(torch.stack(sound), times.tolist(), first)
+        states = denoised.reshape(wide.shape)
+        pick = _systematic(weights, _uniform(source(wide[:, :1].reshape(n, -1)[:, :1], steps, 1)), 1)
+        x = states[torch.arange(n, device=like.device), pick[:, 0]]
+        alive = torch.zeros_like(weights).scatter_(1, roots, 1.0).sum(1)
+        return x, evidence, torch.stack(effective, 1), alive, states, weights, levels.calls, levels.products
+
+    def _rows(self, change: Tensor | float) -> Tensor | float:
+        """What was added to the log-weight of each particle, (n, N)."""
+        return change.reshape(-1, self.particles) if isinstance(change, Tensor) else change
+
+    @staticmethod
+    def _refuse_non_finite(sound: Tensor, times: list[float], first: int) -> None:
+        finite = sound.isfinite()
+        if not bool(finite.all()):
+            step = int((~finite.all(1)).nonzero()[0])
+            raise NonFiniteError(step, times[step], [first + i for i in (~finite.all(0)).nonzero()[:, 0].tolist()])
+
+
+def _effective(log_weights: Tensor) -> Tensor:
+    """(sum w)^2 / sum w^2 of each row, 1 to N."""
+    return (2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()
+
+
+def _uniform(normal: Tensor) -> Tensor:
+    """Numbers in (0, 1) from standard normal ones, float64."""
+    return torch.special.ndtr(normal.to(torch.float64)).clamp(1e-12, 1 - 1e-12)
+
+
+def _systematic(log_weights: Tensor, u: Tensor, count: int | None = None) -> Tensor:
+    """Indices of `count` draws (N by default) from each row, in proportion to weight, at (u + j)/count."""
+    count = log_weights.shape[1] if count is None else count
+    heights = log_weights.softmax(1).cumsum(1)
+    at = (u + torch.arange(count, device=u.device)) / count * heights[:, -1:]
+    return torch.searchsorted(heights, at).clamp_max(log_weights.shape[1] - 1)
