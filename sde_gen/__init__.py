@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to t
     from sde_gen.comparison import *  # noqa: F403
     from sde_gen.conditions import *  # noqa: F403
     from sde_gen.config import load_config as load_config
+    from sde_gen.conventions import *  # noqa: F403
     from sde_gen.errors import *  # noqa: F403
     from sde_gen.inverse import SplitGibbs as SplitGibbs
     from sde_gen.inverse import TwistedSMC as TwistedSMC

@@ -10,8 +10,8 @@ from functools import cache
 #: Rooms whose every name is an attribute of `sde_gen`, and rooms that are namespaces of their own, with the names that
 #: are attributes of `sde_gen` all the same.
 ROOMS = (
-    "comparison", "conditions", "errors", "likelihood", "loading", "model", "networks", "objectives", "oracles",
-    "parameterizations", "perturbations", "samplers", "tuning",
+    "comparison", "conditions", "conventions", "errors", "likelihood", "loading", "model", "networks", "objectives",
+    "oracles", "parameterizations", "perturbations", "samplers", "tuning",
 )  # fmt: skip
 SINGLE = {
     "Trainer": "training", "TrainerSettings": "training", "load_config": "config", "SplitGibbs": "inverse",

@@ -27,6 +27,7 @@ IDEAL = {
     "DataPrediction": (sg.DataPrediction(), lambda x0, eps, a, s: x0),
     "VPrediction": (sg.VPrediction(), lambda x0, eps, a, s: (a * eps - s * x0) / torch.sqrt(a**2 + s**2)),
     "EDMPreconditioning": (sg.EDMPreconditioning(), edm_target),
+    "VelocityPrediction": (sg.VelocityPrediction(), lambda x0, eps, a, s: eps - x0),
 }
 EACH = [IDEAL[cls.__name__] for cls in CLASSES if cls.__name__ in IDEAL]
 IDS = [type(case[0]).__name__ for case in EACH]
@@ -105,9 +106,12 @@ def test_the_network_is_called_once_with_a_scaled_state_and_lambda(p, parameteri
     assert len(calls) == 1
     scaled, noise = calls[0]
     sd = parameterization.sigma_data if isinstance(parameterization, sg.EDMPreconditioning) else 1.0
-    torch.testing.assert_close(scaled, x / torch.sqrt((alpha * sd) ** 2 + sigma**2), rtol=1e-13, atol=0)
+    root = torch.sqrt((alpha * sd) ** 2 + sigma**2)
     lam = p.half_log_snr(times(p))
     want = -lam / 4 if isinstance(parameterization, sg.EDMPreconditioning) else lam
+    if isinstance(parameterization, sg.VelocityPrediction):  # the states of straight paths, and t
+        root, want = alpha + sigma, (sigma / (alpha + sigma)).flatten()
+    torch.testing.assert_close(scaled, x / root, rtol=1e-13, atol=0)
     assert noise.dtype == torch.float32
     torch.testing.assert_close(noise, want.float(), rtol=2e-6, atol=2e-6)
     assert out.denoised is out.denoised
@@ -170,7 +174,7 @@ def test_end_points(parameterization, target):
     assert bool((start == (x if not isinstance(parameterization, sg.DataPrediction) else 0.25)).all())
     end = model(x, 1.0).denoised
     assert bool((end.abs() < 1e9).all()) == isinstance(
-        parameterization, sg.DataPrediction | sg.VPrediction | sg.EDMPreconditioning
+        parameterization, sg.DataPrediction | sg.VPrediction | sg.EDMPreconditioning | sg.VelocityPrediction
     )
     assert bool((model(x, 0.0).score.abs() > 1e100).all())
 

@@ -20,6 +20,7 @@ MISSING = "???"  # OmegaConf's mark of a value that has to be given
 GROUPS = {
     "sde": (("perturbations",), ("Perturbation",)),
     "parameterization": (("parameterizations",), ("Parameterization",)),
+    "convention": (("conventions",), ("Convention",)),
     "objective": (("objectives",), ("Objective", "DenoisingScoreMatching")),
     "sampler": (("samplers", "tuning"), ("Sampler",)),
     "corrector": (("samplers",), ("Corrector",)),

@@ -45,6 +45,8 @@ from sde_gen.errors import ConfigError
 
 #: Bisection steps of the generic inverse; on logit(t) in [-50, 50] they reach the spacing of float64.
 _BISECTIONS = 64
+#: A time next to 0 whose fourth power is no 0.
+_EDGE = 1e-60
 
 
 def float64(value: Tensor | float, name: str) -> tuple[Tensor, torch.dtype, torch.device]:
@@ -215,6 +217,13 @@ class Perturbation(abc.ABC):
     def diffusion(self, t: Tensor | float) -> Tensor:
         """g(t) >= 0 of the forward SDE, g^2 = d sigma^2/dt - 2 f sigma^2; inf where alpha = 0."""
         return self._map(lambda u: self._rates(u)[1].sqrt(), t)
+
+    def slopes(self, t: Tensor | float) -> tuple[Tensor, Tensor]:
+        """(d alpha/dt, d sigma/dt) in float64, at the ends their limits: what a velocity dx/dt is made of."""
+        u = float64(t, "t")[0]
+        self._check(u)
+        u = u.clamp(_EDGE, 1 - torch.finfo(u.dtype).eps / 2)  # next to where a logarithm or a root has no slope
+        return _slope(lambda v: self.log_alpha(v).exp(), u), _slope(lambda v: self.variance(v).sqrt(), u)
 
     def transition(self, s: Tensor | float, t: Tensor | float) -> tuple[Tensor, Tensor]:
         """(a, b) of the forward kernel p(x_t | x_s) = N(a x_s, b^2 I), s <= t.

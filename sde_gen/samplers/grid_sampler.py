@@ -152,7 +152,10 @@ class GridSampler(Sampler):
         return self.grid or (self.chain_grid if perturbation.is_chain else self.default_grid)
 
     def times(self, model: ScoreModel) -> Tensor:
-        return _times(self, model.perturbation, *model.times_within())
+        low, high = model.times_within()
+        if high < 1 and self.is_finite_without_signal and not self.grid_for(model.perturbation).is_in_lambda:
+            high = _first_time(model, high)
+        return _times(self, model.perturbation, low, high)
 
     # -- the loop ----------------------------------------------------------------------------------------------------
 
@@ -195,6 +198,17 @@ class GridSampler(Sampler):
         return x, levels.calls, None
 
 
+def _first_time(model: ScoreModel, high: float) -> float:
+    """1, where no signal is left there and the network has an answer to that; else `high`."""
+    if model.network is None or high < model.perturbation.t_max:
+        return high
+    if any(float(p.alpha(1.0)) > 0 for p in (model.perturbation, model.trained_under)):
+        return high
+    zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+    answer = torch.stack(model.parameterization.coefficients(zero, one))
+    return 1.0 if bool(answer.isfinite().all()) else high
+
+
 @lru_cache(maxsize=64)
 def _times(sampler: GridSampler, p: Perturbation, low: float, high: float) -> Tensor:
     """The times of a sampler under a perturbation, found once for all chunks and runs; not to be written to."""
@@ -203,7 +217,8 @@ def _times(sampler: GridSampler, p: Perturbation, low: float, high: float) -> Te
     if n is None and sampler.steps is not None:
         n = sampler.steps + extra
     elif n is None and isinstance(p, Chain):
-        n = p.length if sampler.uses_chain_nodes else min(sampler.default_steps + extra, p.length)
+        nodes = round(high * p.length) - max(1, round(low * p.length)) + 1
+        n = nodes if sampler.uses_chain_nodes else min(sampler.default_steps + extra, nodes)
     times = grid.times(p, sampler.default_steps + extra if n is None else n, low, high)
     if len(times) < 2 and extra:
         raise ConfigError(f"{type(sampler).__name__}: a list of times needs at least two with denoise=False")

@@ -21,7 +21,13 @@ from sde_gen.perturbations import Chain, Perturbation
 
 
 class TimeGrid(abc.ABC):
-    """n times, descending, for a perturbation."""
+    """n times, descending, for a perturbation.
+
+    Attributes:
+        is_in_lambda: whether the noise levels at both ends must be finite.
+    """
+
+    is_in_lambda: bool = False
 
     @abc.abstractmethod
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
@@ -67,6 +73,8 @@ class UniformTime(TimeGrid):
 class UniformLambda(TimeGrid):
     """Equal steps in the half log-SNR lambda. Lu et al. 2022, arXiv:2206.00927."""
 
+    is_in_lambda = True
+
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         first, last = _ends(perturbation, t_low, t_high)
         return _at(perturbation, first + _unit(n) * (last - first), t_low, t_high)
@@ -81,6 +89,8 @@ class KarrasRho(TimeGrid):
     """
 
     rho: float = checked(7.0, low=1.0)
+
+    is_in_lambda = True
 
     def __post_init__(self) -> None:
         checks.fields(self)
@@ -150,6 +160,10 @@ class ChainNodes(TimeGrid):
 
     def __post_init__(self) -> None:
         checks.fields(self)
+
+    @property
+    def is_in_lambda(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.even_in == "lambda"
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         if not isinstance(perturbation, Chain):

@@ -121,6 +121,7 @@ class Ancestral(OneStepSampler):
 
     is_stochastic = True
     uses_chain_nodes = True
+    is_finite_without_signal = True
 
     def coefficients(self, p: Perturbation, t: Tensor, s: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         of_x, of_data, std = p.posterior(s, t)
@@ -164,6 +165,7 @@ class DDIM(OneStepSampler):
     eta: float = checked(0.0, low=0.0, high=1.0)
 
     default_steps = 50
+    is_finite_without_signal = True
 
     @property
     def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]

@@ -69,6 +69,10 @@ class PredictorCorrector(GridSampler):
     def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
         return self.corrector is not None or (self.predictor is not None and self.predictor.is_stochastic)
 
+    @property
+    def is_finite_without_signal(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        return self.predictor is not None and self.predictor.is_finite_without_signal
+
     def grid_for(self, perturbation: Perturbation) -> TimeGrid:
         return self.grid or (self.predictor or ReverseDiffusion()).grid_for(perturbation)
 

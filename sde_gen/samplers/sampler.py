@@ -77,10 +77,12 @@ class Sampler(abc.ABC):
     Attributes:
         order: convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None.
         is_stochastic: whether noise is drawn after the start.
+        is_finite_without_signal: whether a step from alpha = 0 has finite coefficients, so that it may be the first.
     """
 
     order: float | None = None
     is_stochastic: bool = False
+    is_finite_without_signal: bool = False
 
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited with this model, descending, float64: the two ends, unless it says otherwise."""

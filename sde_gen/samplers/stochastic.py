@@ -82,6 +82,7 @@ class ExponentialSDE(OneStepSampler):
 
     default_steps = 100
     default_grid = ArctanLambda()
+    is_finite_without_signal = True
 
     @property
     def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -116,6 +117,7 @@ class SDEDPMSolverPP(GridSampler):
     is_stochastic = True
     default_steps = 20
     default_grid = ArctanLambda()
+    is_finite_without_signal = True
 
     @property
     def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -188,6 +190,7 @@ class StochasticHeun(GridSampler):
     order = 2.0
     default_steps = 20
     default_grid = ArctanLambda()
+    is_finite_without_signal = True
 
     @property
     def is_stochastic(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
