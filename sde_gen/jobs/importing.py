@@ -35,116 +35,140 @@ def run(config: Mapping[str, Any]) -> str:
         MissingInputError: no such file.  CheckpointError: it cannot be read safely, or does not fit the network.
         OutputError: the run has checkpoints already, or cannot be made.
     """
-    cfg = typed(ImportConfig, settings(config)[0])
-    source = Path(cfg.weights).expanduser()
-    content = read_file(source)
-    ready = prepare(cfg)
-    network: Any = ready.model.network
-    tensors = {}
-    for part, key in (("model", cfg.key), ("ema", cfg.ema_key if cfg.ema_key is not None else cfg.key)):
-        load_weights(network, find_weights(content, key, cfg.strip, source, network), source)
-        tensors[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    folder = run_folder(cfg, f"imported_{ready.data.name}")
+    values = dict(settings(config)[0])
+    origin = values.pop("from", None)
+    cfg = typed(ImportConfig, values)
+    if (cfg.weights is None) == (origin is None):
+        raise ConfigError("give weights=FILE, of a network that the settings describe, or from=FORMAT:PATH with one of "
+                          f"{', '.join(FORMATS)}")  # fmt: skip
+    tensors, stored, about, sources = _described(cfg) if origin is None else read_origin(cfg, str(origin))
+    folder = run_folder(cfg, f"imported_{about['name']}")
     with folder.locked():
         if checkpoint_folders(folder.checkpoints):
             raise OutputError(f"run {folder.path} has checkpoints already; give another name with run=NAME")
-        path = save_checkpoint(folder.checkpoints, 0, tensors, ready.stored, _state(cfg, ready, source))
+        path = write(folder.checkpoints, cfg.seed, tensors, stored, about, sources)
     count = sum(tensor.numel() for tensor in tensors["model"].values())
-    say(f"imported {count:,} numbers from {source} into {path}")
+    say(f"imported {count:,} numbers from {sources[0]} into {path}")
     say(f"next: python -m sde_gen.sample run={folder.path.name}, or train on with resume={folder.path.name}")
     return str(path)
 
 
-def _state(cfg: ImportConfig, ready: Prepared, source: Path) -> dict[str, Any]:
-    return {
-        "seconds": 0.0,
-        "seed": cfg.seed,
-        "ema_updates": 0,
-        "data": ready.data.to_dict(),
-        "conditional": cfg.class_conditional,
-        "metrics": {},
-        "imported": {"file": source.name, "sha256": sha256(source)},
+def write(
+    checkpoints: Path, seed: int, tensors: Parts, stored: Mapping[str, Any], about: Mapping[str, Any], sources: list[Path]
+) -> Path:
+    """The checkpoint of what was read."""
+    files = {path.name: sha256(path) for path in sources}
+    return save_checkpoint(
+        checkpoints, 0, tensors, stored,
+        {
+            "seconds": 0.0,
+            "seed": seed,
+            "ema_updates": 0,
+            "data": dict(about),
+            "conditional": bool(stored.get("class_conditional")),
+            "metrics": {},
+            "imported": {"file": sources[0].name, "sha256": sha256(sources[0]), "files": files},
+        },
+    )  # fmt: skip
+
+
+def _described(cfg: ImportConfig) -> tuple[Parts, dict[str, Any], dict[str, Any], list[Path]]:
+    """Weights of a network that the settings describe."""
+    source = Path(str(cfg.weights)).expanduser()
+    content = read_file(source)
+    ready = prepare(cfg if cfg.data is not None else replace(cfg, data={"_target_": "sde_gen.data.digits"}))
+    network: Any = ready.model.network
+    tensors: Parts = {}
+    for part, key in (("model", cfg.key), ("ema", cfg.ema_key if cfg.ema_key is not None else cfg.key)):
+        load_weights(network, find_weights(content, key, cfg.strip, source, cfg.add), source)
+        tensors[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return tensors, ready.stored, ready.data.to_dict(), [source]
+
+
+def read_origin(cfg: ImportConfig, origin: str) -> tuple[Parts, dict[str, Any], dict[str, Any], list[Path]]:
+    """Weights, configuration, data and files of what `from=` names.
+
+    Raises:
+        SDEGenError: one of its subclasses, naming the setting.
+    """
+    kind, _, text = origin.partition(":")
+    if kind not in FORMATS or not text:
+        raise ConfigError(f"from={origin} must be FORMAT:PATH with one of {', '.join(FORMATS)}")
+    path = Path(text).expanduser()
+    if kind == "diffusers":
+        model = from_pretrained(path if path.exists() else text)
+        tensors: Parts = {part: dict(_weights_of(model)) for part in ("model", "ema")}
+        sources = list(_files(path)) if path.is_dir() else []
+    else:
+        model, tensors = _of_family(cfg, kind, path)
+        sources = [path]
+    data = None if cfg.data is None else build(cfg.data, trust=cfg.trust, where="data")
+    about = _about(cfg, model, data)
+    stored = {
+        "sde": describe(model.trained_under, "sde"),
+        "parameterization": describe(model.parameterization, "parameterization"),
+        "network": describe(model.network, "network"),
+        **{name: getattr(cfg, name) for name in ("data", "objective", "trainer", "seed")},
+        "class_conditional": bool(about["classes"]),
     }
+    return tensors, stored, about, sources
 
 
-def read_file(path: Path) -> Any:
-    """What a file of weights holds: tensors in mappings; nothing in it is executed.
-
-    Raises:
-        MissingInputError: no such file.  CheckpointError: it is damaged, or holds more than tensors.
-    """
-    if not path.is_file():
-        raise MissingInputError(f"no file {path}; give weights=PATH of a .safetensors or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the dialect of pickle, on the way to refusing it
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, and reading the rest would run code that came with it; "
-            "save its state_dict alone, best as .safetensors"
-        ) from error
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        IndexError,
-    ) as error:
-        reason = (str(error).splitlines() or ["it is empty or cut off"])[0][:200]
-        raise CheckpointError(f"{path} cannot be read: {reason}") from error
+def _weights_of(model: ScoreModel) -> Iterator[tuple[str, Tensor]]:
+    network: Any = model.network
+    yield from network.state_dict().items()
 
 
-def find_weights(
-    content: Any, key: str | None, strip: str, source: Path, network: nn.Module | None = None
-) -> dict[str, Tensor]:
-    """The mapping of names to tensors at `key` (dots lead inwards, numbers into lists), `strip` taken off the names.
-
-    Where names begin with `strip`, those that do not are others' (the counter of `torch.optim.swa_utils`, the online
-    model of ema-pytorch) and left out. A list of tensors, as score_sde and diffusers keep averages, is that of the
-    parameters of `network` that need gradients, in their order; its buffers are as they are.
-
-    Raises:
-        CheckpointError: there is none; the message lists the keys that there are.
-    """
-    for part in key.split(".") if key else ():
-        if isinstance(content, list | tuple) and part.isdigit() and int(part) < len(content):
-            content = content[int(part)]
-        elif isinstance(content, Mapping) and part in content:
-            content = content[part]
-        else:
-            raise CheckpointError(f"{source} has nothing at key={key}; there are {_keys(content)}")
-    if isinstance(content, list | tuple) and network is not None and all(isinstance(t, Tensor) for t in content):
-        content = _by_position(content, network, f"{source} at key={key}")
-    named = dict(content) if isinstance(content, Mapping) else {}
-    if strip and any(str(name).startswith(strip) for name in named):
-        named = {name: tensor for name, tensor in named.items() if str(name).startswith(strip)}
-    if not named or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in named.items()):
-        place = f"at key={key}" if key else "at the top"
-        raise CheckpointError(f"{source} has no weights {place}: there are {_keys(content)}; say where with key=NAME")
-    for name, tensor in named.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{source}: {name} holds values that are not finite; such weights are not imported")
-    return {name.removeprefix(strip): tensor for name, tensor in named.items()}
+def _files(folder: Path) -> Iterator[Path]:
+    """The files of a folder of diffusers that say what the network is."""
+    found = sorted(p for p in folder.rglob("*") if p.is_file() and p.suffix in (".json", ".safetensors", ".bin"))
+    yield from sorted(found, key=lambda p: p.suffix == ".json")
 
 
-def _by_position(averages: Sequence[Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
-    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    if len(averages) != len(trained):
-        raise CheckpointError(f"{where}: {len(averages)} tensors in a row, but the network trains {len(trained)}")
-    for (name, p), tensor in zip(trained, averages, strict=True):
-        if p.shape != tensor.shape:
-            raise CheckpointError(f"{where}: the tensor for {name} is {tuple(tensor.shape)}, not {tuple(p.shape)}")
-    return {**network.state_dict(), **{name: tensor for (name, _), tensor in zip(trained, averages, strict=True)}}
+def _of_family(cfg: ImportConfig, kind: str, path: Path) -> tuple[ScoreModel, Parts]:
+    """A network of research code, whose class is named by network= and trusted by trust=."""
+    p = build(cfg.sde, trust=cfg.trust, where="sde")
+    asked = build(cfg.parameterization, trust=cfg.trust, where="parameterization")
+    found = families.read(kind, path, p, asked, rescaled=cfg.rescaled)
+    node = dict(cfg.network)
+    if node.get("_target_") == "auto":
+        name, given = families.built_from(kind, path)
+        told = f"; the file names {name}" if name else ""
+        if not name or len(cfg.trust) != 1:
+            raise ConfigError(f"from={kind} needs the class of the network: network._target_=MODULE.CLASS and its "
+                              f"arguments, with trust=[MODULE]{told}")  # fmt: skip
+        node = {"_target_": f"{cfg.trust[0]}.{name}", **given}
+    network = build(node, trust=cfg.trust, where="network")
+    load_weights(network, found.weights, path)
+    if isinstance(found.averaged, list | tuple):
+        averaged = by_position(found.averaged, network, found.weights, path)
+    else:
+        averaged = found.averaged or found.weights
+    given = {name: value for name, value in found.called.items() if value}
+    called = Called(network, **given)
+    called.described = {"_target_": "sde_gen.interop.Called", "network": node, **given}  # type: ignore[assignment]
+    tensors = {part: {f"network.{name}": value for name, value in weights.items()}
+               for part, weights in (("model", network.state_dict()), ("ema", averaged))}  # fmt: skip
+    return ScoreModel(called, found.process, found.parameterization), tensors
 
 
-def _keys(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}" + (f" of {len(content)}" if isinstance(content, list | tuple) else "")
-    names = [str(name)[:60] for name in list(content)[:12]]
-    return ", ".join(names) + (", ..." if len(content) > 12 else "")
+def _about(cfg: ImportConfig, model: ScoreModel, data: Dataset | None) -> dict[str, Any]:
+    """What is known of the data: those that are given, or their shape and range."""
+    if data is not None:
+        if model.shape and data.shape != model.shape:
+            raise ConfigError(f"the network takes samples of shape {model.shape}, and {data.name} has {data.shape}; give "
+                              "other data, or data=null")  # fmt: skip
+        if model.classes and data.num_classes != len(model.classes):
+            raise ConfigError(f"the network has {len(model.classes)} classes, and {data.name} has {data.num_classes}")
+        about = data.to_dict()
+        return about if model.classes or cfg.class_conditional else {**about, "classes": [], "num_classes": 0, "counts": []}
+    shape = tuple(cfg.data_shape) if cfg.data_shape else model.shape
+    if not shape or len(shape) not in _KINDS:
+        raise ConfigError("with data=null say what a sample is: data_shape=[3,32,32], and data_range=[0,255] for images")
+    transform = model.transform or Affine()
+    if cfg.data_range:
+        low, high = cfg.data_range
+        levels = int(high - low) + 1 if float(low).is_integer() and float(high).is_integer() else None
+        transform = Affine.to_unit(low, high, levels)
+    made = Description("imported", _KINDS[len(shape)], tuple(shape), transform, model.classes)
+    return made.to_dict()

@@ -116,7 +116,7 @@ def from_pretrained(
     """
     folder = Path(path).expanduser()
     if not folder.is_dir():
-        folder = _fetched(str(path), revision, local_files_only)
+        folder = fetched(str(path), revision, local_files_only)
     place, config = _network_of(folder)
     if config["_class_name"] == OURS:
         return _ours(place, config, dtype)
@@ -142,7 +142,8 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
-def _fetched(name: str, revision: str | None, local: bool) -> Path:
+def fetched(name: str, revision: str | None = None, local: bool = False) -> Path:
+    """The folder that a name on the hub was fetched into, without other weights than those of networks."""
     missing = f"no folder {name}; give one that diffusers wrote"
     if not _NAME.fullmatch(name):
         raise MissingInputError(missing)

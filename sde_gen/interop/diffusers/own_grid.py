@@ -99,10 +99,12 @@ def own_grid(
     denoise = float(sigmas[-1]) == 0
     sigmas = sigmas[sigmas > 0]
     if isinstance(p, FlowMatching):
-        return GivenTimes(tuple(sigmas.clamp_max(1.0).tolist())), denoise
+        most = p.t_max if "Heun" in name else 1.0  # where a rule of second order has no finite coefficients
+        return GivenTimes(tuple(_falling(sigmas.clamp_max(most)).tolist())), denoise
     # Their sigmas are float32, and may lie outside by a rounding.
     most = float(p.half_log_snr(p.t_min)) if isinstance(p, Chain) else float(p.half_log_snr(0.0))
-    return GivenLambdas(tuple(_falling(-(-sigmas.log()).clamp(float(p.half_log_snr(p.t_max)), most)).neg().tolist())), denoise
+    lambdas = (-sigmas.log()).clamp(float(p.half_log_snr(p.t_max)), most)
+    return GivenLambdas(tuple(lambdas.unique().tolist())), denoise
 
 
 def _falling(values: Tensor) -> Tensor:

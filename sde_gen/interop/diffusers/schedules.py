@@ -55,7 +55,7 @@ _NOT_QUITE_ZERO = ("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", 
 #: Schedulers that tell the network whole numbers also between nodes.
 _ROUNDS = ("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "DPMSolverMultistepInverseScheduler",
            "DEISMultistepScheduler", "UniPCMultistepScheduler", "SASolverScheduler")  # fmt: skip
-_BETWEEN = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas")
+_BETWEEN = ("use_karras_sigmas", "use_lu_lambdas")
 _PREDICTS: dict[str, Callable[[Convention], Parameterization]] = {
     "epsilon": NoisePrediction,
     "sample": DataPrediction,
@@ -168,8 +168,9 @@ def chain_of(config: Mapping[str, Any]) -> Chain:
                               f"{', '.join((*ours, 'squaredcos_cap_v2', *_ALPHA_BARS))}, and trained_betas")  # fmt: skip
     if config.get("rescale_betas_zero_snr"):
         chain = Table.zero_terminal_snr(chain)
-        if name in _NOT_QUITE_ZERO:
-            chain = Table((*chain.log_alpha_bar[:-1], -24 * math.log(2)))
+        last = -24 * math.log(2)
+        if name in _NOT_QUITE_ZERO and last < chain.log_alpha_bar[-2]:
+            chain = Table((*chain.log_alpha_bar[:-1], last))
     return chain
 
 
