@@ -67,14 +67,24 @@ def at(content: Any, key: str | None, source: Path) -> Any:
     return content
 
 
-def find_weights(content: Any, key: str | None, strip: str, source: Path, add: str = "") -> dict[str, Tensor]:
-    """The mapping of names to tensors at `key`, with `strip` taken off the names, and `add` put before them.
+def find_weights(
+    content: Any, key: str | None, strip: str, source: Path, network: nn.Module | None = None, add: str = ""
+) -> dict[str, Tensor]:
+    """The mapping of names to tensors at `key` (dots lead inwards, numbers into lists), `strip` taken off, `add` put on.
+
+    Where names begin with `strip`, those that do not are others' (the counter of `torch.optim.swa_utils`, the online
+    model of ema-pytorch) and left out. A list of tensors, as score_sde and diffusers keep averages, is that of the
+    parameters of `network` that need gradients, in their order; its buffers are as they are.
 
     Raises:
         CheckpointError: there is none; the message lists the keys that there are.
     """
     content = at(content, key, source)
+    if isinstance(content, list | tuple) and network is not None and all(isinstance(t, Tensor) for t in content):
+        content = by_position(content, network, f"{source} at key={key}")
     named = dict(content) if isinstance(content, Mapping) else {}
+    if strip and any(str(name).startswith(strip) for name in named):
+        named = {name: tensor for name, tensor in named.items() if str(name).startswith(strip)}
     if not named or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in named.items()):
         place = f"at key={key}" if key else "at the top"
         raise CheckpointError(f"{source} has no weights {place}: there are {_keys(content)}; say where with key=NAME")
@@ -84,31 +94,23 @@ def find_weights(content: Any, key: str | None, strip: str, source: Path, add: s
     return {add + name.removeprefix(strip): tensor for name, tensor in named.items()}
 
 
-def by_position(values: Sequence[Any], network: nn.Module, named: Mapping[str, Tensor], source: Path) -> dict[str, Tensor]:
-    """Weights averaged over training that are kept as a list: those of the parameters that need gradients, in order.
-
-    Buffers, and parameters that need none, are those of `named`.
+def by_position(averages: Sequence[Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
+    """The state of a network with these in place of its parameters that need gradients, in order.
 
     Raises:
         CheckpointError: another number of them, or another shape of one.
     """
     trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    if len(values) != len(trained):
-        raise CheckpointError(f"{source}: the averaged weights are a list of {len(values)}, and the network has "
-                              f"{len(trained)} parameters; they do not belong together")  # fmt: skip
-    found = dict(named)
-    for (name, parameter), value in zip(trained, values, strict=True):
-        if not isinstance(value, Tensor) or value.shape != parameter.shape:
-            got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise CheckpointError(f"{source}: the averaged weights hold {got} where {name} has {tuple(parameter.shape)}")
-        found[name] = value
-    return found
+    if len(averages) != len(trained):
+        raise CheckpointError(f"{where}: {len(averages)} tensors in a row, but the network trains {len(trained)}")
+    for (name, p), tensor in zip(trained, averages, strict=True):
+        if p.shape != tensor.shape:
+            raise CheckpointError(f"{where}: the tensor for {name} is {tuple(tensor.shape)}, not {tuple(p.shape)}")
+    return {**network.state_dict(), **{name: tensor for (name, _), tensor in zip(trained, averages, strict=True)}}
 
 
 def _keys(content: Any) -> str:
-    if isinstance(content, list | tuple):
-        return f"a list of {len(content)}"
     if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}"
+        return f"a {type(content).__name__}" + (f" of {len(content)}" if isinstance(content, list | tuple) else "")
     names = [str(name)[:60] for name in list(content)[:12]]
     return ", ".join(names) + (", ..." if len(content) > 12 else "")
