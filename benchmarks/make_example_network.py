@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         with torch.no_grad():
             for slow, fast in zip(averaged.parameters(), network.parameters(), strict=True):
                 slow.lerp_(fast, 1 - min(DECAY, (1 + step) / (10 + step)))
-        mean += 0.01 * (float(loss) - mean)
+        mean += 0.01 * (float(loss.detach()) - mean)
         if step % 500 == 499:
             print(f"step {step + 1}: loss {mean:.4f}", flush=True)
     diffusers.DDPMPipeline(averaged.eval(), scheduler).save_pretrained(folder)

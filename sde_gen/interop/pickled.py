@@ -121,13 +121,17 @@ _REAL: dict[tuple[str, str], Callable[..., Any]] = {
 _CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 
 
+class _Refused(pickle.UnpicklingError):
+    """A name that no file of weights needs."""
+
+
 class _Reader(pickle.Unpickler):
     def find_class(self, module: str, name: str) -> Any:
         if (module, name) in _REAL:
             return _REAL[module, name]
         if module == "torch.nn.modules.container" and name in _CONTAINERS:
             return Shell
-        raise pickle.UnpicklingError(f"{module}.{name}")
+        raise _Refused(f"{module}.{name}")
 
 
 def read_pickle(path: Path, key: str = "ema") -> Shell:
@@ -142,7 +146,7 @@ def read_pickle(path: Path, key: str = "ema") -> Shell:
         with path.open("rb") as file:
             found = _Reader(file).load()
         found = found[key] if isinstance(found, Mapping) else found
-    except pickle.UnpicklingError as error:
+    except _Refused as error:
         raise CheckpointError(f"{path} names {error}, which no file of weights needs; nothing of it was run") from error
     except Exception as error:  # noqa: BLE001 - whatever is wrong, it is so with this file
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -88,7 +88,7 @@ def to_pipeline(model: ScoreModel, *, scheduler: str = "DDIM", nodes: int = 1000
         settings |= {key: value for key, value in own.items() if key in kept}
     else:
         network = import_module("sde_gen.interop.diffusers.exported").SdeGenNetwork(**_described(model, lambdas)).eval()
-        network.model.load_state_dict(model.state_dict())
+        network.held.load_state_dict(model.state_dict())
         network.to(model.network_dtype or torch.float32)
         settings["prediction_type"] = network.config.prediction_type
     return getattr(theirs, _PIPELINES[scheduler])(unet=network, scheduler=cls(**settings))
@@ -107,7 +107,7 @@ def _lambdas(model: ScoreModel, nodes: int) -> Tensor:
         )
     if isinstance(p, Chain):
         return p.half_log_snr(p.nodes)
-    low = max(low, float(p.time(_CLEANEST)))
+    low = float(p.time(_CLEANEST)) if most > _CLEANEST else low
     return p.half_log_snr(torch.linspace(low, high, nodes, dtype=torch.float64))
 
 

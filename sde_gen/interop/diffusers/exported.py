@@ -11,11 +11,12 @@ from sde_gen.config.restore import build_model
 from sde_gen.interop.diffusers.library import library
 
 diffusers: Any = library()
+ModelMixin = diffusers.ModelMixin  # where its pipelines look for the way to load a class of this module
 register_to_config = import_module("diffusers.configuration_utils").register_to_config
 UNet2DOutput = import_module("diffusers.models.unets.unet_2d").UNet2DOutput
 
 
-class SdeGenNetwork(diffusers.ModelMixin, diffusers.ConfigMixin):
+class SdeGenNetwork(ModelMixin, diffusers.ConfigMixin):
     """A model of sde_gen that a pipeline of diffusers calls with the index of a node.
 
     The index k, between nodes linearly, is the half log-SNR at which the model is asked, in the variance-preserving
@@ -45,7 +46,7 @@ class SdeGenNetwork(diffusers.ModelMixin, diffusers.ConfigMixin):
         num_class_embeds: int | None = None,
     ) -> None:
         super().__init__()
-        self.model = build_model(dict(model), "of an exported model", about=model.get("data"))
+        self.held = build_model(dict(model), "of an exported model", about=model.get("data"))
         self.lambdas = torch.tensor(half_log_snr, dtype=torch.float64)  # no buffer: stays float64 wherever it goes
 
     def forward(
@@ -62,7 +63,7 @@ class SdeGenNetwork(diffusers.ModelMixin, diffusers.ConfigMixin):
         lam = torch.lerp(self.lambdas[below], self.lambdas[above], index - below)
         alpha, sigma = torch.sigmoid(2 * lam).sqrt(), torch.sigmoid(-2 * lam).sqrt()
         condition = {} if class_labels is None else {"label": class_labels}
-        said = self.model.levels(alpha[None], sigma[None], sample, condition).prediction(0, sample)
+        said = self.held.levels(alpha[None], sigma[None], sample, condition).prediction(0, sample)
         kinds = {"epsilon": "noise", "sample": "denoised", "v_prediction": "v"}
         out = getattr(said, kinds[self.config.prediction_type])
         if said.log_variance_fraction is not None:

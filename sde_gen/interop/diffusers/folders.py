@@ -240,7 +240,7 @@ def _ours(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> 
     model = build_model(described, f"in {place}", about=described.get("data"))
     try:
         tensors = load_file(place / "diffusion_pytorch_model.safetensors")
-        model.load_state_dict({name.removeprefix("model."): tensor for name, tensor in tensors.items()})
+        model.load_state_dict({name.removeprefix("held."): tensor for name, tensor in tensors.items()})
     except Exception as error:  # noqa: BLE001
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise CheckpointError(f"the weights in {place} cannot be read: {reason}") from error
