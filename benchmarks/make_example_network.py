@@ -15,7 +15,7 @@ import diffusers
 import torch
 from sklearn.datasets import load_digits
 
-STEPS, BATCH, DECAY = 4000, 128, 0.998
+STEPS, BATCH, DECAY = 1500, 64, 0.995
 
 
 def main(folder: Path) -> None:
@@ -46,7 +46,7 @@ def main(folder: Path) -> None:
             for slow, fast in zip(averaged.parameters(), network.parameters(), strict=True):
                 slow.lerp_(fast, 1 - min(DECAY, (1 + step) / (10 + step)))
         mean += 0.01 * (float(loss.detach()) - mean)
-        if step % 500 == 499:
+        if step % 100 == 99:
             print(f"step {step + 1}: loss {mean:.4f}", flush=True)
     diffusers.DDPMPipeline(averaged.eval(), scheduler).save_pretrained(folder)
     count = sum(p.numel() for p in network.parameters())

@@ -70,7 +70,7 @@ class ImportConfig(RunConfig):
     strip: str = ""  # what to take off the beginning of each name, such as module.
     add: str = ""  # what to put before each name then
     data_shape: list[int] | None = None  # with data=null: of one sample, where what is imported does not say
-    data_range: list[float] | None = checked(None)  # with data=null: [least, most] of raw values, such as [0, 255]
+    data_range: list[float] | None = None  # with data=null: [least, most] of raw values, such as [0, 255]
     rescaled: bool = False  # from=adm: whether times were rescaled to 1000 (rescale_timesteps)
 
 

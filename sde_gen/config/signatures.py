@@ -29,7 +29,13 @@ GROUPS = {
     "features": (("metrics",), ("Features", "-> NetworkFeatures")),
     "data": (("data",), ("-> Dataset",)),
 }
-_NAMESPACES = ("networks", "interop", "interop.diffusers", "metrics", "data")  # their members are named in the room, all others in `sde_gen`
+_NAMESPACES = (
+    "networks",
+    "interop",
+    "interop.diffusers",
+    "metrics",
+    "data",
+)  # their members are named in the room, all others in `sde_gen`
 _AT_THE_MARGIN = re.compile(r"^(?=[A-Za-z_@])", re.MULTILINE)
 _ABSTRACT = re.compile(r"\bABC\b|\bProtocol\b|abstractmethod|raise NotImplementedError$", re.MULTILINE)
 #: Parameters that follow from the data, which the program fills in.

@@ -62,7 +62,9 @@ def _song(p: Perturbation) -> Parameterization:
     return _by_index(p)
 
 
-def _by_index(p: Perturbation, scale: float = 1.0, kind: Callable[..., Parameterization] = NoisePrediction) -> Parameterization:
+def _by_index(
+    p: Perturbation, scale: float = 1.0, kind: Callable[..., Parameterization] = NoisePrediction
+) -> Parameterization:
     if not isinstance(p, Chain):
         raise ConfigError(f"from=: this network was trained on a chain such as sde=ddpm, not on {p}")
     return kind(Convention(p, "index", scale=scale))
@@ -109,10 +111,14 @@ def read(family: str, path: Path, p: Perturbation, asked: Parameterization, *, r
         found = {part: _within(at(content, key, path), inside) for part, key, inside in
                  (("model", "model", "model."), ("ema", "ema", "ema_model.model."))}  # fmt: skip
         return Read(chain, _by_index(chain, kind=kind), found["model"], found["ema"] or None, {})
-    inner = next((key for key in ("ema", "model", "state_dict") if isinstance(content, Mapping) and key in content), None)
+    inner = next(
+        (key for key in ("ema", "model", "state_dict") if isinstance(content, Mapping) and key in content), None
+    )
     weights = find_weights(content, inner, "module.", path)
     if family == "sit":
-        return Read(p, _flow(FlowMatching() if not isinstance(p, FlowMatching) else p), weights, None, {"dropped": True})
+        return Read(
+            p, _flow(FlowMatching() if not isinstance(p, FlowMatching) else p), weights, None, {"dropped": True}
+        )
     scale = 1000.0 / p.length if rescaled and isinstance(p, Chain) else 1.0
     return Read(p, _by_index(p, scale), weights, None, {})
 
@@ -153,7 +159,9 @@ def _preconditioned(path: Path, outer: Shell) -> tuple[Perturbation, Parameteriz
         chain = NCSN(sigmas=tuple(sorted({float(v) for v in u.double() if v > 0})))
         convention = Convention(chain, "index", rounded=True)
         return chain, NoisePrediction(convention), {**more, "dropped": True}
-    raise CheckpointError(f"{path} holds {name}, which is none of EDMPrecond, Precond, VPPrecond, VEPrecond, iDDPMPrecond")
+    raise CheckpointError(
+        f"{path} holds {name}, which is none of EDMPrecond, Precond, VPPrecond, VEPrecond, iDDPMPrecond"
+    )
 
 
 def built_from(family: str, path: Path) -> tuple[str, dict[str, Any]]:
@@ -163,5 +171,3 @@ def built_from(family: str, path: Path) -> tuple[str, dict[str, Any]]:
     inner = read_pickle(path)
     inner = inner.child("model") or inner.child("unet")
     return ("", {}) if inner is None else (inner.class_name, inner.arguments)
-
-

@@ -1,7 +1,8 @@
 """What a pickle of NVlabs' codes (edm, edm2) says, with nothing in it executed.
 
-Such a file holds the source of its classes, which pickle.load would run. Here every object is a `Shell`: the name of its
-class, what it was made with, its state. Tensors, containers and numbers alone are made real, each by a name on a list.
+Such a file holds the source of its classes, which pickle.load would run. Here every object is a `Shell`: the name of
+its class, what it was made with, its state. Tensors, containers and numbers alone are made real, each by a
+name on a list.
 """
 
 import collections
@@ -148,7 +149,7 @@ def read_pickle(path: Path, key: str = "ema") -> Shell:
         found = found[key] if isinstance(found, Mapping) else found
     except _Refused as error:
         raise CheckpointError(f"{path} names {error}, which no file of weights needs; nothing of it was run") from error
-    except Exception as error:  # noqa: BLE001 - whatever is wrong, it is so with this file
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:200]
         raise CheckpointError(f"{path} cannot be read: {reason}") from error
     if not isinstance(found, Shell) or not found.class_name:

@@ -70,7 +70,7 @@ def at(content: Any, key: str | None, source: Path) -> Any:
 def find_weights(
     content: Any, key: str | None, strip: str, source: Path, network: nn.Module | None = None, add: str = ""
 ) -> dict[str, Tensor]:
-    """The mapping of names to tensors at `key` (dots lead inwards, numbers into lists), `strip` taken off, `add` put on.
+    """The mapping of names to tensors at `key` (dots lead inwards, numbers into lists), without `strip`, with `add`.
 
     Where names begin with `strip`, those that do not are others' (the counter of `torch.optim.swa_utils`, the online
     model of ema-pytorch) and left out. A list of tensors, as score_sde and diffusers keep averages, is that of the

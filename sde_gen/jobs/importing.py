@@ -1,8 +1,8 @@
 """Make a run of weights that come from somewhere else: the work of `python -m sde_gen.import_weights`.
 
 Nothing that comes with the weights is executed, and what is written is a checkpoint like any other: safetensors, JSON
-and a manifest. `weights=FILE` are those of a network that the settings describe; `from=FORMAT:PATH` says what the network
-was shown and told as well.
+and a manifest. `weights=FILE` are those of a network that the settings describe; `from=FORMAT:PATH` says what the
+network was shown and told as well.
 """
 
 from collections.abc import Mapping

@@ -50,7 +50,12 @@ def resolved(checkpoint: str | None, runs_dir: str) -> str | None:
 
 
 def write(
-    checkpoints: Path, seed: int, tensors: Parts, stored: Mapping[str, Any], about: Mapping[str, Any], sources: list[Path]
+    checkpoints: Path,
+    seed: int,
+    tensors: Parts,
+    stored: Mapping[str, Any],
+    about: Mapping[str, Any],
+    sources: list[Path],
 ) -> Path:
     """The checkpoint of what was read."""
     files = {path.name: sha256(path) for path in sources}
@@ -140,15 +145,21 @@ def _about(cfg: ImportConfig, model: ScoreModel, data: Dataset | None) -> dict[s
     """What is known of the data: those that are given, or their shape and range."""
     if data is not None:
         if model.shape and data.shape != model.shape:
-            raise ConfigError(f"the network takes samples of shape {model.shape}, and {data.name} has {data.shape}; give "
-                              "other data, or data=null")  # fmt: skip
+            raise ConfigError(f"the network takes samples of shape {model.shape}, and {data.name} has {data.shape}; "
+                              "give other data, or data=null")  # fmt: skip
         if model.classes and data.num_classes != len(model.classes):
             raise ConfigError(f"the network has {len(model.classes)} classes, and {data.name} has {data.num_classes}")
         about = data.to_dict()
-        return about if model.classes or cfg.class_conditional else {**about, "classes": [], "num_classes": 0, "counts": []}
+        return (
+            about
+            if model.classes or cfg.class_conditional
+            else {**about, "classes": [], "num_classes": 0, "counts": []}
+        )
     shape = tuple(cfg.data_shape) if cfg.data_shape else model.shape
     if not shape or len(shape) not in _KINDS:
-        raise ConfigError("with data=null say what a sample is: data_shape=[3,32,32], and data_range=[0,255] for images")
+        raise ConfigError(
+            "with data=null say what a sample is: data_shape=[3,32,32], and data_range=[0,255] for images"
+        )
     transform = model.transform or Affine()
     if cfg.data_range:
         low, high = cfg.data_range

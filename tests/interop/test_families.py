@@ -77,8 +77,8 @@ def net(scale=2.0):
 
 @pytest.mark.parametrize(("choice", "p"), [("vp", sg.VP()), ("subvp", sg.SubVP())])
 def test_score_sde_with_averages_by_position(imported, choice, p):
-    model = imported("score_sde", {"model": weights(), "ema": {"shadow_params": averaged()}, "optimizer": {}, "step": 1},
-                     f"sde={choice}")  # fmt: skip
+    content = {"model": weights(), "ema": {"shadow_params": averaged()}, "step": 1}
+    model = imported("score_sde", content, f"sde={choice}")
     t = torch.tensor(0.3, dtype=torch.float64)
     want = -net()(X, torch.full((4,), 0.3 * 999)) / float(p.sigma(t))
     torch.testing.assert_close(model(X, 0.3).score, want.detach(), rtol=2e-6, atol=1e-6)
@@ -226,12 +226,12 @@ def test_preconditionings(tmp_path, name, given, p, parameterization):
 HOSTILE = {
     "posix.system": b"cposix\nsystem\n(S'touch owned'\ntR.",
     "os.system": b"cos\nsystem\n(S'touch owned'\ntR.",
-    "builtins.eval": b"cbuiltins\neval\n(S'open(\"owned\",\"w\")'\ntR.",
+    "builtins.eval": b'cbuiltins\neval\n(S\'open("owned","w")\'\ntR.',
     "builtins.getattr": b"cbuiltins\ngetattr\n(S'a'\nS'b'\ntR.",
     "subprocess.Popen": b"csubprocess\nPopen\n(S'touch owned'\ntR.",
     "torch.nn.modules.linear.Linear": b"ctorch.nn.modules.linear\nLinear\n(I3\nI3\ntR.",
     "torch.load": b"ctorch\nload\n(S'owned'\ntR.",
-    "dotted": b"\x80\x04\x8c\x0bcollections\x8c\x1cOrderedDict.__init__.__globals__\x93.",
+    "dotted": b"\x80\x04\x8c\x0bcollections\x8c\x20OrderedDict.__init__.__globals__\x93.",
 }
 
 
@@ -247,7 +247,7 @@ def test_hostile_pickles(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("content", [b"", b"\x80\x04", b"not a pickle", b"\x80\x04K\x01.", b"(" * 10_000])
 def test_damaged_pickles(tmp_path, content):
     (tmp_path / "net.pkl").write_bytes(content)
-    with pytest.raises(sg.CheckpointError, match="cannot be read|holds no network"):
+    with pytest.raises(sg.CheckpointError, match=r"cannot be read|holds no network"):
         read_pickle(tmp_path / "net.pkl")
 
 

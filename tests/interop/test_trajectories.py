@@ -1,7 +1,7 @@
 """The same trajectories as diffusers' own loops, from the same noise, with its networks and its schedulers (0.42.1).
 
-Each gap is max |ours - theirs| / max |theirs| at the end of the trajectory. Its tables are float32; with tables that are
-equal the gap is that of float64.
+Each gap is max |ours - theirs| / max |theirs| at the end of the trajectory. Its tables are float32; with equal tables
+the gap is that of float64.
 """
 
 import pytest

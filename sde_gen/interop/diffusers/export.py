@@ -67,7 +67,7 @@ def to_pipeline(model: ScoreModel, *, scheduler: str = "DDIM", nodes: int = 1000
         ConfigError: as there.  MissingInputError: diffusers is not installed.
     """
     if not isinstance(model, ScoreModel) or model.network is None:
-        raise ConfigError("to_pipeline: model must be a ScoreModel with a network (of a guided or clipped model, give its "
+        raise ConfigError("to_pipeline: model must be a ScoreModel with a network (of a guided or clipped one, its "
                           f".base), got {type(model).__name__}")  # fmt: skip
     if scheduler not in _PIPELINES:
         raise ConfigError(f"to_pipeline: scheduler must be one of {', '.join(_PIPELINES)}, got {scheduler!r}")
@@ -77,14 +77,25 @@ def to_pipeline(model: ScoreModel, *, scheduler: str = "DDIM", nodes: int = 1000
     lambdas = _lambdas(model, nodes)
     log_bar = logsigmoid(2 * lambdas)
     betas = -torch.expm1(torch.diff(log_bar, prepend=log_bar.new_zeros(1)))
-    settings: dict[str, Any] = {"num_train_timesteps": len(betas), "trained_betas": betas.tolist(), "clip_sample": False}
+    settings: dict[str, Any] = {
+        "num_train_timesteps": len(betas),
+        "trained_betas": betas.tolist(),
+        "clip_sample": False,
+    }
     if model.learned_variance and scheduler == "DDPM":
         settings["variance_type"] = "learned_range"
     plain = _as_it_is(model)
     if plain is not None:
         network, own = plain
         settings["prediction_type"] = own["prediction_type"]
-        kept = {"beta_schedule", "beta_start", "beta_end", "trained_betas", "rescale_betas_zero_snr", "num_train_timesteps"}
+        kept = {
+            "beta_schedule",
+            "beta_start",
+            "beta_end",
+            "trained_betas",
+            "rescale_betas_zero_snr",
+            "num_train_timesteps",
+        }
         settings |= {key: value for key, value in own.items() if key in kept}
     else:
         network = import_module("sde_gen.interop.diffusers.exported").SdeGenNetwork(**_described(model, lambdas)).eval()
@@ -101,8 +112,8 @@ def _lambdas(model: ScoreModel, nodes: int) -> Tensor:
     most = float(p.half_log_snr(low))
     if most > _TOO_CLEAN:
         raise ConfigError(
-            f"to_pipeline: {p} goes down to a noise of {torch.tensor(-most).exp():.1e} of the signal, whose square is lost "
-            "in the float32 tables of diffusers; export the same network under another formulation, such as "
+            f"to_pipeline: {p} goes down to a noise of {torch.tensor(-most).exp():.1e} of the signal, whose square is "
+            "lost in the float32 tables of diffusers; export the same network under another formulation, such as "
             "model.under(sg.VP())"
         )
     if isinstance(p, Chain):

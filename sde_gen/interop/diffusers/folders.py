@@ -60,8 +60,8 @@ def from_modules(unet: nn.Module, scheduler: Any, *, clip: Clip = False, rounded
     network = Network.around(unet, config)
     is_fourier = getattr(unet.config, "time_embedding_type", None) == "fourier"  # type: ignore[union-attr]
     if is_fourier and network.name == "UNet2DModel" and config["_class_name"] != "ScoreSdeVeScheduler":
-        raise CheckpointError(f"a UNet2DModel with time_embedding_type=fourier divides what it says by sigma, so it does "
-                              f"not go with {config['_class_name']}; give ScoreSdeVeScheduler")  # fmt: skip
+        raise CheckpointError(f"a UNet2DModel with time_embedding_type=fourier divides what it says by sigma, so it "
+                              f"does not go with {config['_class_name']}; give ScoreSdeVeScheduler")  # fmt: skip
     said = meaning(config, is_flux=network.name.startswith("Flux"), rounded=rounded)
     model = ScoreModel(network, said.process, said.parameterization).eval()
     model.shape, model.classes = network.shape, tuple(map(str, range(network.num_classes)))
@@ -173,8 +173,8 @@ def _network_of(folder: Path) -> tuple[Path, dict[str, Any]]:
         cls = named[1] if isinstance(named, list) and len(named) == 2 else None
         if cls != OURS:
             if not isinstance(named, list) or named[0] != "diffusers":
-                raise CheckpointError(f"{folder / INDEX}: {part} is {named!r}, which is no class of diffusers; code that "
-                                      "comes with a folder is never run")  # fmt: skip
+                raise CheckpointError(f"{folder / INDEX}: {part} is {named!r}, which is no class of diffusers; code "
+                                      "that comes with a folder is never run")  # fmt: skip
             network_class(cls)
         place = folder / part if (folder / part / CONFIG).is_file() else folder
     if not (place / CONFIG).is_file():
@@ -209,8 +209,8 @@ def _read(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> 
         raise MissingInputError(f"{place} holds no diffusion_pytorch_model.safetensors; fetch it again")
     count, there = size(cls, settings), sum(path.stat().st_size for path in weights)
     if count > there:
-        raise CheckpointError(f"{place / CONFIG} describes {count:,} numbers, but the weights are {there:,} bytes; they do "
-                              "not belong together")  # fmt: skip
+        raise CheckpointError(f"{place / CONFIG} describes {count:,} numbers, but the weights are {there:,} bytes; "
+                              "they do not belong together")  # fmt: skip
     variants = {match[1] for path in weights if (match := re.search(r"model\.(\w+)\.(?:safetensors|bin)$", path.name))}
     plain = any(re.fullmatch(r"diffusion_pytorch_model(-\d+-of-\d+)?\.(safetensors|bin)", p.name) for p in weights)
     variant = None if plain or not variants else min(variants)
@@ -221,7 +221,7 @@ def _read(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> 
                 str(place), torch_dtype=dtype, use_safetensors=bool(safe), local_files_only=True, variant=variant,
                 low_cpu_mem_usage=False, output_loading_info=True,
             )  # fmt: skip
-    except Exception as error:  # noqa: BLE001 - whatever it says is about this folder
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         how = "" if safe else "; load it once with diffusers and save_pretrained(safe_serialization=True)"
         raise CheckpointError(f"the weights in {place} cannot be read: {reason}{how}") from error
@@ -241,7 +241,7 @@ def _ours(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> 
     try:
         tensors = load_file(place / "diffusion_pytorch_model.safetensors")
         model.load_state_dict({name.removeprefix("held."): tensor for name, tensor in tensors.items()})
-    except Exception as error:  # noqa: BLE001
+    except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:300]
         raise CheckpointError(f"the weights in {place} cannot be read: {reason}") from error
     return model.to(dtype).eval() if dtype is not None else model.eval()

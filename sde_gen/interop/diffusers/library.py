@@ -67,7 +67,9 @@ def checked_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
         _check_size(name, key, value)
     count = size(cls, config)
     if count > _MOST_NUMBERS:
-        raise CheckpointError(f"{name} with these settings holds {count:.3g} numbers; up to {_MOST_NUMBERS:.0e} are built")
+        raise CheckpointError(
+            f"{name} with these settings holds {count:.3g} numbers; up to {_MOST_NUMBERS:.0e} are built"
+        )
     return dict(config)
 
 

@@ -18,16 +18,17 @@ _FLUX_GUIDANCE = 3.5
 class Network(nn.Module):
     """A network of diffusers as the library calls networks: network(x, c_noise, label=None, **condition) -> F.
 
-    Needs `pip install 'sde_gen[diffusers]'`. Beside x, (B, *shape), and the number for the time, (B,), it takes `label`,
-    (B,), where it has classes (without one, the class of no label where the network has one), and by their own names
-    whatever else the class takes, such as encoder_hidden_states, pooled_projections, added_cond_kwargs; floating
+    Needs `pip install 'sde_gen[diffusers]'`. Beside x, (B, *shape), and the number for the time, (B,), it takes
+    `label`, (B,), where it has classes (without one, the class of no label where the network has one), and by their own
+    names whatever else the class takes, such as encoder_hidden_states, pooled_projections, added_cond_kwargs; floating
     tensors among them are cast to the network's dtype. Flux is shown its states in patches, and told positions.
 
     Args:
         model: name of the class: UNet2DModel, UNet2DConditionModel, UNet1DModel, DiTTransformer2DModel,
             PixArtTransformer2DModel, SD3Transformer2DModel or FluxTransformer2DModel.
         config: what it is made with, by name, as in its config.json.
-        scheduler: settings of the scheduler that it came with, its `_class_name` among them: what `own_sampler` follows.
+        scheduler: settings of the scheduler that it came with, its `_class_name` among them, for
+            `own_sampler`.
 
     Raises:
         CheckpointError: a class that is not on this list, or absurd sizes.  ConfigError: an unknown setting.
@@ -53,7 +54,7 @@ class Network(nn.Module):
         """
         name = type(module).__name__
         known = parameters(network_class(name))
-        given = {key: value for key, value in dict(module.config).items() if key in known}  # type: ignore[arg-type]
+        given = {key: value for key, value in vars(module)["_internal_dict"].items() if key in known}
         made = cls.__new__(cls)
         nn.Module.__init__(made)
         made._hold(module, name, given, scheduler)

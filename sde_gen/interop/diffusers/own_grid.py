@@ -41,9 +41,9 @@ def own_sampler(model: ScoreModel, steps: int = 50, *, image_tokens: int | None 
 
     One call of the network a step, at the times that the scheduler visits. What differs: where the steps do not divide
     the nodes, diffusers' DDIM and DDPM step from a node by K // steps, past the next one that they visit; here each
-    step ends at the next. Clipping is the model's, `from_pretrained(..., clip="own")`, and noise follows from the clipped
-    x0, as in DDIMScheduler.step(use_clipped_model_output=True). A scheduler of other rules than these samplers have
-    (KDPM2, SA-Solver, DPM-Solver SDE) is refused: any sampler of the library runs the network.
+    step ends at the next. Clipping is the model's, `from_pretrained(..., clip="own")`, and noise follows from the
+    clipped x0, as in DDIMScheduler.step(use_clipped_model_output=True). A scheduler of other rules than
+    these samplers have (KDPM2, SA-Solver, DPM-Solver SDE) is refused: any sampler of the library runs the network.
 
     Args:
         model: what `from_pretrained`, `from_modules`, `sg.load` or a run of imported weights gives.

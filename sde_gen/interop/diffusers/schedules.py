@@ -89,7 +89,9 @@ def merged(given: Mapping[str, Any]) -> dict[str, Any]:
     for key in ("num_train_timesteps", "trained_betas"):
         value = config.get(key)
         count = len(value) if isinstance(value, list | tuple) else value
-        if count is not None and not (isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= _MOST_NODES):
+        if count is not None and not (
+            isinstance(count, int) and not isinstance(count, bool) and 1 <= count <= _MOST_NODES
+        ):
             raise CheckpointError(f"{name}: {key}={value!r} is no number of nodes; 1 to {_MOST_NODES} are allowed")
     return config
 
@@ -165,7 +167,7 @@ def chain_of(config: Mapping[str, Any]) -> Chain:
         chain = Table.from_betas(_betas(_ALPHA_BARS[kind], k))
     else:
         raise CheckpointError(f"{name}: beta_schedule={kind!r} is not known; there are "
-                              f"{', '.join((*ours, 'squaredcos_cap_v2', *_ALPHA_BARS))}, and trained_betas")  # fmt: skip
+                              f"{', '.join((*ours, 'squaredcos_cap_v2', *_ALPHA_BARS))}, trained_betas")  # fmt: skip
     if config.get("rescale_betas_zero_snr"):
         chain = Table.zero_terminal_snr(chain)
         last = -24 * math.log(2)
