@@ -5,7 +5,7 @@
     sg.interop.diffusers.save_pretrained(model, "folder")       # DDIMPipeline.from_pretrained("folder")
 
 library                 the door to diffusers: closed lists of its classes, the sizes that are believed
-network                 its networks, called as each wants it
+wrapper                 its networks, called as each wants it
 schedules               what a scheduler's settings say about a network
 own_grid                the times and the rule of a scheduler
 folders                 what its folders hold
@@ -14,8 +14,8 @@ export, exported        models for its pipelines
 
 from sde_gen.interop.diffusers.export import save_pretrained, to_pipeline
 from sde_gen.interop.diffusers.folders import from_modules, from_pretrained
-from sde_gen.interop.diffusers.network import Network
 from sde_gen.interop.diffusers.own_grid import own_sampler
+from sde_gen.interop.diffusers.wrapper import Network
 
 __all__ = [
     "Network",

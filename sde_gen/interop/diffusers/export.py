@@ -18,8 +18,8 @@ from sde_gen.config.objects import describe
 from sde_gen.errors import ConfigError
 from sde_gen.files import make_folder
 from sde_gen.interop.diffusers.library import library
-from sde_gen.interop.diffusers.network import Network
 from sde_gen.interop.diffusers.schedules import meaning, merged
+from sde_gen.interop.diffusers.wrapper import Network
 from sde_gen.model import ScoreModel
 from sde_gen.parameterizations import DataPrediction, NoisePrediction
 from sde_gen.perturbations import Chain

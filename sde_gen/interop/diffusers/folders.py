@@ -21,8 +21,8 @@ from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
 from sde_gen.files import read_text
 from sde_gen.guidance import Clipped, Thresholded
 from sde_gen.interop.diffusers.library import checked_config, network_class, parameters, size
-from sde_gen.interop.diffusers.network import Network
 from sde_gen.interop.diffusers.schedules import meaning, merged
+from sde_gen.interop.diffusers.wrapper import Network
 from sde_gen.model import ScoreModel
 
 INDEX, CONFIG, SCHEDULER = "model_index.json", "config.json", "scheduler_config.json"
