@@ -20,6 +20,7 @@ __version__ = "0.1.0"
 if TYPE_CHECKING:  # for type checkers; tests/test_public_names.py holds it to the register
     from sde_gen import data as data
     from sde_gen import guidance as guidance
+    from sde_gen import interop as interop
     from sde_gen import inverse as inverse
     from sde_gen import metrics as metrics
     from sde_gen import networks as networks

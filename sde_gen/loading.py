@@ -1,6 +1,6 @@
 """Models from disk and to disk, without Hydra.
 
-    model = sg.load("runs/first")       # a run, a checkpoint, a folder that sg.save wrote, the name of one on the hub
+    model = sg.load("runs/first")       # a run, a checkpoint, a folder of sg.save or of diffusers, a name on the hub
     sg.save(model, "mine")              # config.json and model.safetensors
     sg.DDIM(steps=50)(model, (16, *model.shape), seed=0)
 
@@ -21,8 +21,11 @@ from safetensors.torch import load_file
 
 from sde_gen.config.objects import describe
 from sde_gen.config.restore import build_model, find_checkpoint, load_model
-from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
+from sde_gen.errors import CheckpointError, ConfigError, MissingInputError, SDEGenError
 from sde_gen.files import make_folder, publish, read_text, write_json
+from sde_gen.interop.diffusers import from_pretrained
+from sde_gen.interop.diffusers.folders import INDEX, fetched
+from sde_gen.interop.sniffing import family_of, is_diffusers
 from sde_gen.model import ScoreModel
 from sde_gen.training.checkpoint import has_interpolation, save_tensors
 from sde_gen.training.state import load_weights
@@ -43,8 +46,8 @@ def load(
     """A trained model, in evaluation mode, that knows its `.shape`, `.classes` and `.transform`.
 
     Args:
-        path: folder of a run, of a checkpoint, or of what `save` wrote; or a name on the Hugging Face hub, which
-            needs `pip install 'sde_gen[hub]'`.
+        path: folder of a run, of a checkpoint, of what `save` wrote, or of what diffusers wrote (which needs
+            `pip install 'sde_gen[diffusers]'`); or a name on the Hugging Face hub, for which `sde_gen[hub]`.
         weights: of a run or checkpoint "ema" for the averaged weights, "model" for the last ones.
         device: where to put it.
         trust: modules of your own whose classes may be named besides the library's.
@@ -58,9 +61,11 @@ def load(
         raise ConfigError(f"load: weights must be 'ema' or 'model', got {weights!r}")
     folder = Path(path).expanduser()
     if folder.is_file():
-        raise ConfigError(f"load: {folder} is a file; give the folder that it lies in")
+        raise ConfigError(f"load: {folder} is a file{_whose(folder)}")
     if not folder.is_dir():
         folder = _from_hub(folder)
+    if is_diffusers(folder):
+        return from_pretrained(folder).to(device)
     if _is_saved(folder):
         return load_saved(folder, trust).to(device)
     return load_model(find_checkpoint(folder)[0], weights=weights, device=device, trust=trust)
@@ -123,6 +128,20 @@ def description(model: ScoreModel) -> dict[str, Any]:
     return config
 
 
+def _whose(path: Path) -> str:
+    """How a message goes on that says that a path is a file."""
+    try:
+        family = family_of(path)
+    except SDEGenError:
+        family = ""
+    if family == "diffusers":
+        return " of a network of diffusers; give the folder that holds it with its config.json and its scheduler"
+    if family:
+        return (f" of weights of {family}; make a run of it: python -m sde_gen.import_weights from={family}:{path} "
+                "run=NAME, with network= and trust= for its class")  # fmt: skip
+    return "; give the folder that it lies in"
+
+
 def _is_saved(folder: Path) -> bool:
     return (folder / CONFIG).is_file() and (folder / WEIGHTS).is_file() and not (folder / "manifest.json").exists()
 
@@ -137,7 +156,8 @@ def _from_hub(name: Path) -> Path:
     except ImportError as error:
         raise MissingInputError(f"{missing}; or for a model on the hub run pip install 'sde_gen[hub]'") from error
     try:
-        return Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS]))
+        found = Path(snapshot_download(str(name), allow_patterns=[CONFIG, WEIGHTS, INDEX]))
+        return fetched(str(name)) if is_diffusers(found) else found
     except (OSError, ValueError) as error:  # of no network, no such name, no right to it
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise MissingInputError(f"{missing}; nor can it be fetched from the hub ({reason})") from error

@@ -19,6 +19,7 @@ from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.oracles import GaussianMixture
+from sde_gen.parameterizations import NoisePrediction
 from sde_gen.samplers import GridSampler, ProbabilityFlow, Sampler
 from sde_gen.tuning import Auto
 
@@ -131,6 +132,7 @@ class _Planner:
     def _why_not(self) -> dict[str, str]:
         """The formulations that cannot be compared in this mode, with the reason."""
         mode, first, reasons = self.asked.mode, {}, {}
+        # That of a network which is given is its own, where none is asked for.
         trained = self._given.parameterization if self._given else self.formulations[self.home].parameterization
         for name, f in self.formulations.items():
             try:
@@ -142,7 +144,7 @@ class _Planner:
             first.setdefault(name, f.perturbation)
             if mode != "network" and before is not None:
                 reasons[name] = f"differs from {before} only in what is learned, which mode={mode} does not look at"
-            elif mode == "shared" and f.parameterization != trained:
+            elif mode == "shared" and f.parameterization not in (trained, self._given and NoisePrediction()):
                 reasons[name] = "the one trained network has another parameterization, and cannot change it in sampling"
         return reasons
 

@@ -4,6 +4,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -36,7 +37,7 @@ def load_config(
     Raises:
         ConfigError: an unknown name, group choice or key, or an override that cannot be read.
     """
-    overrides = readable(overrides)
+    overrides = without_nulls(name, readable(overrides))
     search = []
     if config_dir is not None:
         folder = os.path.abspath(config_dir)
@@ -106,6 +107,13 @@ def readable(overrides: Sequence[str]) -> list[str]:
                 f"quotes: '{quoted}'"
             )
     return result
+
+
+def without_nulls(name: str, arguments: Sequence[str]) -> list[str]:
+    """`arguments` without GROUP=null where that is the command's default, which Hydra does not take for a choice."""
+    file = Path(packaged_config_dir(), f"{name}.yaml")
+    nulls = re.findall(r"^  - (\w+): null$", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
+    return [argument for argument in arguments if argument not in {f"{group}=null" for group in nulls}]
 
 
 def _parses(override: str) -> bool:

@@ -132,7 +132,7 @@ class Difference:
     @property
     def matters(self) -> bool:
         """Whether it changes what is computed, and so may not change within a run."""
-        return self.name not in _FREE
+        return self.name not in _FREE and not (self.name == "data" and self.old is None)  # imported without any
 
     def __str__(self) -> str:
         return f"{self.name} was {self.old}, is {self.new}"

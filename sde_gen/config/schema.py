@@ -63,10 +63,15 @@ class TrainConfig(RunConfig, _Working):
 class ImportConfig(RunConfig):
     """Settings of `python -m sde_gen.import_weights`."""
 
-    weights: str  # the file: .safetensors, or .pt/.pth/.bin/.ckpt, of which tensors alone are read
+    data: dict[str, Any] | None = None  # null: with from=, what was trained on is not here; with weights=, digits
+    weights: str | None = None  # the file: .safetensors, or .pt/.pth/.bin/.ckpt, of which tensors alone are read
     key: str | None = None  # where in the file the weights are, such as model or state.model; null: at the top
     ema_key: str | None = None  # where averaged weights are; null: the same
     strip: str = ""  # what to take off the beginning of each name, such as module.
+    add: str = ""  # what to put before each name then
+    data_shape: list[int] | None = None  # with data=null: of one sample, where what is imported does not say
+    data_range: list[float] | None = None  # with data=null: [least, most] of raw values, such as [0, 255]
+    rescaled: bool = False  # from=adm: whether times were rescaled to 1000 (rescale_timesteps)
 
 
 @dataclass(frozen=True, kw_only=True)

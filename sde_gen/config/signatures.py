@@ -25,13 +25,13 @@ GROUPS = {
     "sampler": (("samplers", "tuning"), ("Sampler",)),
     "corrector": (("samplers",), ("Corrector",)),
     "grid": (("samplers",), ("TimeGrid",)),
-    "network": (("networks",), ("Module",)),
+    "network": (("networks", "interop", "interop.diffusers"), ("Module",)),
     "features": (("metrics",), ("Features", "-> NetworkFeatures")),
     "data": (("data",), ("-> Dataset",)),
     "guidance": (("guidance",), ("Extrapolated", "Bounded")),
 }
 #: Rooms whose members are named in the room, all others in `sde_gen`.
-_NAMESPACES = ("networks", "metrics", "data", "guidance")
+_NAMESPACES = ("networks", "interop", "interop.diffusers", "metrics", "data", "guidance")
 _AT_THE_MARGIN = re.compile(r"^(?=[A-Za-z_@])", re.MULTILINE)
 _ABSTRACT = re.compile(r"\bABC\b|\bProtocol\b|abstractmethod|raise NotImplementedError$", re.MULTILINE)
 #: Parameters that the program fills in: what follows from the data, and the model that is guided.

@@ -14,6 +14,7 @@ from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device
 from sde_gen.config.schema import EvaluateConfig, RunConfig, SampleConfig, TrainConfig
 from sde_gen.distributed import Processes, start
 from sde_gen.errors import BetweenNodesWarning
+from sde_gen.jobs.origins import resolved
 from sde_gen.model import ScoreModel
 from sde_gen.rng import check_seed
 from sde_gen.samplers import Sampler
@@ -66,8 +67,12 @@ def trained(cfg: SampleConfig | EvaluateConfig, best: bool = False) -> Trained:
     sampler = build(cfg.sampler, trust=cfg.trust, where="sampler")
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde")
     processes, device = begin(cfg)
-    place = (cfg.run, cfg.checkpoint, cfg.runs_dir)
-    path = processes.on_main(lambda: str(chosen_checkpoint(*place, say, best=best).path))
+
+    def choose() -> str:
+        given = resolved(cfg.checkpoint, cfg.runs_dir)
+        return str(chosen_checkpoint(cfg.run, given, cfg.runs_dir, say, best=best).path)
+
+    path = processes.on_main(choose)
     checkpoint = read_checkpoint(Path(path))
     model = load_model(checkpoint, weights=cfg.weights, device=device, trust=cfg.trust)
     model = model if perturbation is None else model.under(perturbation)

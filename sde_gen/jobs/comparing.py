@@ -19,6 +19,7 @@ from sde_gen.config.typed import arguments, typed
 from sde_gen.errors import ConfigError, DataError, MissingInputError
 from sde_gen.files import make_folder, read_text
 from sde_gen.jobs.common import QUIET_SECONDS
+from sde_gen.jobs.origins import resolved
 
 #: Settings that say where and how to run, not what is compared.
 _RUNNING = ("workers", "out", "cell", "part", "parts", "spec")
@@ -33,7 +34,10 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     values, given = settings(config)
     running = {field.name for field in fields(CompareSettings)}
     cfg = typed(CompareSettings, {name: value for name, value in values.items() if name in running})
-    comparison = _comparison(cfg, {name: value for name, value in values.items() if name not in running})
+    asked = {name: value for name, value in values.items() if name not in running}
+    if isinstance(asked.get("checkpoint"), str):
+        asked["checkpoint"] = resolved(asked["checkpoint"], "runs")
+    comparison = _comparison(cfg, asked)
     if cfg.cell is not None:
         return _one_cell(comparison, _as_written("cell", cfg.cell, given), cfg.cache)
     cells, workers = comparison.cells(), _workers(cfg, comparison.device)

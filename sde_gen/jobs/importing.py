@@ -1,29 +1,24 @@
 """Make a run of weights that come from somewhere else: the work of `python -m sde_gen.import_weights`.
 
-The only place where a file of torch's own format is read, and only tensors are taken from it: unpickling anything else
-is refused (`weights_only=True`). What is written is a checkpoint like any other: safetensors, JSON and a manifest.
+Nothing that comes with the weights is executed, and what is written is a checkpoint like any other: safetensors, JSON
+and a manifest. `weights=FILE` are those of a network that the settings describe; `from=FORMAT:PATH` says what the
+network was shown and told as well.
 """
 
-import pickle
-import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-from torch import Tensor, nn
-
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
-from sde_gen.config.prepare import Prepared, prepare
+from sde_gen.config.prepare import prepare
 from sde_gen.config.schema import ImportConfig
 from sde_gen.config.typed import typed
-from sde_gen.errors import CheckpointError, MissingInputError, OutputError
-from sde_gen.files import sha256
+from sde_gen.errors import ConfigError, OutputError
+from sde_gen.interop.weight_files import find_weights, read_file
 from sde_gen.jobs.common import run_folder
-from sde_gen.training import save_checkpoint
+from sde_gen.jobs.origins import FORMATS, Parts, read_origin, write
 from sde_gen.training.checkpoint import checkpoint_folders
 from sde_gen.training.state import load_weights
 
@@ -35,116 +30,32 @@ def run(config: Mapping[str, Any]) -> str:
         MissingInputError: no such file.  CheckpointError: it cannot be read safely, or does not fit the network.
         OutputError: the run has checkpoints already, or cannot be made.
     """
-    cfg = typed(ImportConfig, settings(config)[0])
-    source = Path(cfg.weights).expanduser()
-    content = read_file(source)
-    ready = prepare(cfg)
-    network: Any = ready.model.network
-    tensors = {}
-    for part, key in (("model", cfg.key), ("ema", cfg.ema_key if cfg.ema_key is not None else cfg.key)):
-        load_weights(network, find_weights(content, key, cfg.strip, source, network), source)
-        tensors[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    folder = run_folder(cfg, f"imported_{ready.data.name}")
+    values = dict(settings(config)[0])
+    origin = values.pop("from", None)
+    cfg = typed(ImportConfig, values)
+    if (cfg.weights is None) == (origin is None):
+        raise ConfigError("give weights=FILE, of a network that the settings describe, or from=FORMAT:PATH with one of "
+                          f"{', '.join(FORMATS)}")  # fmt: skip
+    tensors, stored, about, sources = _described(cfg) if origin is None else read_origin(cfg, str(origin))
+    folder = run_folder(cfg, f"imported_{about['name']}")
     with folder.locked():
         if checkpoint_folders(folder.checkpoints):
             raise OutputError(f"run {folder.path} has checkpoints already; give another name with run=NAME")
-        path = save_checkpoint(folder.checkpoints, 0, tensors, ready.stored, _state(cfg, ready, source))
+        path = write(folder.checkpoints, cfg.seed, tensors, stored, about, sources)
     count = sum(tensor.numel() for tensor in tensors["model"].values())
-    say(f"imported {count:,} numbers from {source} into {path}")
+    say(f"imported {count:,} numbers from {sources[0]} into {path}")
     say(f"next: python -m sde_gen.sample run={folder.path.name}, or train on with resume={folder.path.name}")
     return str(path)
 
 
-def _state(cfg: ImportConfig, ready: Prepared, source: Path) -> dict[str, Any]:
-    return {
-        "seconds": 0.0,
-        "seed": cfg.seed,
-        "ema_updates": 0,
-        "data": ready.data.to_dict(),
-        "conditional": cfg.class_conditional,
-        "metrics": {},
-        "imported": {"file": source.name, "sha256": sha256(source)},
-    }
-
-
-def read_file(path: Path) -> Any:
-    """What a file of weights holds: tensors in mappings; nothing in it is executed.
-
-    Raises:
-        MissingInputError: no such file.  CheckpointError: it is damaged, or holds more than tensors.
-    """
-    if not path.is_file():
-        raise MissingInputError(f"no file {path}; give weights=PATH of a .safetensors or .pt file")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about the dialect of pickle, on the way to refusing it
-            return torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise CheckpointError(
-            f"{path} holds more than tensors, and reading the rest would run code that came with it; "
-            "save its state_dict alone, best as .safetensors"
-        ) from error
-    except (
-        SafetensorError,
-        OSError,
-        RuntimeError,
-        ValueError,
-        EOFError,
-        KeyError,
-        AttributeError,
-        IndexError,
-    ) as error:
-        reason = (str(error).splitlines() or ["it is empty or cut off"])[0][:200]
-        raise CheckpointError(f"{path} cannot be read: {reason}") from error
-
-
-def find_weights(
-    content: Any, key: str | None, strip: str, source: Path, network: nn.Module | None = None
-) -> dict[str, Tensor]:
-    """The mapping of names to tensors at `key` (dots lead inwards, numbers into lists), `strip` taken off the names.
-
-    Where names begin with `strip`, those that do not are others' (the counter of `torch.optim.swa_utils`, the online
-    model of ema-pytorch) and left out. A list of tensors, as score_sde and diffusers keep averages, is that of the
-    parameters of `network` that need gradients, in their order; its buffers are as they are.
-
-    Raises:
-        CheckpointError: there is none; the message lists the keys that there are.
-    """
-    for part in key.split(".") if key else ():
-        if isinstance(content, list | tuple) and part.isdigit() and int(part) < len(content):
-            content = content[int(part)]
-        elif isinstance(content, Mapping) and part in content:
-            content = content[part]
-        else:
-            raise CheckpointError(f"{source} has nothing at key={key}; there are {_keys(content)}")
-    if isinstance(content, list | tuple) and network is not None and all(isinstance(t, Tensor) for t in content):
-        content = _by_position(content, network, f"{source} at key={key}")
-    named = dict(content) if isinstance(content, Mapping) else {}
-    if strip and any(str(name).startswith(strip) for name in named):
-        named = {name: tensor for name, tensor in named.items() if str(name).startswith(strip)}
-    if not named or not all(isinstance(k, str) and isinstance(v, Tensor) for k, v in named.items()):
-        place = f"at key={key}" if key else "at the top"
-        raise CheckpointError(f"{source} has no weights {place}: there are {_keys(content)}; say where with key=NAME")
-    for name, tensor in named.items():
-        if not bool(tensor.isfinite().all()):
-            raise CheckpointError(f"{source}: {name} holds values that are not finite; such weights are not imported")
-    return {name.removeprefix(strip): tensor for name, tensor in named.items()}
-
-
-def _by_position(averages: Sequence[Tensor], network: nn.Module, where: str) -> dict[str, Tensor]:
-    trained = [(name, p) for name, p in network.named_parameters() if p.requires_grad]
-    if len(averages) != len(trained):
-        raise CheckpointError(f"{where}: {len(averages)} tensors in a row, but the network trains {len(trained)}")
-    for (name, p), tensor in zip(trained, averages, strict=True):
-        if p.shape != tensor.shape:
-            raise CheckpointError(f"{where}: the tensor for {name} is {tuple(tensor.shape)}, not {tuple(p.shape)}")
-    return {**network.state_dict(), **{name: tensor for (name, _), tensor in zip(trained, averages, strict=True)}}
-
-
-def _keys(content: Any) -> str:
-    if not isinstance(content, Mapping):
-        return f"a {type(content).__name__}" + (f" of {len(content)}" if isinstance(content, list | tuple) else "")
-    names = [str(name)[:60] for name in list(content)[:12]]
-    return ", ".join(names) + (", ..." if len(content) > 12 else "")
+def _described(cfg: ImportConfig) -> tuple[Parts, dict[str, Any], dict[str, Any], list[Path]]:
+    """Weights of a network that the settings describe."""
+    source = Path(str(cfg.weights)).expanduser()
+    content = read_file(source)
+    ready = prepare(cfg if cfg.data is not None else replace(cfg, data={"_target_": "sde_gen.data.digits"}))
+    network: Any = ready.model.network
+    tensors: Parts = {}
+    for part, key in (("model", cfg.key), ("ema", cfg.ema_key if cfg.ema_key is not None else cfg.key)):
+        load_weights(network, find_weights(content, key, cfg.strip, source, network, cfg.add), source)
+        tensors[part] = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    return tensors, ready.stored, ready.data.to_dict(), [source]

@@ -54,7 +54,8 @@ class Progress:
         path = checkpoint.path
         known = {name: checkpoint.state[name] for name in cls.__dataclass_fields__ if name in checkpoint.state}
         stored = known.get("data")
-        if not isinstance(stored, Mapping) or stored.get("fingerprint") != data.fingerprint:
+        without = "imported" in checkpoint.state and isinstance(stored, Mapping) and not stored.get("fingerprint")
+        if not without and (not isinstance(stored, Mapping) or stored.get("fingerprint") != data.fingerprint):
             raise CheckpointError(
                 f"checkpoint {path} was trained on other data than {data.name} as it is now; "
                 "restore the data, or start another run with run=NAME"

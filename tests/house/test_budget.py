@@ -27,6 +27,7 @@ INNER_IMPORTS = {
     ("config/launch.py", "by name"): "the job of a command, imported after --help has been answered",
     ("config/objects.py", "by name"): "the class that a configuration names, perhaps in a module of the user's own",
     ("comparison/cells/closure.py", "by name"): "the module of a class that decides a result, perhaps the user's own",
+    ("interop/diffusers/export.py", "by name"): "a class of diffusers' own kind, which needs diffusers to be defined",
 }
 MOST_INNER_IMPORTS = 10
 
