@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 import sde_gen as sg
+from sde_gen.conditions import NOTHING
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.dormand_prince import dormand_prince
 from sde_gen.samplers.flow import Flow
@@ -52,7 +53,7 @@ PROBLEMS = {"2-D, 16 modes": plane, "64-D, 8 modes": space}
 
 def exact_flow(law: sg.GaussianMixture, p: Perturbation, x: Tensor, t: float, end: float | None = None) -> Tensor:
     """Solution of the probability-flow ODE from x at time t, to noise level 0 or to time `end`, to about 1e-9."""
-    flow = Flow(law.model(p), {}, len(x))
+    flow = Flow(law.model(p), NOTHING)
 
     begin = float(p.half_log_snr(t))
     last = LAST_LAMBDA if end is None else float(p.half_log_snr(end))

@@ -38,6 +38,7 @@ CONTRACT = [
     "DPMSolverPP3M",
     "Auto",
     "Langevin",
+    "LangevinDynamics",
     "GaussianMixture",
     "EmpiricalData",
     "ScoreModel",

@@ -89,7 +89,21 @@ class _FromCheckpoint(_Working):
 
 
 @dataclass(frozen=True, kw_only=True)
-class SampleConfig(_FromCheckpoint):
+class _Observing:
+    """What is asked of a task, which draws what an observation leaves open."""
+
+    task: Literal["inpaint", "superres", "deblur", "colourise", "posterior"] | None = None
+    mask: str | None = None  # of task=inpaint: white, or true, where a pixel is seen
+    factor: int = checked(2, low=2)  # of task=superres, for each side
+    blur: float = checked(1.0, above=0)  # of task=deblur: standard deviation of the blur in pixels
+    operator: str | None = None  # of task=posterior: a matrix (m, D) in .npy or .npz, of samples on the model's scale
+    noise_std: float = checked(0.05, above=0)  # of the observation, on the scale of the model, [-1, 1] for pictures
+    method: Literal["mmps", "pigdm", "smc"] = "mmps"  # smc: particles, and with them the evidence
+    particles: int = checked(16)  # of method=smc, for each sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleConfig(_Observing, _FromCheckpoint):
     """Settings of `python -m sde_gen.sample`; out may end in .npz."""
 
     num_samples: int = checked(64)
@@ -100,15 +114,8 @@ class SampleConfig(_FromCheckpoint):
     clip: bool = False  # keep the denoised estimate within the range of the data at every step
     start: str | None = None  # a picture, .npy or .npz to start from instead of noise
     strength: float = checked(0.5, above=0, high=1)  # how far start= is noised, 1 entirely
-    task: Literal["inpaint", "superres", "deblur", "colourise"] | None = None  # draw what an observation leaves open
     observation: str | None = None  # of a task: a picture, .npy or .npz; or
     truth: str | None = None  # a whole sample to make the observation of, and to show beside the draws
-    mask: str | None = None  # of task=inpaint: white, or true, where a pixel is seen
-    factor: int = checked(2, low=2)  # of task=superres, for each side
-    blur: float = checked(1.0, above=0)  # of task=deblur: standard deviation of the blur in pixels
-    noise_std: float = checked(0.05, above=0)  # of the observation, on the scale of the model, [-1, 1] for pictures
-    method: Literal["mmps", "pigdm", "smc"] = "mmps"  # smc: particles, and with them the evidence
-    particles: int = checked(16)  # of method=smc, for each sample
     metrics: bool = True  # compare with held-out data
     animation: bool = False  # an animation of the reverse process
     forward: bool = False  # a strip of the forward process
@@ -135,8 +142,8 @@ class LikelihoodSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig(_FromCheckpoint):
-    """Settings of `python -m sde_gen.evaluate`."""
+class EvaluateConfig(_Observing, _FromCheckpoint):
+    """Settings of `python -m sde_gen.evaluate`; with a task the calibration of its posteriors is measured."""
 
     features: dict[str, Any]
     likelihood: Literal["ode", "vlb", "both", "none"] = "ode"  # of the held-out data
@@ -144,6 +151,8 @@ class EvaluateConfig(_FromCheckpoint):
     samples: str | None = None  # the folder or .npz of samples that were drawn before, instead of drawing
     metrics: list[str] = field(default_factory=list)
     compared: int | None = checked(2000, low=2)  # most points of each set in a distance; null: all
+    observations: int = checked(64, low=2)  # of a task: held-out samples that are observed
+    draws: int = checked(32, low=2)  # of a task, for each observation
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -32,6 +32,7 @@ from sde_gen.evaluation import (
 )
 from sde_gen.evaluation.columns_compared import compared_columns
 from sde_gen.files import make_folder
+from sde_gen.jobs.calibrating import calibrated
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
 from sde_gen.rng import keyed_generator
@@ -47,7 +48,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         SDEGenError: one of its subclasses, before any long work where possible.
     """
-    values, _ = settings(config)
+    values, arguments = settings(config)
     cfg = typed(EvaluateConfig, values)
     likelihood = typed(LikelihoodSettings, cfg.nll, "nll")
     _check_metrics(cfg)
@@ -55,6 +56,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     what = trained(cfg)
     model, checkpoint, processes = what.model, what.checkpoint, what.processes
     data = stored_data(checkpoint, cfg.trust, cfg.data)
+    if cfg.task is not None:
+        return calibrated(cfg, what, data, _folder(cfg, checkpoint), arguments)
     samples = read_samples(cfg.samples, data) if cfg.samples is not None and cfg.metrics else None
     if cfg.metrics:
         drawn = cfg.num_samples if samples is None else len(samples)

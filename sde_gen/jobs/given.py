@@ -53,6 +53,22 @@ def read_mask(path: str, setting: str, shape: tuple[int, ...]) -> Tensor:
     return seen.expand(shape)
 
 
+def read_numbers(path: str, setting: str, shape: tuple[int | None, ...]) -> Tensor:
+    """The numbers of a .npy or .npz file, float64; None in `shape` is any size.
+
+    Raises:
+        MissingInputError: no such file.
+        DataError: it cannot be read, has another shape, or NaN or infinite values.
+    """
+    found = torch.from_numpy(_array(_place(path, setting), setting)).to(torch.float64)
+    if found.ndim != len(shape) or any(b not in (a, None) for a, b in zip(found.shape, shape, strict=True)):
+        wanted = ", ".join("m" if size is None else str(size) for size in shape)
+        raise DataError(f"{setting}={path} holds {tuple(found.shape)}, and what is wanted has shape ({wanted})")
+    if not bool(found.isfinite().all()):
+        raise DataError(f"{setting}={path} holds NaN or infinity")
+    return found
+
+
 def _place(path: str, setting: str) -> Path:
     return located(path, f"{setting} must be a picture, or a .npy or .npz file")
 

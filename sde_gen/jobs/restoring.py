@@ -10,16 +10,17 @@ from torch import Tensor
 
 from sde_gen import pictures
 from sde_gen.config.launch import say
-from sde_gen.config.schema import SampleConfig
+from sde_gen.config.schema import EvaluateConfig, SampleConfig
 from sde_gen.data.transform import Affine
 from sde_gen.errors import CheckpointError, ConfigError
 from sde_gen.files import write_json
-from sde_gen.inverse import Blur, Downsample, Grey, Mask, Operator, Particles, Posterior, TwistedSMC
+from sde_gen.inverse import Blur, Downsample, Grey, Mask, Matrix, Operator, Particles, Posterior, TwistedSMC
 from sde_gen.jobs.classes import Labels
 from sde_gen.jobs.common import Trained, table
-from sde_gen.jobs.given import read_mask, read_samples
+from sde_gen.jobs.given import read_mask, read_numbers, read_samples
 from sde_gen.jobs.guiding import made_of
 from sde_gen.jobs.target import Target
+from sde_gen.model import ScoreModel
 from sde_gen.rng import SeededNoise
 from sde_gen.samplers import Ancestral, Samples
 from sde_gen.streaming import write_npz
@@ -28,6 +29,7 @@ from sde_gen.streaming import write_npz
 _STEPS = 100
 _SEES = {
     "inpaint": "mask=FILE says what is seen",
+    "posterior": "m numbers",
     "superres": "its sides are those of a sample over factor",
     "deblur": "it has the size of a sample",
     "colourise": "it has one channel",
@@ -56,20 +58,16 @@ def restored(cfg: SampleConfig, what: Trained, arguments: Sequence[str], labels:
         SDEGenError: one of its subclasses, before any long work where possible.
     """
     model, shape, transform = what.model, what.model.shape, what.model.transform
-    if transform is None or len(shape) != 3:
-        raise CheckpointError(f"task={cfg.task} is of images (channels, height, width), and this model has {shape}")
+    if transform is None:
+        raise CheckpointError(f"checkpoint {what.checkpoint.path} does not describe its data")
     if cfg.start is not None or what.processes.world > 1:
         raise ConfigError(f"task={cfg.task} starts from noise in one process; leave start out, and torchrun")
     task = _task(cfg, transform, shape)
     target = Target.of(cfg, what.checkpoint)
     if not cfg.overwrite:
         target.check_free()
-    method = "mmps" if cfg.method == "smc" else cfg.method
-    posterior = Posterior(model, task.operator, task.y, cfg.noise_std, method)
-    chosen = any(argument.startswith(("sampler=", "sampler.")) for argument in arguments)
-    sampler: Any = what.sampler if chosen else Ancestral(steps=_STEPS, grid="karras")
-    if cfg.method == "smc":
-        sampler = TwistedSMC(particles=cfg.particles, steps=_STEPS)
+    posterior = posterior_of(cfg, model, task.operator, task.y)
+    sampler = sampler_of(cfg, what, arguments)
     say(f"task={cfg.task}: {cfg.num_samples} draws given {tuple(task.y.shape)} with {sampler}")
     named: dict[str, Any] = {}
     if labels is not None:  # one for all makes one evidence of all systems
@@ -90,6 +88,19 @@ def restored(cfg: SampleConfig, what: Trained, arguments: Sequence[str], labels:
     rows += [(f"log evidence of {name}", f"{v:.4g}") for name, v in report.get("log_evidence_of", {}).items()]
     table([*rows, ("written to", str(target.folder))])
     return report
+
+
+def posterior_of(cfg: SampleConfig | EvaluateConfig, model: ScoreModel, operator: Operator, y: Any) -> Posterior:
+    """The model given y, by the method asked for; particles start from "mmps"."""
+    return Posterior(model, operator, y, cfg.noise_std, "mmps" if cfg.method == "smc" else cfg.method)
+
+
+def sampler_of(cfg: SampleConfig | EvaluateConfig, what: Trained, arguments: Sequence[str]) -> Any:
+    """Particles if asked for, else the sampler that was named, else ancestral steps, which guidance suits."""
+    if cfg.method == "smc":
+        return TwistedSMC(particles=cfg.particles, steps=_STEPS)
+    named = any(argument.startswith(("sampler=", "sampler.")) for argument in arguments)
+    return what.sampler if named else Ancestral(steps=_STEPS, grid="karras")
 
 
 _TOLD = ("residual", "coverage_90", "rmse_of_mean", "log_evidence", "log_evidence_error", "least_ess")
@@ -124,21 +135,12 @@ def _numbers(cfg: SampleConfig, task: Task, x: Tensor, result: Samples, labels: 
 
 def _task(cfg: SampleConfig, transform: Affine, shape: tuple[int, ...]) -> Task:
     """Operator and observation."""
-    seen = None
-    if cfg.task == "inpaint":
-        if cfg.mask is None:
-            raise ConfigError("task=inpaint needs mask=FILE: a picture, white where a pixel is seen, or truth values")
-        seen = read_mask(cfg.mask, "mask", shape)
-        operator: Operator = Mask(seen)
-    elif cfg.task == "superres":
-        operator = Downsample(cfg.factor)
-    elif cfg.task == "deblur":
-        operator = Blur(std=cfg.blur)
-    else:
-        operator = Grey()
-    out = shape if cfg.task == "inpaint" else operator.output_shape(shape)
+    operator, seen, out = operator_of(cfg, shape)
     truth = None if cfg.truth is None else read_samples(cfg.truth, "truth", transform, shape)[0]
     if cfg.observation is not None:
+        if cfg.task == "posterior":  # of numbers that have no scale of the data's
+            y = read_numbers(cfg.observation, "observation", out)
+            return Task(operator, y, truth, seen)
         return Task(operator, read_samples(cfg.observation, "observation", transform, out)[0], truth, seen)
     if truth is None:
         raise ConfigError(f"task={cfg.task} needs observation=FILE ({_SEES[str(cfg.task)]}), or truth=FILE to "
@@ -146,6 +148,33 @@ def _task(cfg: SampleConfig, transform: Affine, shape: tuple[int, ...]) -> Task:
     clean = truth if cfg.task == "inpaint" else operator.apply(truth[None])[0]
     # With noise of a stream of its own: that of the samples has numbers from 0.
     return Task(operator, clean + cfg.noise_std * SeededNoise(cfg.seed, 2**40)(clean[None], -1, 0)[0], truth, seen)
+
+
+def operator_of(
+    cfg: SampleConfig | EvaluateConfig, shape: tuple[int, ...]
+) -> tuple[Operator, Tensor | None, tuple[int, ...]]:
+    """What is measured, the mask of what is seen or None, and the shape of an observation.
+
+    Raises:
+        ConfigError: a task of images for a model of others, or without what it needs.
+        MissingInputError, DataError: of its files.
+    """
+    if cfg.task == "posterior":
+        if cfg.operator is None:
+            raise ConfigError("task=posterior needs operator=FILE: a matrix (m, D) in .npy or .npz")
+        matrix = read_numbers(cfg.operator, "operator", (None, math.prod(shape)))
+        return Matrix(matrix), None, (len(matrix),)
+    if len(shape) != 3:
+        raise CheckpointError(f"task={cfg.task} is of images (channels, height, width), and this model has {shape}; "
+                              "use task=posterior")  # fmt: skip
+    if cfg.task == "inpaint":
+        if cfg.mask is None:
+            raise ConfigError("task=inpaint needs mask=FILE: a picture, white where a pixel is seen, or truth values")
+        seen = read_mask(cfg.mask, "mask", shape)
+        return Mask(seen), seen, shape
+    operators = {"superres": Downsample(cfg.factor), "deblur": Blur(std=cfg.blur), "colourise": Grey()}
+    operator = operators[str(cfg.task)]
+    return operator, None, operator.output_shape(shape)
 
 
 def _write(target: Target, transform: Affine, task: Task, x: Tensor, report: dict[str, Any]) -> None:
@@ -162,5 +191,8 @@ def _write(target: Target, transform: Affine, task: Task, x: Tensor, report: dic
     title = f"task={report['task']} by {report['method']}, {report['nfe']} calls of the network for a draw"
     if report.get("log_evidence") is not None:
         title += f"; log evidence {report['log_evidence']:.2f}"
+    if x.ndim != 4:
+        pictures.save_image(pictures.picture_of(x), target.path(".png"))
+        return
     picture = pictures.posterior_picture(x, task.shown, task.truth, mean=mean, std=std, title=title)
     pictures.save_image(picture, target.path(".png"))

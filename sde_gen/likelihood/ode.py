@@ -39,8 +39,9 @@ _WHERE = "log_likelihood"
 _DIVERGENCES, _PROBES = ("auto", "exact", "hutchinson"), ("auto", "rademacher", "gaussian", "fresh", "walsh")
 #: Up to this dimension "auto" takes the exact divergence, D vector-Jacobian products a call.
 _EXACT_UP_TO = 16
-#: The state is solved to a third of the tolerances: its error reaches the answer multiplied by the score.
-_SAFETY = 1 / 3
+#: The state is solved to a third of the tolerances: its error reaches the answer multiplied by the score; to less of
+#: those looser than `_LOOSE`, in proportion to this power, for over long steps error estimates say too little.
+_SAFETY, _LOOSE, _LESS = 1 / 3, 1e-5, 0.38
 #: Numbers of the state and all its probes held at once.
 _CHUNK_NUMBERS = 2**22
 
@@ -169,10 +170,11 @@ class _Plan:
         if probe == "auto":
             probe = "rademacher" if steps is None and grid is None else "walsh"
         exact = divergence == "exact" or (divergence == "auto" and x[0].numel() <= _EXACT_UP_TO)
-        begin, end, low, high = lambda_interval(_WHERE, model, t_min, t_max)
+        grid = None if grid is None else as_grid(grid)
+        lowest = grid.end if grid is not None and t_min is None else t_min
+        begin, end, low, high = lambda_interval(_WHERE, model, lowest, t_max)
         nodes, p = None, model.perturbation
         if grid is not None:
-            grid = as_grid(grid)
             count = grid.length or steps
             if count is None:
                 raise ConfigError(f"{_WHERE}: grid needs steps=, the number of its nodes")
@@ -224,8 +226,9 @@ class _Plan:
         def slope(v: Tensor, lam: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             return with_divergence(lambda w: flow.slope(w, lam, rows), v, None if held is None else held[:, rows])
 
+        rtol, atol = (_SAFETY * tol * min(1.0, _LOOSE / tol) ** _LESS for tol in (self.rtol, self.atol))
         answer = dormand_prince(
-            slope, u, self.begin, self.end, rtol=_SAFETY * self.rtol, atol=_SAFETY * self.atol,
+            slope, u, self.begin, self.end, rtol=rtol, atol=atol,
             max_calls=self.max_nfe, first=first, integrals=1 if held is None else len(held), keep_going=True,
         )  # fmt: skip
         failed = {index: named(error, self.model, self.begin, self.end) for index, error in answer.failed.items()}

@@ -15,6 +15,7 @@ from sde_gen.pictures.plots import (
     picture_of,
     scatter,
 )
+from sde_gen.pictures.rank_picture import rank_picture
 
 __all__ = [
     "Frames",
@@ -30,6 +31,7 @@ __all__ = [
     "pairs",
     "picture_of",
     "posterior_picture",
+    "rank_picture",
     "save_animation",
     "save_image",
     "scatter",

@@ -5,7 +5,8 @@ multistep           exponential rules that remember estimates: Adams-Bashforth, 
 singlestep          exponential rules with calls within the step: DPM-Solver 2S, 3S
 heun                Heun's method, with churn
 stochastic          exponential rules of the reverse SDE: SDE-DPM-Solver++, stochastic Heun
-langevin, predictor_corrector, restart     what moves a state at one level, and what combines rules
+langevin, langevin_dynamics, metropolis    what moves a state at one level
+predictor_corrector, restart               what combines rules
 probability_flow, adaptive_sde             solvers that choose their own steps
 """
 
@@ -24,6 +25,7 @@ from sde_gen.samplers.grids import (
 )
 from sde_gen.samplers.heun import EDMChurn, Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
+from sde_gen.samplers.langevin_dynamics import LangevinDynamics
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.named_multistep import DEIS, LMS, PLMS, DPMSolverPP2M, DPMSolverPP3M
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
@@ -58,6 +60,7 @@ __all__ = [
     "Heun",
     "KarrasRho",
     "Langevin",
+    "LangevinDynamics",
     "NoiseSource",
     "OneStepSampler",
     "PredictorCorrector",

@@ -24,9 +24,12 @@ class TimeGrid(abc.ABC):
     """n times, descending, for a perturbation.
 
     Attributes:
+        end: lowest time, in [0, 1], that samplers hand it as t_low, instead of the perturbation's `t_sample`; a network
+            is still asked no lower than it was trained.
         is_in_lambda: whether the noise levels at both ends must be finite.
     """
 
+    end: float | None = None
     is_in_lambda: bool = False
 
     @abc.abstractmethod
@@ -60,7 +63,16 @@ def _at(p: Perturbation, half_log_snr: Tensor, t_low: float, t_high: float) -> T
 
 @dataclass(frozen=True)
 class UniformTime(TimeGrid):
-    """Equal steps in t."""
+    """Equal steps in t.
+
+    Args:
+        end: lowest time; the perturbation's by default.
+    """
+
+    end: float | None = checked(None, low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         t = t_high + _unit(n) * (t_low - t_high)
@@ -71,7 +83,16 @@ class UniformTime(TimeGrid):
 
 @dataclass(frozen=True)
 class UniformLambda(TimeGrid):
-    """Equal steps in the half log-SNR lambda. Lu et al. 2022, arXiv:2206.00927."""
+    """Equal steps in the half log-SNR lambda. Lu et al. 2022, arXiv:2206.00927.
+
+    Args:
+        end: lowest time; the perturbation's by default.
+    """
+
+    end: float | None = checked(None, low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
     is_in_lambda = True
 
@@ -86,9 +107,11 @@ class KarrasRho(TimeGrid):
 
     Args:
         rho: exponent, >= 1; larger puts more times at low noise.
+        end: lowest time; the perturbation's by default.
     """
 
     rho: float = checked(7.0, low=1.0)
+    end: float | None = checked(None, low=0.0, high=1.0)
 
     is_in_lambda = True
 
@@ -113,6 +136,7 @@ class ArctanLambda(TimeGrid):
         centre: half log-SNR around which the times are densest. 1 suits data of unit size whose details are a few times
             smaller.
         width: of the dense part, > 0, in units of lambda; very large is uniform in lambda.
+        end: lowest time; the perturbation's by default.
 
     Raises:
         ConfigError: for values outside these.
@@ -120,6 +144,7 @@ class ArctanLambda(TimeGrid):
 
     centre: float = checked(1.0)
     width: float = checked(3.0, above=0.0)
+    end: float | None = checked(None, low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         checks.fields(self)
@@ -133,7 +158,16 @@ class ArctanLambda(TimeGrid):
 
 @dataclass(frozen=True)
 class Quadratic(TimeGrid):
-    """Equal steps in sqrt(t). Song, Meng & Ermon 2021, arXiv:2010.02502."""
+    """Equal steps in sqrt(t). Song, Meng & Ermon 2021, arXiv:2010.02502.
+
+    Args:
+        end: lowest time; the perturbation's by default.
+    """
+
+    end: float | None = checked(None, low=0.0, high=1.0)
+
+    def __post_init__(self) -> None:
+        checks.fields(self)
 
     def times(self, perturbation: Perturbation, n: int, t_low: float, t_high: float) -> Tensor:
         root = t_high**0.5 + _unit(n) * (t_low**0.5 - t_high**0.5)
@@ -151,12 +185,14 @@ class ChainNodes(TimeGrid):
     Args:
         even_in: what the subset is even in: "nodes" (DDIM's, arXiv:2010.02502), or "lambda", the nodes nearest to
             equal steps in the half log-SNR, as far as they are different nodes.
+        end: lowest time, of which the nearest node is taken; the first node's by default.
 
     Raises:
         ConfigError: for another even_in, for a continuous perturbation, or for more times than nodes.
     """
 
     even_in: str = checked("nodes", choices=("nodes", "lambda"))
+    end: float | None = checked(None, low=0.0, high=1.0)
 
     def __post_init__(self) -> None:
         checks.fields(self)

@@ -25,6 +25,7 @@ from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
 from sde_gen.model import combine
 from sde_gen.samplers.grid_sampler import GridSampler, Run, Step
+from sde_gen.samplers.metropolis import langevin_chain
 from sde_gen.shapes import trailing
 
 #: A corrector's move at one time: (k, x) -> x.
@@ -109,30 +110,46 @@ class AnnealedLangevin(GridSampler):
     it to the corrector's signal-to-noise ratio, e_i = 2 r^2 rho_i^2 (r = 0.176 is 6.2e-6 at rho_L = 0.01). On NCSN's
     levels, alpha = 1, this is the original algorithm; elsewhere x is rescaled between levels so that y stays.
 
+    Langevin steps bring more noise than a level keeps: a unit Gaussian ends about a sixth too wide. The rule
+    "consistent" (Jolicoeur-Martineau et al. 2021, arXiv:2009.05475) adds what the next level lacks instead, with
+    c = e_i/rho_i^2 the share of the noise that a step takes away,
+
+        y + c (D - y) + sqrt(rho'^2 - (1 - c)^2 rho_i^2) z,
+
+    rho' = rho_i within a level and rho_{i+1} in its last step, where c is at least 1 - rho'/rho_i. "metropolis" is the
+    original with steps that may be refused, so that each leaves p_t as it is (n + 1 calls a level).
+
     Args:
         steps: number of levels; all of a chain's by default.
         steps_per_level: n >= 1.
-        snr: r > 0.
+        snr: r > 0; by default 0.176, and 0.08 for the rule "consistent", which errs in proportion to r^2.
         step_size: e at the last level, > 0, instead of snr.
+        rule: "langevin", "consistent" or "metropolis".
 
     Raises:
         ConfigError: for values outside these ranges, or a step of 2 rho^2 or more, which diverges.
     """
 
     steps_per_level: int = checked(5, low=1)
-    snr: float = checked(0.176, above=0.0, below=1.0)
+    snr: float | None = checked(None, above=0.0, below=1.0)
     step_size: float | None = checked(None, above=0.0)
+    rule: str = checked("langevin", choices=("langevin", "consistent", "metropolis"))
 
     is_stochastic = True
     default_steps = 232
     uses_chain_nodes = True
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.snr is None:
+            object.__setattr__(self, "snr", 0.08 if self.rule == "consistent" else 0.176)
 
     def stepper(self, run: Run) -> Step:
         move = self._mover(run)
         grow = (run.levels.alpha[1:] / run.levels.alpha[:-1]).tolist()
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            x = move(k, x)
+            x = move(k, x)[0]
             return (x if grow[k] == 1.0 else x * grow[k]), None
 
         return step
@@ -142,34 +159,52 @@ class AnnealedLangevin(GridSampler):
         return True
 
     def last_stepper(self, run: Run) -> Step:
-        move, last = self._mover(run), len(run.times) - 1
-        if not self.denoise:
-            return lambda k, x, memory: (move(last, x), None)
-        return lambda k, x, memory: (run.levels.denoised(last, move(last, x)), None)
+        move, last, e = self._mover(run), len(run.times) - 1, run.levels
 
-    def _mover(self, run: Run) -> Move:
+        def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
+            x, denoised = move(last, x)
+            if not self.denoise:
+                return x, None
+            return (e.denoised(last, x) if denoised is None else denoised), None
+
+        return step
+
+    def _mover(self, run: Run) -> Callable[[int, Tensor], tuple[Tensor, Tensor | None]]:
+        """The moves at one level, (k, x) -> (x, x0hat there if it is known)."""
         e = run.levels
-        final = float(e.sigma[-1] / e.alpha[-1])
+        rho = e.sigma / e.alpha
+        final = float(rho[-1])
         if final == 0:
             raise ConfigError(
                 "AnnealedLangevin: its last level needs noise, but sigma = 0 at the last time of the grid"
             )
         # Share of rho^2, the same at all levels: y + share (D - y) + sqrt(2 share) rho z.
-        share = 2 * self.snr**2 if self.step_size is None else self.step_size / final**2
+        share = 2 * (self.snr or 0.0) ** 2 if self.step_size is None else self.step_size / final**2
         if not 0 < share < 2:
             raise ConfigError(
                 f"AnnealedLangevin: a step of {share:.4g} sigma^2 diverges; it must be below 2: lower step_size "
                 f"(below {2 * final**2:.4g} at the last level, sigma = {final:.4g}) or set snr instead"
             )
-        of_x = (1 - share + share * e.alpha * e.skip).tolist()
-        of_raw = (share * e.alpha * e.out).tolist()
-        of_z = ((2 * share) ** 0.5 * e.sigma).tolist()
+        if self.rule == "metropolis":
+            chain = langevin_chain(e, run.noise, (share * e.sigma.square()).tolist())
+            return lambda k, x: chain(k, x, self.steps_per_level)
+        shares = torch.full((2, len(rho)), share, dtype=torch.float64)  # within a level, and in its last step
+        stds = ((2 * share) ** 0.5 * e.sigma).expand(2, -1)
+        if self.rule == "consistent":
+            down = torch.cat([rho[1:], rho[-1:]]) / rho  # after the last level there is no lower one
+            shares[1] = shares[1].maximum(1 - down)
+            kept = torch.stack([torch.ones_like(down), down]).square()
+            stds = e.sigma * (kept - (1 - shares).square()).clamp_min(0.0).sqrt()
+        of_x = (1 - shares + shares * e.alpha * e.skip).tolist()
+        of_raw = (shares * e.alpha * e.out).tolist()
+        of_z = stds.tolist()
         raw, noise, scratch = e.raw, run.draw, run.buffers()
 
-        def move(k: int, x: Tensor) -> Tensor:
+        def move(k: int, x: Tensor) -> tuple[Tensor, None]:
             for j in range(self.steps_per_level):
-                new = combine(x, of_x[k], raw(k, x), of_raw[k], scratch[x is scratch[0]])
-                x = new.add_(noise(x, k, j), alpha=of_z[k])
-            return x
+                i = int(j == self.steps_per_level - 1)
+                new = combine(x, of_x[i][k], raw(k, x), of_raw[i][k], scratch[x is scratch[0]])
+                x = new.add_(noise(x, k, j), alpha=of_z[i][k])
+            return x, None
 
         return move

@@ -2,8 +2,15 @@ r"""The probability-flow ODE by general-purpose solvers.
 
 All formulations are integrated in lambda and in the scaling of `flow.Flow`, so the answer does not depend on the
 formulation. Song et al. 2021, arXiv:2011.13456, section 4.3.
+
+A denoised sample differs from the flow's end at noise level 0 by what the flow still had to do: for data of standard
+deviation s along some direction, :math:`D - x_0 \approx -\rho^2/(2s^2)\, x_0` at :math:`\rho = \sigma/\alpha`. A
+tolerance on the steps alone therefore has a floor. An adaptive method that denoises goes down to
+:math:`\rho = 0.1\sqrt{tol}`, where that is below a tenth of the tolerance for any s >= 0.05, and
+where the right-hand side is so smooth that the steps are long.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +23,7 @@ from torchdiffeq import odeint
 from sde_gen import checks
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, NonFiniteError, SolverError
+from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.dormand_prince import SLOPE, dormand_prince
 from sde_gen.samplers.flow import Flow
@@ -25,6 +33,9 @@ _SCIPY = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 5}
 _TORCHDIFFEQ = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 _TORCHDIFFEQ_FIXED = {"euler": 1, "midpoint": 2, "heun2": 2, "heun3": 3, "rk4": 4}
 _ORDERS = _SCIPY | _TORCHDIFFEQ | _TORCHDIFFEQ_FIXED | {f"torchdiffeq:{name}": n for name, n in _TORCHDIFFEQ.items()}
+
+#: sigma/alpha where a tolerance ends, over its root.
+_END = 0.1
 
 
 @dataclass(frozen=True)
@@ -37,10 +48,12 @@ class ProbabilityFlow(Sampler):
             "RK23", "DOP853", "Radau", "BDF", "LSODA"), which share one step size over all they are given and are
             therefore run on one sample at a time, unless `batched`; and torchdiffeq's fixed-step ones ("euler",
             "midpoint", "heun2", "heun3", "rk4") over `steps` equal steps in lambda, on all samples at once.
-        rtol, atol: tolerances of adaptive methods, > 0.
+        rtol, atol: tolerances of adaptive methods, > 0; atol is 1e-5 by default, or rtol where that is less.
         max_nfe: most network calls for any one sample, >= 1.
         steps: of fixed-step methods only, >= 1.
-        denoise: whether the state at the last time is denoised (one more call).
+        denoise: whether the state at the end is denoised (one more call), and adaptive methods then go down as far as
+            the tolerances ask: below the times visited, with a network to the least noise it was trained on. Without,
+            the state at the last time.
         at: where a callback sees the state between the two ends: so many times, even in lambda, or the times
             themselves. By the solver's own dense output (a straight line between the steps of fixed-step methods), so
             the steps are what they were, and no further call is made (by "DOP853" three for each step looked into).
@@ -54,7 +67,7 @@ class ProbabilityFlow(Sampler):
 
     method: str = checked("dopri5", choices=tuple(_ORDERS))
     rtol: float = checked(1e-5, above=0.0)
-    atol: float = checked(1e-5, above=0.0)
+    atol: float | None = checked(None, above=0.0)
     max_nfe: int = checked(10_000, low=1)
     steps: int | None = None
     denoise: bool = checked(True)
@@ -64,6 +77,8 @@ class ProbabilityFlow(Sampler):
     def __post_init__(self) -> None:
         where = "ProbabilityFlow"
         checks.fields(self)
+        if self.atol is None:
+            object.__setattr__(self, "atol", self._atol)
         if self.batched and self._name not in _TORCHDIFFEQ:
             raise ConfigError(
                 f"{where}: batched is of torchdiffeq's adaptive methods, {', '.join(_TORCHDIFFEQ)}; "
@@ -86,6 +101,10 @@ class ProbabilityFlow(Sampler):
     @property
     def _name(self) -> str:
         return self.method.removeprefix("torchdiffeq:")
+
+    @property
+    def _atol(self) -> float:
+        return min(1e-5, self.rtol) if self.atol is None else self.atol
 
     @property
     def is_adaptive(self) -> bool:
@@ -115,7 +134,7 @@ class ProbabilityFlow(Sampler):
         if not bool(lam.isfinite().all()):
             raise ConfigError(f"ProbabilityFlow: lambda is infinite at an end of {times.tolist()} under {p}")
         job.model.warn_between_nodes(lam.mean())
-        begin, end = lam.tolist()
+        begin, end = float(lam[0]), self._end(job.model, float(lam[1]))
         root = p.size(times).tolist()
         if job.callback is not None:
             job.callback(0, float(times[0]), x[: job.count])
@@ -124,7 +143,7 @@ class ProbabilityFlow(Sampler):
         visited = [*p.half_log_snr(torch.tensor(between, dtype=torch.float64)).tolist(), end]
         u = x / root[0]
         if self.method == "dopri5" and not self.batched:
-            solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self.atol,
+            solution = dormand_prince(problem.slope, u, begin, end, rtol=self.rtol, atol=self._atol,
                                       max_calls=self.max_nfe, first=job.first, at=visited[:-1])  # fmt: skip
             u, calls = solution.u, solution.calls
             seen = [] if solution.at is None else list(solution.at.unbind(1))
@@ -158,6 +177,15 @@ class ProbabilityFlow(Sampler):
         job.products.append(problem.products)
         return u, int(calls.max()), calls
 
+    def _end(self, model: ScoreModel, usual: float) -> float:
+        """Half log-SNR to go down to: the usual one, or as deep as the tolerances ask and the network knows."""
+        if not self.denoise or not self.is_adaptive:
+            return usual
+        asked = -math.log(_END * math.sqrt(max(self.rtol, self._atol)))
+        p = model.perturbation
+        known = math.inf if model.network is None else float(p.half_log_snr(model.times_within(p.t_min)[0]))
+        return max(usual, min(asked, known))
+
     def _between(self, p: Perturbation, times: Tensor) -> list[float]:
         """The times of `at`, descending."""
         high, low = times.tolist()
@@ -185,7 +213,7 @@ class ProbabilityFlow(Sampler):
         stops = torch.tensor([begin, *visited], dtype=torch.float64, device=u.device)
         options = None if row is not None else {"norm": lambda y: y.flatten(1).square().mean(1).sqrt().max()}
         try:
-            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self.atol, method=self._name,
+            states = odeint(problem.shared(row), u, stops, rtol=self.rtol, atol=self._atol, method=self._name,
                             options=options)  # fmt: skip
             return torch.as_tensor(states[1:])
         except AssertionError as error:  # its own guards; under `python -O` the call budget stops it instead
@@ -200,7 +228,7 @@ class ProbabilityFlow(Sampler):
             return slope(torch.tensor(s, dtype=torch.float64), state).to(torch.float64).cpu().numpy().reshape(-1)
 
         y0 = u.to(torch.float64).cpu().numpy().reshape(-1)
-        answer = solve_ivp(flat, (begin, visited[-1]), y0, method=self.method, rtol=self.rtol, atol=self.atol,
+        answer = solve_ivp(flat, (begin, visited[-1]), y0, method=self.method, rtol=self.rtol, atol=self._atol,
                            t_eval=visited)  # fmt: skip
         if not answer.success:
             raise self._failed(problem, row, answer.message)

@@ -77,11 +77,13 @@ class Sampler(abc.ABC):
     Attributes:
         order: convergence order in the number of steps (strong for ODE rules, weak for SDE rules), or None.
         is_stochastic: whether noise is drawn after the start.
+        is_annealed: whether it comes down from noise alone, which is then what it begins with.
         is_finite_without_signal: whether a step from alpha = 0 has finite coefficients, so that it may be the first.
     """
 
     order: float | None = None
     is_stochastic: bool = False
+    is_annealed: bool = True
     is_finite_without_signal: bool = False
 
     def times(self, model: ScoreModel) -> Tensor:
@@ -198,10 +200,10 @@ class Sampler(abc.ABC):
             part, x = _pad(part, padded), None if x is None else _pad(x, padded)
             condition = condition.padded(padded)
         if x is None:
-            t = self.times(model)[0]
-            if float(t) < model.times_within()[1]:
+            t, p = self.times(model)[0], model.perturbation
+            if self.is_annealed and float(t) < model.times_within()[1]:
                 _warn_of_late_start(model, float(t))
-            x = source(part, -1, 0) * float(model.perturbation.curves(t)[1])
+            x = source(part, -1, 0) * float(p.curves(t)[1] if self.is_annealed else p.size(t))
         job = Job(model, x, condition, source, callback, progress, first + rows.start, count, products)
         x, calls, each = self.solve(job)
         return x[:count], calls, None if each is None else each[:count]
@@ -278,7 +280,7 @@ def _warn_of_late_start(model: ScoreModel, t: float) -> None:
             f"the grid begins at t = {t:.4g}, where the state is {alpha:.2g} x0 + {sigma:.2g} noise, and is started "
             f"from noise alone; give start=, a state at that time, or a grid from t = {latest:.4g} on",
             LateStartWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 

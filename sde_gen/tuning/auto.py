@@ -1,10 +1,12 @@
 r"""`Auto`: the sampler that is best for a model at a budget, by measurement on the model itself.
 
-At first use with a model it draws a calibration batch, solves it finely, tries rules, grids and whole solvers on one
-part of it (`search.py`), and keeps what errs least on the rest. All is deterministic, and depends on the model, the
-sample's shape and the fields of `Auto` alone: not on what is sampled.
+At first use with a model it draws a calibration batch, solves it finely, tries noise levels with weights of their own
+(`quick.py`), or with `effort=` rules, grids and whole solvers (`search.py`), on one part of it, and keeps what errs
+least on the rest. Without calls for that it takes the rule of `uncalibrated.py`. All is deterministic (but for
+`seconds=`), and depends on the model, the sample's shape and the fields of `Auto` alone: not on what is sampled.
 """
 
+import math
 import threading
 import time
 import weakref
@@ -26,12 +28,16 @@ from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.sampler import Job, Sampler, Solved
 from sde_gen.tuning.fitted import Fitted
 from sde_gen.tuning.kept import kept
+from sde_gen.tuning.quick import FittedSteps, quick
 from sde_gen.tuning.reference import calibrate
 from sde_gen.tuning.search import search
+from sde_gen.tuning.uncalibrated import uncalibrated
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
-_CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted)}
+_CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps)}
+#: Calls of the quick calibration.
+_CALLS = 300
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ class Choice:
         nfe: network calls it makes.
         error: its root mean square error, per number, on the part of the calibration batch it was not chosen on.
         calibration_nfe: network calls that the calibration made (of up to one batch each; gradients count as two).
+            With 0, nothing was measured: the error is NaN.
         calibration_seconds: its wall-clock time.
         tried: (description, error) of the finalists.
     """
@@ -63,14 +70,20 @@ class Auto(Sampler):
         nfe: network calls for each sample, >= 1.
         tolerance: instead of nfe: root mean square error, per number, against a fine solution of the same model; the
             fewest calls of `BUDGETS` that reach it are used.
+        calls: network calls on 64 starts that the calibration may make at most, by default 300; too few for a fine
+            solution (some 40 + 3 nfe), or 0, and nothing is measured. What comes out is never worse, on the starts it
+            is judged by, than what calls=0 gives.
+        seconds: no new trial begins after so many; what is chosen then depends on the machine.
         count: starts in the calibration batch, >= 4; by default 192 to 4096, fewer for larger samples and more calls.
             Of an exact score 4160 to 6144.
-        effort: how long to search: 1 is the default; below 0.1 few rules and grids are looked at, 0 refines none.
+        effort: instead of calls: search for as long as it takes, some thousands of calls at 1 (taken with tolerance);
+            below 0.1 few rules and grids are looked at, 0 refines none.
         seed: of the calibration batch.
         folder: where choices are kept as JSON, under names that depend on all of this and on the model, by content.
 
     Raises:
-        ConfigError: unless exactly one of nfe and tolerance is given, or for values outside these; when run with a
+        ConfigError: unless exactly one of nfe and tolerance is given, for calls or seconds beside effort, count or
+            tolerance, or for values outside these; when run with a
             condition that has a row for each sample, unless `choose` was called before with a condition to calibrate
             with (the choice must not depend on the batch); with a folder, for a model or condition whose content
             cannot be told.
@@ -80,14 +93,19 @@ class Auto(Sampler):
     nfe: int | None = checked(None)
     tolerance: float | None = checked(None, above=0.0)
     count: int | None = checked(None, low=4)
-    effort: float = checked(1.0, low=0.0)
+    effort: float | None = checked(None, low=0.0)
     seed: int = checked(0, low=0)
     folder: str | None = None
+    calls: int | None = checked(None, low=0)
+    seconds: float | None = checked(None, above=0.0)
 
     def __post_init__(self) -> None:
         if self.nfe is not None and self.tolerance is not None:
             raise ConfigError("Auto: give nfe or tolerance, not both")
         check.fields(self)
+        long = [name for name in ("tolerance", "effort", "count") if getattr(self, name) is not None]
+        if long and not (self.calls is None and self.seconds is None):
+            raise ConfigError(f"Auto: calls and seconds are of the quick calibration; give them or {long[0]}, not both")
         if self.nfe is None and self.tolerance is None:
             object.__setattr__(self, "nfe", 20)
 
@@ -98,9 +116,13 @@ class Auto(Sampler):
             condition: of the network in the calibration; its rows are repeated. Samples are then drawn with this choice
                 under any condition that differs from it in its rows alone.
         """
+        if self.calls == 0 and self.nfe is not None:
+            return Choice(uncalibrated(model, self.nfe), self.nfe, math.nan, 0, 0.0, ())
         return self._chosen(model, tuple(shape), Condition.of("Auto", condition, None), of_rows=True)
 
     def solve(self, job: Job) -> Solved:
+        if self.calls == 0 and self.nfe is not None:
+            return uncalibrated(job.model, self.nfe).solve(job)
         return self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler.solve(job)
 
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
@@ -135,7 +157,7 @@ class Auto(Sampler):
                 choice = self._measure(model, shape, condition)
             after = parts(model, digest_here)
             fields = {k: v for k, v in asdict(choice.sampler).items() if k != "grid"}
-            if not isinstance(choice.sampler, Fitted):
+            if not isinstance(choice.sampler, Fitted | FittedSteps):
                 fields["grid"] = list(choice.sampler.grid.values)
             sampler = {"name": type(choice.sampler).__name__, **fields}
             passing = [name for name, value in before.items() if after.get(name) != value]
@@ -152,10 +174,15 @@ class Auto(Sampler):
 
     def _measure(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> Choice:
         began = time.perf_counter()
+        if self.nfe is not None and self.effort is None and self.count is None:
+            most = _CALLS if self.calls is None else self.calls
+            sampler, error, tried, made = quick(model, shape, condition, self.seed, self.nfe, most, self.seconds)
+            return Choice(sampler, self.nfe, error, made, time.perf_counter() - began, tuple(tried))
+        effort = 1.0 if self.effort is None else self.effort
         c = calibrate(model, shape, condition, self.seed, self.count, self.nfe or BUDGETS[-1])
         last = None
         for nfe in BUDGETS if self.nfe is None else (self.nfe,):
-            sampler, error, tried = search(c, nfe, self.effort)
+            sampler, error, tried = search(c, nfe, effort)
             seconds = time.perf_counter() - began
             last = Choice(sampler, nfe, error, c.calls, seconds, tuple(tried))
             if self.tolerance is None or error <= self.tolerance:

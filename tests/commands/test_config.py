@@ -91,7 +91,7 @@ def test_each_choice_composes_and_is_complete(group: str, choice: str) -> None:
     node = plain_or_missing(load_config(name, [f"{group}={choice}"])[group])
     if node["_target_"] != "auto":
         assert node.keys() - {"_target_"} == defaults(node["_target_"]).keys()
-    needy = ("auto", "sde_gen.Auto", "sde_gen.Fitted", "sde_gen.metrics.efficientnet_lite0")
+    needy = ("auto", "sde_gen.Auto", "sde_gen.Fitted", "sde_gen.FittedSteps", "sde_gen.metrics.efficientnet_lite0")
     if "???" not in node.values() and group != "data" and node["_target_"] not in needy:
         assert build(node, where=group) is not None
 

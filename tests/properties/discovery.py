@@ -261,10 +261,10 @@ def _restart(rule: str, default: str, *intervals: tuple[float, float, int, int |
     )  # fmt: skip
 
 
-def _annealed(name: str, per_level: int, snr: float) -> Case:
+def _annealed(per_level: int, snr: float, rule: str = "langevin") -> Case:
     return Case(
-        lambda **k: sg.AnnealedLangevin(steps_per_level=per_level, snr=snr, **k),
-        "annealed", (per_level, snr), calls=per_level, order=None, stochastic=True,
+        lambda **k: sg.AnnealedLangevin(steps_per_level=per_level, snr=snr, rule=rule, **k),
+        "annealed" if rule == "langevin" else rule, (per_level, snr), calls=per_level, order=None, stochastic=True,
     )  # fmt: skip
 
 
@@ -293,8 +293,10 @@ SAMPLERS: dict[str, Case] = {
     "Restart(Heun)": _restart("Heun", "karras", (0.25, 1.5, 2, None)),
     "Restart(DPMSolverPP2M)": _restart("DPMSolverPP2M", "lambda", (0.1, 0.4, 1, 3), (0.4, 4.0, 2, 2)),
     **MORE,
-    "AnnealedLangevin(1)": _annealed("1", 1, 0.176),
-    "AnnealedLangevin(3)": _annealed("3", 3, 0.4),
+    "AnnealedLangevin(1)": _annealed(1, 0.176),
+    "AnnealedLangevin(3)": _annealed(3, 0.4),
+    "AnnealedLangevin(consistent, 1)": _annealed(1, 0.4, "consistent"),
+    "AnnealedLangevin(consistent, 3)": _annealed(3, 0.1, "consistent"),
     **{
         f"PC({name}, {steps})": _corrected(name, steps)
         for name in [*PREDICTORS, None]
@@ -311,8 +313,10 @@ SAMPLERS: dict[str, Case] = {
 OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "ProbabilityFlow": sg.ProbabilityFlow,
     "AdaptiveSDE": sg.AdaptiveSDE,
+    "LangevinDynamics": sg.LangevinDynamics,
     "Auto": sg.Auto,
     "Fitted": sg.Fitted,
+    "FittedSteps": sg.FittedSteps,
 }
 
 #: Samplers of guided models alone; their properties are in `tests/inverse`.

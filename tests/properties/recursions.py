@@ -277,6 +277,22 @@ def run(q: Problem, times: list[float], case: Any, denoise: bool, start: Affine 
                 x = langevin(q, x, t, 2 * snr**2 * c.variance(t))
         return q.denoised(x, last) if denoise else x
 
+    if case.rule == "consistent":
+        # Jolicoeur-Martineau et al. 2021, Algorithm 2, for y = x/alpha: a share of the noise is taken away, and what
+        # the next level has beyond the rest is put back.
+        per_level, snr = case.args
+        rho = [math.sqrt(c.variance(t)) / c.alpha(t) for t in times]
+        for i, t in enumerate(times):
+            if i:
+                x = (c.alpha(t) / c.alpha(times[i - 1])) * x
+            for j in range(per_level):
+                after = rho[i + 1] if j == per_level - 1 and i + 1 < len(rho) else rho[i]
+                share = max(2 * snr**2, 1 - after / rho[i])
+                left = max(after**2 - (1 - share) ** 2 * rho[i] ** 2, 0.0)
+                clean = c.alpha(t) * q.denoised(x, t)
+                x = (1 - share) * x + share * clean + c.alpha(t) * math.sqrt(left) * q.normal()
+        return q.denoised(x, last) if denoise else x
+
     if case.rule == "restart":
         laps = restart_laps(c, times, case.args)
         for i, lap in enumerate(laps):

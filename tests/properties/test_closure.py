@@ -45,7 +45,7 @@ def check_law(sampler: sg.GridSampler, name: str, case: Case, times: list[float]
 
 
 def number_of_times(case: Case, n: int, denoise: bool) -> int:
-    return n if denoise or case.rule == "annealed" else n + 1
+    return n if denoise or case.rule in ("annealed", "consistent") else n + 1
 
 
 @pytest.mark.parametrize(

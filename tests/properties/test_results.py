@@ -32,6 +32,10 @@ MANY: dict[str, sg.Sampler] = {
     "Fitted": sg.Fitted(
         lambdas=(-5.0, -1.0, 2.0), of_start=(0.9, 0.4, 0.0), of_estimates=((0.1,), (0.2, 0.5), (0.0, 0.1, 0.9))
     ),
+    "FittedSteps": sg.FittedSteps(lambdas=(-5.0, -1.0, 2.0), of_velocities=((-0.4,), (-0.9, 0.2))),
+    "LangevinDynamics": sg.LangevinDynamics(steps=3, step_size=1e-4),
+    "LangevinDynamics(unadjusted)": sg.LangevinDynamics(steps=3, step_size=1e-4, metropolis=False),
+    "AnnealedLangevin(metropolis)": sg.AnnealedLangevin(steps=3, rule="metropolis"),
     "ProbabilityFlow(rk4)": sg.ProbabilityFlow(method="rk4", steps=3),
     "ProbabilityFlow(RK23)": sg.ProbabilityFlow(method="RK23", rtol=0.3, atol=0.3),
 }
@@ -301,7 +305,7 @@ def test_nfe_is_what_was_called_and_what_was_promised(name: str, denoise: bool) 
         assert result.seconds > 0
         if case.nfe is not None:
             expected = case.nfe(n, denoise)
-        elif case.rule == "annealed":
+        elif case.rule in ("annealed", "consistent"):
             expected = n * case.calls + denoise
         else:  # N times: corrector and predictor at all but the last, corrector and denoiser there; or N whole steps
             expected = (n - 1) * case.calls + case.corrector_steps + 1 if denoise else n * case.calls

@@ -152,7 +152,7 @@ def model(p: sg.Perturbation) -> sg.ScoreModel:
     return sg.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(p)
 
 
-@pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler) - {sg.Fitted}, key=str))
+@pytest.mark.parametrize("kind", sorted(concrete_subclasses(sg.GridSampler) - {sg.Fitted, sg.FittedSteps}, key=str))
 def test_default_grids_and_step_counts(kind: type) -> None:
     assert kind.__name__ in DEFAULTS, f"say in DEFAULTS how many steps {kind.__name__} takes, and on which grid"
     n, grid, own = DEFAULTS[kind.__name__]  # own: all nodes of a chain
@@ -208,3 +208,28 @@ def test_extreme_processes_end_in_an_answer_or_in_one_of_our_errors(rule: type, 
     for grid in (None, "lambda", "karras", "quadratic", sg.ArctanLambda(width=0.01)):
         with contextlib.suppress(sg.SDEGenError):
             assert rule(steps=2, grid=grid)(model, (3, 2)).x.isfinite().all()
+
+
+@pytest.mark.parametrize("kind", [sg.UniformTime, sg.UniformLambda, sg.KarrasRho, sg.ArctanLambda, sg.Quadratic])
+@pytest.mark.parametrize("p", [sg.VP(), sg.VE(), sg.FlowMatching()], ids=str)
+def test_a_grid_ends_where_it_is_told(kind: type[sg.TimeGrid], p: sg.Perturbation) -> None:
+    """The same times as between those two ends, in samplers and likelihoods; a network no lower than it was trained."""
+    given, oracle = kind(end=1e-4), sg.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(p)
+    times = sg.DDIM(steps=5, grid=given).times(oracle)
+    assert times.tolist() == kind().times(p, 5, 1e-4, p.t_max).tolist()
+    assert times[-1] == 1e-4
+    ll = [sg.log_likelihood(oracle, torch.ones(1, 1), steps=40, **kw).log_prob
+          for kw in ({"grid": given}, {"grid": kind(), "t_min": 1e-4})]  # fmt: skip
+    assert torch.equal(*ll)
+    trained = sg.VE(sigma_min=0.1, sigma_max=10.0)
+    low = sg.DDIM(steps=5, grid=kind(end=0.0)).times(sg.ScoreModel(lambda x, t: x, trained).under(sg.EDM()))[-1]
+    assert float(sg.EDM().sigma(low)) == pytest.approx(float(trained.sigma(trained.t_min)), rel=1e-9)
+
+
+def test_a_chain_s_grid_ends_at_a_node() -> None:
+    p = sg.DDPM(steps=100)
+    oracle = sg.GaussianMixture([1.0], [[0.0]], [[[1.0]]]).model(p)
+    for even_in in ("nodes", "lambda"):
+        assert sg.DDIM(steps=5, grid=sg.ChainNodes(even_in, end=0.3)).times(oracle)[-1] == p.nodes[29]
+    with pytest.raises(sg.ConfigError, match="end must be"):
+        sg.ChainNodes(end=1.5)

@@ -138,7 +138,8 @@ def test_too_large_a_step_is_refused_at_its_limit() -> None:
 
 def test_defaults() -> None:
     assert sg.Langevin() == sg.Langevin(snr=0.16, steps=1, step="adaptive", norm="sample", cap=1.0)
-    assert sg.AnnealedLangevin() == sg.AnnealedLangevin(steps_per_level=5, snr=0.176, step_size=None)
+    assert sg.AnnealedLangevin() == sg.AnnealedLangevin(steps_per_level=5, snr=0.176, step_size=None, rule="langevin")
+    assert sg.AnnealedLangevin(rule="consistent").snr == 0.08
     assert sg.PredictorCorrector() == sg.PredictorCorrector(
         predictor=sg.ReverseDiffusion(), corrector=sg.Langevin(snr=0.05)
     )
