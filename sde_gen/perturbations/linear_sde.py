@@ -50,6 +50,11 @@ class Rate:
 
     def __init__(self, name: str, given: Any) -> None:
         self.name, self.given = name, given
+        try:
+            hash(given)
+        except TypeError as error:
+            raise ConfigError(f"LinearSDE: {name} must be a function that hashes, as those of Python do, got a "
+                              f"{type(given).__name__}") from error  # fmt: skip
 
     def at(self, t: Tensor) -> Tensor:
         """Its values, float64 in and out."""

@@ -152,9 +152,8 @@ class GridSampler(Sampler):
         return self.grid or (self.chain_grid if perturbation.is_chain else self.default_grid)
 
     def times(self, model: ScoreModel) -> Tensor:
-        grid = self.grid_for(model.perturbation)
-        low, high = model.times_within(grid.end)
-        if high < 1 and self.is_finite_without_signal and not grid.is_in_lambda:
+        low, high = model.times_within(self.grid and self.grid.end)  # a grid that a rule prefers has no end of its own
+        if high < 1 and self.is_finite_without_signal and not self.grid_for(model.perturbation).is_in_lambda:
             high = _first_time(model, high)
         return _times(self, model.perturbation, low, high)
 

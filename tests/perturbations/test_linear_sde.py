@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 
 import sde_gen as sg
 from sde_gen.config.objects import build, describe
+from sde_gen.digests import digest
 from tests.perturbations import cases
 
 F64 = torch.float64
@@ -102,6 +103,20 @@ def test_tables_are_stored_and_functions_are_not():
     assert len(repr(p)) < 120
     with pytest.raises(sg.ConfigError, match=r"sde\.drift: a function cannot be written down as plain data"):
         describe(sg.LinearSDE(cases.vp_drift, (1.0,)), "sde")
+
+
+def test_digests_go_by_what_the_functions_do():
+    one, same, other = (sg.LinearSDE((0.0,), g) for g in (lambda t: 1 + t, lambda t: 1 + t, lambda t: 2 + t))
+    assert digest(one) == digest(same) != digest(other)
+
+    class Unhashable:
+        __hash__ = None
+
+        def __call__(self, t):
+            return t
+
+    with pytest.raises(sg.ConfigError, match="drift must be a function that hashes"):
+        sg.LinearSDE(Unhashable(), (1.0,))
 
 
 @pytest.mark.parametrize(
