@@ -63,7 +63,8 @@ class TrainConfig(RunConfig, _Working):
 class ImportConfig(RunConfig):
     """Settings of `python -m sde_gen.import_weights`."""
 
-    data: dict[str, Any] | None = None  # null: with from=, what was trained on is not here; with weights=, digits
+    # null: with from=, what was trained on is not here; with weights=, digits
+    data: dict[str, Any] | None = None  # pyright: ignore[reportIncompatibleVariableOverride]
     weights: str | None = None  # the file: .safetensors, or .pt/.pth/.bin/.ckpt, of which tensors alone are read
     key: str | None = None  # where in the file the weights are, such as model or state.model; null: at the top
     ema_key: str | None = None  # where averaged weights are; null: the same
