@@ -43,7 +43,11 @@ RIGHT = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("network", "process", "parameterization"), RIGHT, ids=lambda v: str(v)[:60])
+@pytest.mark.parametrize(
+    ("network", "process", "parameterization"),
+    RIGHT,
+    ids=[f"{p!r:.20}-{q!r:.24}-{i}" for i, (_, p, q) in enumerate(RIGHT)],
+)
 def test_a_right_reading_is_called_right_under_every_formulation(network, process, parameterization):
     model = sg.ScoreModel(network, process, parameterization)
     for asked in (model, model.under(sg.VE()), model.under(sg.EDM())):

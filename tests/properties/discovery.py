@@ -19,8 +19,11 @@ import sde_gen as sg
 from tests.perturbations.cases import vp_diffusion, vp_drift
 from tests.properties import curves, recursions
 
-#: Commands and their configuration: nothing to sample with, and slow to import.
-_NOT_WALKED = {"train", "sample", "evaluate", "compare", "config", "jobs", "pictures", "training", "data", "metrics"}
+#: Nothing to sample with, and slow to import, or in need of somebody's library.
+_NOT_WALKED = {
+    "train", "sample", "evaluate", "compare", "report", "config", "jobs", "pictures", "training", "data", "metrics",
+    "interop",
+}  # fmt: skip
 
 
 def concrete_subclasses(base: type) -> set[type]:
