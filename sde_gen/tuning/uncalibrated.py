@@ -23,12 +23,15 @@ from sde_gen.samplers.multistep import UniPC
 CENTRE, WIDTH, LAST, DEEPER = 0.5, 2.0, 1.75, 1.95
 #: Calls below which estimates of the data are extrapolated more safely than velocities, and from which order 4 pays, of
 #: an exact score and of a network, whose estimates are less smooth.
-_DATA, _ORDER4, _ORDER4_NETWORK = 8, 16, 40
+_DATA, _DATA_NETWORK, _ORDER4, _ORDER4_NETWORK = 8, 20, 16, 40
+#: Half log-SNR that a network begins at: with more noise it is asked for what it amplifies its error by, and the
+#: state has 1 % of the data in it here.
+_FIRST = -4.5
 
 
 def uncalibrated(model: ScoreModel, nfe: int) -> GridSampler:
     """The rule of this module with `nfe` network calls for a model."""
-    if nfe < _DATA:
+    if nfe < (_DATA if model.network is None else _DATA_NETWORK):
         return UniPC(order=3, grid=levels(model, nfe, nfe))
     order = order_for(model, nfe)
     return UniPC(order=order, prediction="velocity", grid=levels(model, nfe, nfe - (order == 4)))  # its start-up's call
@@ -46,6 +49,8 @@ def levels(
     p, high = model.perturbation, model.times_within()[1]
     low = 0.0 if model.network is None else model.times_within(p.t_min)[0]  # an exact score is known all the way
     first, least = float(p.half_log_snr(high)), float(p.half_log_snr(low))
+    if model.network is not None and first < _FIRST < least:
+        first, high = _FIRST, float(p.time(_FIRST))
     wanted = min(max(LAST + DEEPER * math.log(nfe / 5) + deeper, first + 1.0), least)
     lam = p.half_log_snr(ArctanLambda(centre, width).times(p, n, float(p.time(wanted)), high))
     trained = model.trained_under
