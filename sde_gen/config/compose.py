@@ -220,6 +220,8 @@ def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
     group, _, rest = key.partition(".")
     setting = rest.partition(".")[0]
     having = [choice for choice in choices(group) if setting in settings_of(group, choice)] if setting else []
+    if setting and any(k.startswith(f"{key.rpartition('.')[0]}.") for k in known):
+        group, _, setting = key.rpartition(".")  # of an object within the group
     beside = {k.rpartition(".")[2]: k for k in known if setting and k.rpartition(".")[0] == group}
     short = setting or key  # lr for learning_rate
     alike = [k for k in (beside.values() if setting else known) if len(short) > 1 and _initials(k) == short]

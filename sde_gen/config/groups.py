@@ -51,7 +51,9 @@ def choices(group: str) -> list[str]:
     files = sorted(Path(config_dir(), group).glob("*.yaml"))
     named = {name for file in files for name in re.findall(r"^_target_: (\S+)", file.read_text("utf-8"), re.MULTILINE)}
     classes = members(group).items() if group in GROUPS else ()
-    return sorted([file.stem for file in files] + [name for name, target in classes if target not in named])
+    # What imports bring along is built from a stored configuration, and is not for choosing.
+    listed = [name for name, target in classes if target not in named and not target.startswith("sde_gen.interop.")]
+    return sorted([file.stem for file in files] + listed)
 
 
 def settings_of(group: str, choice: str) -> set[str]:

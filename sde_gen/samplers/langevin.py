@@ -193,8 +193,9 @@ class AnnealedLangevin(GridSampler):
         if self.rule == "consistent":
             down = torch.cat([rho[1:], rho[-1:]]) / rho  # after the last level there is no lower one
             shares[1] = shares[1].maximum(1 - down)
-            kept = torch.stack([torch.ones_like(down), down]).square()
-            stds = e.sigma * (kept - (1 - shares).square()).clamp_min(0.0).sqrt()
+            kept = torch.stack([torch.ones_like(down), down])
+            # kept^2 - (1 - share)^2 in factors, the first of which is 0 to the last digit where the share is the least.
+            stds = e.sigma * ((kept - 1 + shares) * (kept + 1 - shares)).clamp_min(0.0).sqrt()
         of_x = (1 - shares + shares * e.alpha * e.skip).tolist()
         of_raw = (shares * e.alpha * e.out).tolist()
         of_z = stds.tolist()

@@ -32,7 +32,8 @@ trajectories: false
 
 @pytest.mark.parametrize("name", sorted(members("sampler")))
 def test_every_exported_sampler_is_a_choice(name: str) -> None:
-    node = load_config("sample", [f"sampler={name}", "sampler.denoise=false"] if name != "Auto" else ["sampler=Auto"])
+    more = [] if name in ("Auto", "LangevinDynamics") else ["sampler.denoise=false"]
+    node = load_config("sample", [f"sampler={name}", *more])
     assert node.sampler["_target_"] == f"sde_gen.{name}"
 
 

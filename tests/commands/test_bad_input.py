@@ -38,7 +38,6 @@ TRAIN_ERRORS = [
     (["objective=null"], 2, "or leave it out for simple"),
     (["trainer=null"], 2, "or leave it out for default"),
     (["logger=null"], 2, "choose one of csv, tensorboard, or leave it out for csv"),
-    (["experiment=null"], 2, "three_formulations_digits, or leave it out"),
     (["sampler=null"], 2, "sampler is not a setting; the groups and settings are class_conditional, data"),
     (
         ["hydra/launcher=null"],
@@ -82,11 +81,6 @@ TRAIN_ERRORS = [
 SAMPLE_ERRORS = [
     (["sampler=pcc"], 2, "did you mean pc?); choose one of " + ", ".join(SAMPLERS)),
     (["sampler=null"], 2, ", unipc, or leave it out for pc"),
-    (
-        ["sde=null"],
-        2,
-        "sde=null is not a choice; choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp, or leave",
-    ),
     (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
     (["sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),
@@ -136,7 +130,6 @@ def test_a_sweep_over_what_is_no_choice(command: Command) -> None:
 
 EVALUATE_ERRORS = [
     (["sampler=null"], 2, "or leave it out for dpmpp2m"),
-    (["sde=null"], 2, "sde=null is not a choice"),
     (["features=null"], 2, "choose one of efficientnet-lite0, network, pixels, or leave it out for pixels"),
 ]
 

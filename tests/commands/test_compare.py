@@ -252,7 +252,11 @@ BAD = [
     (["sde=null"], 2, "sde is not a setting of its own here; write sde@formulations.VP.perturbation=CHOICE"),
     (["sde=vp"], 2, "sde is not a setting of its own here; write sde@formulations.VP.perturbation=CHOICE"),
     (["sampler=ddim"], 2, "sampler is not a setting of its own here; write sampler@samplers."),
-    (["sampler@samplers.DDIM=null"], 2, "samplers.DDIM=null is not a choice; choose one of Fitted, FittedSteps, adams"),
+    (
+        ["sampler@samplers.DDIM=null"],
+        2,
+        "samplers.DDIM=null is not a choice; choose one of Fitted, FittedSteps",
+    ),
     (["samplers.DDIM=null"], 2, "samplers.DDIM must be a sampler, got None"),
     (["formulations.VP=null"], 2, "formulations.VP must be a Formulation"),
     (["~formulations.VP.perturbation"], 2, "formulations.VP must be a Formulation"),

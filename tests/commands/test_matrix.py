@@ -24,7 +24,9 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def perturbations() -> dict[str, sg.Perturbation]:
-    return {name: build(load_config("train", [f"sde={name}"]).sde) for name in SDES}
+    own = {"linear": ["sde.drift=[-0.05,-10]", "sde.diffusion=[0.3,4.5]"]}
+    own["table"] = ["sde.log_alpha_bar=[-0.1,-1,-3,-6]"]
+    return {name: build(load_config("train", [f"sde={name}", *own.get(name, [])]).sde) for name in SDES}
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -118,7 +118,7 @@ def test_help_lists_groups_without_importing_torch(tmp_path: Path) -> None:
     with _start(tmp_path, "-c", code) as process:
         out, err = process.communicate(timeout=60)
     assert process.returncode == 0, err
-    assert "sde: cosine, ddpm, edm, flow, ncsn, subvp, ve, vp" in out
+    assert "sde: cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp" in out
     assert "data: array_file, checkerboard, csv_file, digits, fashion_mnist, hub" in out
     samplers = choices("sampler")
     assert "sampler: " + ", ".join(samplers) in " ".join(out.split())

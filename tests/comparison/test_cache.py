@@ -68,14 +68,14 @@ def flipped(value: Any) -> list[Any]:
         return [replace(value, **{f.name: other}) for f in fields(value) if f.name != "labels"
                 for other in flipped(getattr(value, f.name))[:1]]  # fmt: skip
     if is_dataclass(value) and not isinstance(value, type):
-        found = [] if fields(value) else [sg.VPrediction()]
+        found: list[Any] = []
         for f in fields(value):
             for other in flipped(getattr(value, f.name)):
                 try:
                     found.append(replace(value, **{f.name: other}))
                 except sg.ConfigError:  # no such value
                     continue
-        return found
+        return found or [sg.VPrediction()]
     if isinstance(value, bool):
         return [not value]
     if isinstance(value, int | float):

@@ -98,7 +98,7 @@ def test_samplers_with_steps_of_their_own_run_once(tmp_path: Path) -> None:
 def test_particles_of_an_adaptive_solver_are_those_of_small_steps(tmp_path: Path) -> None:
     comparison = small(
         formulations={"VP": sg.VP()}, seeds=(0,), budgets=(400,), trajectories=True,
-        samplers={"ODE": sg.ProbabilityFlow(), "fine": sg.DPMSolverPP3M(grid="lambda")},
+        samplers={"ODE": sg.ProbabilityFlow(rtol=1e-7), "fine": sg.DPMSolverPP3M(grid=sg.UniformLambda(end=1e-5))},
     )  # fmt: skip
     results = comparison.run(tmp_path)
     ways = {c.labels["sampler"]: results.store.arrays(c) for c in results.cells if c.kind == "trace"}
