@@ -262,6 +262,7 @@ class ScoreModel(nn.Module):
         given: what the model itself holds with a row for each sample, such as observations; samplers cut it with the
             batch, as they do a condition.
         no_density: why likelihoods refuse it: a guided model is the denoiser of no data. Empty for all others.
+        starts_late: whether sampling begins from given data, noised in part, and not from noise.
 
     Calling it, `model(x, t, condition={...})` or `model(x, t, label=...)`, with x (B, *shape) and t () or (B,) in
     [0, 1], returns a `Prediction`.
@@ -275,6 +276,7 @@ class ScoreModel(nn.Module):
 
     given: Condition = NOTHING
     no_density: str = ""
+    starts_late: bool = False
 
     def __init__(
         self,

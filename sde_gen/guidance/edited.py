@@ -31,6 +31,8 @@ class Edited(Guided):
         ConfigError: for a strength outside its range, or below the least noise that is sampled.
     """
 
+    starts_late = True
+
     def __init__(self, model: ScoreModel, strength: float = 0.5) -> None:
         super().__init__(model)
         self.no_density = model.no_density

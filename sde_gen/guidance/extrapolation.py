@@ -83,20 +83,24 @@ class ExtrapolatedLevels(GuidedLevels):
         The rate is w(w-1)/2 |D_c - D_u|^2: Skreta et al. 2025, arXiv:2503.02819.
 
         Raises:
-            ConfigError: for a scale that depends on the noise level, which aims at no law.
+            ConfigError: for a scale that depends on the noise level or an interval, which aim at no law, and for a
+                rescaled estimate, whose weights a few particles carry.
         """
-        if callable(self._guided.scale):
-            raise ConfigError("particles correct guidance to p_c^w p_u^(1-w) for one w; give a number for scale")
+        if callable(self._guided.scale) or self._guided.interval is not None:
+            raise ConfigError(
+                "particles correct guidance to p_c^w p_u^(1-w) for one w at all noise levels; give a number for scale, "
+                "and no interval"
+            )
+        if self._guided.rescale:
+            raise ConfigError("particles take guidance as it is, which they correct; leave rescale out")
         weight = self._weights[k]
         if weight in (0.0, 1.0):
             denoised = self.data(k, x, self._said(k, x)[0])
             return denoised, denoised, 0.0, 0.0
         wanted, other, _ = self._asked_both(k, x)
-        denoised = moved = self.data(k, x, torch.lerp(other, wanted, weight))
-        if self._guided.rescale:
-            moved = self.data(k, x, self._combined(k, x, wanted, other))
+        denoised = self.data(k, x, torch.lerp(other, wanted, weight))
         apart = (float(self.out[k]) * (wanted - other)).flatten(1).square().sum(1, dtype=torch.float64)
-        return denoised, moved, 0.0, 0.5 * weight * (weight - 1) * apart
+        return denoised, denoised, 0.0, 0.5 * weight * (weight - 1) * apart
 
     def log_final(self, x: Tensor) -> float:
         """The law has no potential of the data besides."""

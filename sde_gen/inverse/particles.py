@@ -159,6 +159,8 @@ class TwistedSMC:
         began, where = time.perf_counter(), "TwistedSMC"
         if not isinstance(model, ScoreModel):
             raise ConfigError(f"{where}: model must be a ScoreModel, got {type(model).__name__}")
+        if model.starts_late:
+            raise ConfigError(f"{where}: particles begin from noise alone, and {model!r} from data; give its base")
         if self.twist is not None:
             if not isinstance(model, Posterior):
                 raise ConfigError(f"{where}: twist={self.twist!r} is of a Posterior; leave it out for {model!r}")

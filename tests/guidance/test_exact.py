@@ -1,13 +1,14 @@
 """Guidance of exact scores: what it is, what law it aims at, and that particles reach it."""
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.guidance import Autoguidance, ClassifierFree, ClassifierGuidance
+from sde_gen.guidance import Autoguidance, ClassifierFree, ClassifierGuidance, Edited
 
 F64 = torch.float64
 ANGLES = torch.arange(8, dtype=F64) * math.pi / 4
@@ -73,13 +74,22 @@ def test_particles_are_the_same_under_every_formulation(memory: str) -> None:
     lambdas = torch.linspace(-3.5, 3.0, 12, dtype=F64)
     found = []
     for p in (sg.VP(), sg.VE(), sg.FlowMatching(), sg.EDM()):
-        guided = ClassifierFree(MIXTURE.model(sg.VP()), 2.0, (0.1, 20.0), memory=memory).under(p)
+        guided = ClassifierFree(MIXTURE.model(sg.VP()), 2.0, memory=memory).under(p)
         sampler = sg.TwistedSMC(particles=8, grid=p.time(lambdas).tolist(), return_all=True)
         result = sampler(guided, (3, 2), seed=4, dtype=F64, label=torch.tensor([0, 1, 2]))
         found.append(torch.cat([result.particles.flatten(1), result.log_weights], 1))
-        assert result.nfe == 8 * sum(2 if 0.1 < math.exp(-v) <= 20 else 1 for v in lambdas.tolist())
+        assert result.nfe == 8 * 2 * len(lambdas)
     for other in found[1:]:
         torch.testing.assert_close(other, found[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("guided", [
+    lambda m: ClassifierFree(m, 2.0, (0.2, 2.0)), lambda m: ClassifierFree(m, 2.0, rescale=0.7),
+    lambda m: ClassifierFree(m, lambda noise: 2.0), lambda m: Edited(ClassifierFree(m, 2.0), 0.3),
+])  # fmt: skip
+def test_what_aims_at_no_law_is_refused(guided: Callable[[sg.ScoreModel], sg.ScoreModel]) -> None:
+    with pytest.raises(sg.ConfigError, match="particles"):
+        sg.TwistedSMC(particles=4, steps=5)(guided(MIXTURE.model(sg.VP())), (2, 2), label=torch.tensor([0, 1]))
 
 
 def test_a_system_depends_on_its_index_alone() -> None:
