@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from sde_gen.config.objects import describe
-from sde_gen.config.restore import build_model, find_checkpoint, load_model
+from sde_gen.config.restore import build_model, check_size, find_checkpoint, load_model
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError, SDEGenError
 from sde_gen.files import make_folder, publish, read_text, write_json
 from sde_gen.interop.diffusers import from_pretrained
@@ -83,11 +83,12 @@ def load_saved(folder: Path, trust: Sequence[str] = ()) -> ScoreModel:
         raise CheckpointError(f"{folder / CONFIG} is damaged ({error}); save the model again") from error
     if not isinstance(config, dict) or has_interpolation(config):
         raise CheckpointError(f"{folder / CONFIG} does not describe a model as plain data; save the model again")
-    model = build_model(config, f"in {folder}", trust=trust, about=config.get("data"))
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{folder / WEIGHTS} is damaged ({error}); save or load it again") from error
+    check_size(config.get("network"), tensors, f"in {folder}")
+    model = build_model(config, f"in {folder}", trust=trust, about=config.get("data"))
     load_weights(model, tensors, folder / WEIGHTS)
     return model.eval()
 

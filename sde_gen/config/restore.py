@@ -25,6 +25,7 @@ from sde_gen.training.checkpoint import (
 from sde_gen.training.run_folder import newest_run, run_path
 from sde_gen.training.state import load_weights
 
+_PLAUSIBLE = 4096  # a number that a stored network may name whatever its weights
 _SMALL = 16  # pixels along a side up to which the default U-Net is meant
 
 
@@ -210,9 +211,35 @@ def load_model(
     about = checkpoint.state.get("data")
     if isinstance(about, Mapping) and not checkpoint.state.get("conditional"):
         about = {**about, "classes": (), "num_classes": 0}  # of a network that was not given them
+    tensors = checkpoint.tensors(weights)
+    check_size(checkpoint.config.get("network"), tensors, f"of checkpoint {checkpoint.path}")
     model = build_model(checkpoint.config, f"of checkpoint {checkpoint.path}", trust=trust, about=about)
-    load_weights(model.network, checkpoint.tensors(weights), checkpoint.path)  # type: ignore[arg-type]
+    load_weights(model.network, tensors, checkpoint.path)  # type: ignore[arg-type]
     return model.to(device).eval()
+
+
+def check_size(node: Any, tensors: Mapping[str, torch.Tensor], whose: str) -> None:
+    """Refuse a stored network that asks for more memory than the tensors beside it call for, before it is built.
+
+    Raises:
+        CheckpointError: a number of it is larger than all of them hold, or it would have far more weights.
+    """
+    held = sum(tensor.numel() for tensor in tensors.values())
+    pending = [node]
+    while pending:
+        value = pending.pop()
+        pending += value.values() if isinstance(value, Mapping) else value if isinstance(value, list) else ()
+        if isinstance(value, int | float) and not abs(value) <= max(held, _PLAUSIBLE):
+            raise CheckpointError(f"the configuration {whose} names {value} for a network of {held:,} weights")
+    if isinstance(node, Mapping) and str(node.get("_target_")).startswith("sde_gen.networks."):
+        try:
+            with torch.device("meta"):  # shapes alone
+                network = build(node, where="network", stored=True)
+        except SDEGenError:  # for `build_model` to tell
+            return
+        wanted = sum(tensor.numel() for tensor in network.state_dict().values())
+        if wanted > 2 * held + _PLAUSIBLE:
+            raise CheckpointError(f"the configuration {whose} is of a network of {wanted:,} weights, not of {held:,}")
 
 
 def build_model(config: Mapping[str, Any], whose: str, *, trust: Sequence[str] = (), about: Any = None) -> ScoreModel:

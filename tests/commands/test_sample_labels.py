@@ -1,5 +1,6 @@
 """Classes by the names that people have for them, from the data to the samples."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -144,3 +145,22 @@ def test_the_data_of_a_strangers_checkpoint_are_not_opened(command: Command, mon
     assert (again.code, "no comparison" in again.out) == (0, False), "what was said once is known from anywhere"
     Path("other.csv").write_text("a,b\n1,2\n3,4\n5,6\n")
     assert command(*quick, "runs_dir=../runs", "data=csv_file", "data.path=other.csv").code == 65
+
+
+@pytest.mark.parametrize(("key", "value"), [("hidden", 10**9), ("layers", 10**7), ("hidden", 4000), ("hidden", 1e300)])
+def test_a_stored_network_may_not_ask_for_more_than_its_weights(trained: Command, key: str, value: float) -> None:
+    folder = Path("runs/tiny/checkpoints/step_00000004")
+    model = sg.load(folder)
+    sg.save(model, "saved")
+    for place in (folder / "config.json", Path("saved/config.json")):
+        config = json.loads(place.read_text())
+        config["network"][key] = value
+        place.write_text(json.dumps(config))
+    manifest = json.loads((folder / "manifest.json").read_text())
+    content = (folder / "config.json").read_bytes()
+    manifest["files"]["config.json"] = {"sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+    (folder / "manifest.json").write_text(json.dumps(manifest))
+    result = trained("sample", f"checkpoint={folder}", "num_samples=2", "metrics=false")
+    assert (result.code, result.err.count("\n")) == (65, 1), result.err
+    with pytest.raises(sg.CheckpointError, match="the configuration in saved"):
+        sg.load("saved")
