@@ -177,6 +177,16 @@ class Levels:
         other._first = self._first
         return other
 
+    def counted(
+        self, levels: "Levels", say: Callable[[int, Tensor], Tensor], k: int, x: Tensor, rows: int = 1
+    ) -> Tensor:
+        """`say(k, x)` of the levels of another model, whose calls and products count here, `rows` times a sample."""
+        before = levels.calls, levels.products
+        said = say(k, x)
+        self._first.calls += rows * (levels.calls - before[0])
+        self._first.products += rows * (levels.products - before[1])
+        return said
+
     def output(self, k: int, x: Tensor) -> Tensor:
         """All that the network says at level k, in the dtype of x: the one place where it is called."""
         if self.model.network is None:

@@ -77,10 +77,7 @@ class GuidedLevels(Levels):
 
         Its calls and vector-Jacobian products count here, `rows` times for each sample.
         """
-        before = levels.calls, levels.products
-        said = levels.output(k, x)
-        self._first.calls += rows * (levels.calls - before[0])
-        self._first.products += rows * (levels.products - before[1])
+        said = self.counted(levels, levels.output, k, x, rows)
         self.is_cut = self.is_cut or levels.is_cut
         raw, variance = halves(said, x) if levels.learned_variance else (said, None)
         if levels.model.parameterization != self.model.parameterization:  # then it is data that this one speaks of

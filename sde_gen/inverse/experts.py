@@ -128,12 +128,8 @@ class ProductLevels(Levels):
 
     def _mean(self, k: int, x: Tensor) -> tuple[Tensor, list[Tensor], list[float]]:
         """The mean estimate, and those it is made of with their powers."""
-        each, powers = [], list(self.powers)
-        for expert in self.experts:
-            before = expert.calls, expert.products
-            each.append(expert.denoised(k, x))
-            self._first.calls += expert.calls - before[0]
-            self._first.products += expert.products - before[1]
+        powers = list(self.powers)
+        each = [self.counted(expert, expert.denoised, k, x) for expert in self.experts]
         if self.rest:
             share = self._shares[k]
             each.append(x * (share if self._single else trailing(torch.as_tensor(share).to(x), x.ndim)))

@@ -260,8 +260,4 @@ class PosteriorLevels(Levels):
 
     def _asked(self, k: int, x: Tensor) -> Tensor:
         """D of the model that is guided, its calls counted."""
-        before = self.base.calls, self.base.products
-        denoised = self.base.denoised(k, x)
-        self._first.calls += self.base.calls - before[0]
-        self._first.products += self.base.products - before[1]
-        return denoised
+        return self.counted(self.base, self.base.denoised, k, x)

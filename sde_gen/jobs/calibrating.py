@@ -16,9 +16,9 @@ from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
 from sde_gen.files import write_json
 from sde_gen.jobs.common import Trained, notes_said, table
-from sde_gen.jobs.restoring import operator_of, posterior_of, sampler_of
+from sde_gen.jobs.restoring import noisy, operator_of, posterior_of, sampler_of
 from sde_gen.metrics import Calibration, calibration, ranks
-from sde_gen.rng import SeededNoise, keyed_generator
+from sde_gen.rng import keyed_generator
 
 _KEY = 3
 
@@ -38,9 +38,7 @@ def calibrated(
     operator, _, _ = operator_of(cfg, data.shape)
     chosen = torch.randperm(len(data.test), generator=keyed_generator(cfg.seed, _KEY))[: cfg.observations]
     truth = data.test[chosen]
-    clean = operator.apply(truth.double())
-    # With noise of a stream of its own: that of the draws has numbers from 0.
-    y = clean + cfg.noise_std * SeededNoise(cfg.seed, 2**40)(clean, -1, 0)
+    y = noisy(cfg, operator.apply(truth.double()))
     sampler = sampler_of(cfg, what, arguments)
     rows = len(truth) * cfg.draws
     say(f"task={cfg.task}: {cfg.draws} draws for each of {len(truth)} held-out samples with {sampler}")

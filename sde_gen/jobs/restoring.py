@@ -146,8 +146,12 @@ def _task(cfg: SampleConfig, transform: Affine, shape: tuple[int, ...]) -> Task:
         raise ConfigError(f"task={cfg.task} needs observation=FILE ({_SEES[str(cfg.task)]}), or truth=FILE to "
                           "make one of")  # fmt: skip
     clean = truth if cfg.task == "inpaint" else operator.apply(truth[None])[0]
-    # With noise of a stream of its own: that of the samples has numbers from 0.
-    return Task(operator, clean + cfg.noise_std * SeededNoise(cfg.seed, 2**40)(clean[None], -1, 0)[0], truth, seen)
+    return Task(operator, noisy(cfg, clean[None])[0], truth, seen)
+
+
+def noisy(cfg: SampleConfig | EvaluateConfig, clean: Tensor) -> Tensor:
+    """Measurements (N, ...) with their noise, of a stream of its own: that of the samples has numbers from 0."""
+    return clean + cfg.noise_std * SeededNoise(cfg.seed, 2**40)(clean, -1, 0)
 
 
 def operator_of(

@@ -113,7 +113,6 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
-        about = Description.from_dict(checkpoint.state["data"])
         if about.columns:
             write_csv(target.path(".csv"), about.columns, _rows(store, transform, labels, about.classes))
         write_json(target.report, report)
