@@ -1,4 +1,4 @@
-"""The training loop: Adam, warm-up, clipping, averaged weights, checkpoints, on one process or many.
+"""The training loop: warm-up, clipping, averaged weights, checkpoints, on one process or many.
 
 Data order, times, noise and dropout of step k are functions of (seed, k), so that a resumed run needs no state of a
 random generator and goes on bit for bit. The loop waits for the device only where it writes a row of metrics.
@@ -26,6 +26,7 @@ from sde_gen.training.batches import Batches, data_set_of
 from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
 from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
+from sde_gen.training.optimizers import Factory, make_optimizer
 from sde_gen.training.progress import Progress
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.sharding import Parallel, training_mode
@@ -63,13 +64,14 @@ class Trainer:
             failed" and "preview". What one cannot write (an `OSError`) does not end training.
         processes: of the job, from `sde_gen.distributed.start`; one by default.
         retry_seconds: pause between tries of the last save.
+        optimizer: makes a torch optimiser of groups of parameters, instead of the one that the settings name.
 
     Attributes:
         step: optimiser steps done.
         seconds: of training, all parts together.
         network: the network that is trained.
         ema: its averaged weights; `with trainer.ema.applied():` puts them into the network.
-        optimizer: Adam.
+        optimizer: of `settings.optimizer`, or what `optimizer` made.
         faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
         interrupted: whether `stop` ended training before its last step.
@@ -95,6 +97,7 @@ class Trainer:
         listeners: Sequence[Listener] = (),
         processes: Processes | None = None,
         retry_seconds: float = 1.0,
+        optimizer: Factory | None = None,
     ) -> None:
         self.settings = s = TrainerSettings() if settings is None else settings
         self.processes = processes = Processes() if processes is None else processes
@@ -131,9 +134,8 @@ class Trainer:
         )  # fmt: skip
         self._parallel = Parallel(model, self.batches, self.objective, s, processes, self.device)
         self.network = network
-        self._params = [p for p in self.network.parameters() if p.requires_grad]
-        self._update = Update(self._params, s.clip, self.device, processes.world == 1)
-        self.optimizer = self._update.optimizer
+        self.optimizer = make_optimizer(s.optimizer, network, s.weight_decay, self.device, optimizer)
+        self._update = Update(self.optimizer, s.clip, self.device, processes.world == 1)
         self.ema = EMA(self.network, s.ema)
         self._record = Record(s.log_every, self.batches, processes, self.device)
         self.faults = self._record.faults
