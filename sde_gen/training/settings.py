@@ -31,7 +31,10 @@ class TrainerSettings:
             "inverse-sqrt" (falls as sqrt(decay_after/step), see `rate`).
         decay_after: steps after which "inverse-sqrt" begins to fall; None: `warmup`.
         clip: largest gradient norm; None switches clipping off.
-        ema: decay of the averaged weights, in [0, 1).
+        ema: decay of the averaged weights, in [0, 1); a list keeps several averages, the first of which is used unless
+            another is asked for.
+        posthoc_every: steps between snapshots of two averages, of which one of any length is made after training (see
+            `sde_gen.training.posthoc`); 0 keeps none. A 60th of `steps` is often enough.
         precision: "float32", or "bf16" (the network runs under autocast; weights stay float32).
         strategy: how several processes share the work: "ddp" (each has the whole network) or "fsdp" (weights, averages
             and optimiser state are sharded, for networks that do not fit).
@@ -63,7 +66,8 @@ class TrainerSettings:
     schedule: Literal["constant", "cosine", "inverse-sqrt"] = checked("cosine", choices=SCHEDULES)
     decay_after: int | None = checked(None)
     clip: float | None = checked(1.0, above=0, infinite=True)
-    ema: float = checked(0.999, low=0, below=1)
+    ema: float | tuple[float, ...] = 0.999
+    posthoc_every: int = checked(0, low=0)
     precision: Literal["float32", "bf16"] = checked("float32", choices=("float32", "bf16"))
     strategy: Literal["ddp", "fsdp"] = checked("ddp", choices=("ddp", "fsdp"))
     dequantise: bool = checked(False)
@@ -82,6 +86,11 @@ class TrainerSettings:
     def __post_init__(self) -> None:
         checks.fields(self, "trainer")
         object.__setattr__(self, "optimizer", checked_choice(self.optimizer))
+        several = self.ema if isinstance(self.ema, list | tuple) else (self.ema,)
+        decays = tuple(checks.number("trainer", "ema", d, low=0.0, high=1.0, open_high=True) for d in several)
+        if not decays or len(set(decays)) < len(decays):
+            raise ConfigError(f"trainer: ema must be a decay or several different ones, got {self.ema!r}")
+        object.__setattr__(self, "ema", decays if isinstance(self.ema, list | tuple) else decays[0])
         if self.decay_after is not None and self.schedule != "inverse-sqrt":
             raise ConfigError(
                 f"trainer: decay_after goes with schedule='inverse-sqrt', but schedule is {self.schedule!r}"

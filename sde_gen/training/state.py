@@ -1,7 +1,7 @@
 """Weights, averaged weights and optimiser state to and from the named tensors of a checkpoint."""
 
 import hashlib
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -109,21 +109,26 @@ def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]
     return saved
 
 
-def packed(network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer, keep: bool) -> dict[str, dict[str, Tensor]]:
+def packed(
+    network: nn.Module, averages: Sequence[EMA], optimizer: torch.optim.Optimizer, keep: bool
+) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint holds in tensors, in host memory where `keep`; every process must ask, as shards are exchanged.
 
     Of tensors that the optimiser does not keep, those of a parameter that no loss has reached, there is nothing.
     """
-    parts = {
-        "model": network.state_dict(),
-        "ema": ema.state_dict(),
-        "optimizer": pack_optimizer(optimizer, network),
-    }
+    first, *more = averages
+    parts = {"model": network.state_dict(), "ema": first.state_dict(), "optimizer": pack_optimizer(optimizer, network)}
+    if more:
+        parts["averages"] = {name: tensor for average in more for name, tensor in average.averages().items()}
     return {stem: collected(named, keep) for stem, named in parts.items()}
 
 
 def unpack(
-    checkpoint: Checkpoint, progress: Progress, network: nn.Module, ema: EMA, optimizer: torch.optim.Optimizer
+    checkpoint: Checkpoint,
+    progress: Progress,
+    network: nn.Module,
+    averages: Sequence[EMA],
+    optimizer: torch.optim.Optimizer,
 ) -> None:
     """Weights, averaged weights and the optimiser's state from a checkpoint, all or (if it does not fit) none.
 
@@ -131,15 +136,31 @@ def unpack(
         CheckpointError: it is of another network.
     """
     path = checkpoint.path
-    weights, averages = checkpoint.tensors("model"), checkpoint.tensors("ema")
+    weights, averaged = checkpoint.tensors("model"), checkpoint.tensors("ema")
     check_weights(network, weights, path)
-    check_weights(network, averages, path)
+    check_weights(network, averaged, path)
+    more = averages[1:]
+    # Averages of imported weights begin with those.
+    stored = {} if progress.imported or not more else averages_of(checkpoint)
+    others = [averaged if progress.imported else stored.get(average.label, {}) for average in more]
+    for average, tensors in zip(more, others, strict=True):
+        average.check(tensors, f"the averages {average.label} in {path}")
     if not progress.imported:  # imported weights begin with a fresh optimiser
         # What never moved equals its average; nothing is kept of a parameter that no loss has reached.
-        still = {name for name, tensor in weights.items() if torch.equal(tensor, averages[name])}
+        still = {name for name, tensor in weights.items() if torch.equal(tensor, averaged[name])}
         unpack_optimizer(optimizer, network, checkpoint.tensors("optimizer"), path, still)
     load_weights(network, weights, path)
-    ema.load_state_dict(averages, progress.ema_updates)
+    for average, tensors in zip(averages, [averaged, *others], strict=True):
+        average.load_state_dict(tensors, progress.ema_updates)
+
+
+def averages_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
+    """The averages that a checkpoint keeps beside `ema`: label, such as decay=0.99 or power=0.05, to weights."""
+    found: dict[str, dict[str, Tensor]] = {}
+    for full, tensor in checkpoint.tensors("averages").items():
+        label, _, name = full.partition("/")
+        found.setdefault(label, {})[name] = tensor
+    return found
 
 
 def check_storable(network: nn.Module) -> None:

@@ -4,6 +4,7 @@ import json
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.commands.helpers import TINY, Command
@@ -72,3 +73,23 @@ def test_a_run_of_before_the_setting_goes_on(command: Command) -> None:
     assert differences(older, stored) == []
     (changed,) = differences(older, {**stored, "trainer": {**stored["trainer"], "optimizer": "sgd"}})
     assert (changed.name, changed.old, changed.new) == ("trainer.optimizer", "adam", "sgd")
+
+
+def test_an_average_is_chosen_after_training(command: Command) -> None:
+    settings = ("trainer.steps=24", "trainer.posthoc_every=1", "trainer.ema=[0.5,0.3]", "trainer.log_every=8")
+    assert command("train", *TINY, *settings, "run=a").code == 0
+    assert len(list(Path("runs/a/checkpoints/averages").glob("step_*"))) == 24
+    drawn = ("run=a", "num_samples=8", "sampler=ddim", "sampler.steps=4", "metrics=false", "device=cpu")
+    values = {}
+    for weights in ("ema", "0.5", "0.3", "0.05", "0.12", "model"):
+        result = command("sample", *drawn, f"weights={weights}", f"out=w{weights}")
+        assert result.code == 0, result.err
+        values[weights] = np.load(f"w{weights}/samples.npz")["x"]
+        report = json.loads(Path(f"w{weights}/report.json").read_text("utf-8"))
+        assert str(report["weights"]) == weights
+    assert np.array_equal(values["ema"], values["0.5"]), "the first of the list"
+    distinct = [values[name] for name in values if name != "ema"]
+    assert all(not np.array_equal(a, b) for i, a in enumerate(distinct) for b in distinct[:i])
+    result = command("sample", *drawn, "weights=0.4", "out=none")
+    assert result.code == 2
+    assert "relative length must be" in result.err
