@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sde_gen.checks import integer
-from sde_gen.data.dataset import Dataset, from_raw
+from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import order_of
+from sde_gen.data.making import from_raw
 from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError
@@ -36,6 +37,8 @@ def image_folder(
     *,
     image_size: int | None = None,
     channels: int | None = None,
+    random_flip: bool = False,
+    random_crop: int | None = None,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -47,9 +50,12 @@ def image_folder(
 
     Args:
         path: folder with images, or with one sub-folder of images for each class.
-        image_size: scale the shorter side to this and cut out the central square; None: keep the size, which then must
-            be the same for all.
+        image_size: scale the shorter side to this, by Lanczos' filter (antialiased), and cut out the central square;
+            None: keep the size, which then must be the same for all.
         channels: 1 (grey) or 3 (colour); None: 1 where all images are grey, else 3.
+        random_flip: exchange left and right of a training image with probability 1/2, anew each time it is used.
+        random_crop: side of a square window that is cut out of a training image at a place drawn anew each time, and of
+            a held-out one in the middle: image_size=40 random_crop=32; None: no window.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -63,7 +69,8 @@ def image_folder(
     files, labels, classes = _list(folder)
     sources = [Source(str(file), partial(file.open, "rb")) for file in files]
     raw = load_images(sources, image_size=image_size, channels=channels)
-    return from_raw(folder.name, "image", raw, labels, Affine.to_unit(0, 255, 256), held_out, seed, classes)
+    transform, augment = Affine.to_unit(0, 255, 256), {"random_flip": random_flip, "random_crop": random_crop}
+    return from_raw(folder.name, "image", raw, labels, transform, held_out, seed, classes, **augment)
 
 
 @dataclass(frozen=True)
