@@ -34,7 +34,7 @@ MOST_INNER_IMPORTS = 10
 #: Files of one name in two rooms, with the reason.
 SHARED_NAMES: dict[str, str] = {}
 
-MOST_LINES, MOST_YAML = 350, 450
+MOST_LINES, MOST_YAML = 350, 300
 #: Longer files, with the reason.
 LONG_FILES = {
     "model.py": "the one door, Levels, beside the model that opens it: what a step reads is on one page",
@@ -230,7 +230,8 @@ def test_no_file_is_long_without_a_reason() -> None:
 
 
 def test_configuration_files_say_only_what_differs() -> None:
-    assert sum(len(p.read_text("utf-8").splitlines()) for p in (ROOT / "conf").rglob("*.yaml")) <= MOST_YAML
+    files = [p for p in (ROOT / "conf").rglob("*.yaml") if p.parent.name != "experiment"]  # which are settings alone
+    assert sum(len(p.read_text("utf-8").splitlines()) for p in files) <= MOST_YAML
 
 
 def test_the_library_has_no_assert_and_no_print() -> None:
