@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.data.dataset import Dataset
-from sde_gen.data.images import Source, load_images
+from sde_gen.data.decoding import Decoder, Encoded, Images
 from sde_gen.data.labels import encode
 from sde_gen.data.making import from_raw
 from sde_gen.data.reading import located, sentence
@@ -79,10 +79,8 @@ def hub(
     test_from = None if test_split is None else len(parts[0])
     if isinstance(features[columns[0]], datasets.Image):
         encoded = table.cast_column(columns[0], datasets.Image(decode=False))
-        sources = [
-            Source(f"{where}, row {row}", partial(_open, encoded, columns[0], row)) for row in range(len(encoded))
-        ]
-        raw = load_images(sources, image_size=image_size, channels=channels)
+        images = Cells(where, encoded, columns[0])
+        raw = Decoder.of(images, image_size, channels)(images)
         transform = Affine.to_unit(0, 255, 256)
         return from_raw(Path(where).name, "image", raw, labels, transform, held_out, seed, classes, test_from,
                         random_flip=random_flip, random_crop=random_crop)  # fmt: skip
@@ -93,6 +91,21 @@ def hub(
         )
     raw = _vectors(where, table, columns)
     return from_raw(Path(where).name, "vector", raw, labels, None, held_out, seed, classes, test_from)
+
+
+class Cells(Images):
+    """The images in a column of a table."""
+
+    def __init__(self, where: str, table: Any, column: str) -> None:
+        self._where, self._table, self._column = where, table, column
+
+    def __len__(self) -> int:
+        """See `Images`."""
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Encoded:
+        """See `Images`."""
+        return Encoded(f"{self._where}, row {index}", partial(_open, self._table, self._column, index))
 
 
 def _load(datasets: Any, name: str | Path, config: str | None, revision: str | None, split: str) -> Any:
