@@ -38,6 +38,7 @@ def load_config(
         ConfigError: an unknown name, group choice or key, or an override that cannot be read.
     """
     overrides = without_nulls(name, readable(overrides))
+    check_experiment(name, overrides)
     search = []
     if config_dir is not None:
         folder = os.path.abspath(config_dir)
@@ -114,6 +115,20 @@ def without_nulls(name: str, arguments: Sequence[str]) -> list[str]:
     file = Path(packaged_config_dir(), f"{name}.yaml")
     nulls = re.findall(r"^  - (\w+): null$", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
     return [argument for argument in arguments if argument not in {f"{group}=null" for group in nulls}]
+
+
+def check_experiment(name: str, arguments: Sequence[str]) -> None:
+    """Refuse a packaged experiment of another command: those of `compare` state formulations, all others are trained.
+
+    Raises:
+        ConfigError: saying which command it is for.
+    """
+    for experiment in (argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")):
+        file = Path(packaged_config_dir(), "experiment", f"{experiment}.yaml")
+        compares = "\nformulations:" in file.read_text("utf-8") if file.is_file() else name == "compare"
+        if name in ("train", "compare") and compares != (name == "compare"):
+            other = "compare" if compares else "train"
+            raise ConfigError(f"experiment={experiment} is for python -m sde_gen.{other} experiment={experiment}")
 
 
 def _parses(override: str) -> bool:

@@ -15,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from sde_gen import __version__
-from sde_gen.config.compose import explained, readable, with_arguments, without_nulls
+from sde_gen.config.compose import check_experiment, explained, readable, with_arguments, without_nulls
 from sde_gen.config.folder import config_dir
 from sde_gen.config.groups import completed_files
 from sde_gen.config.typed import did_you_mean
@@ -90,6 +90,7 @@ def launch(name: str, task: Callable[[DictConfig], object], argv: Sequence[str] 
             say(_help(name, arguments))
             return 0
         arguments = without_nulls(name, _readable(arguments))
+        check_experiment(name, arguments)
         per_job = _after_its_group(_one_folder_per_job(name, arguments))
         with _process(per_job), _scratch(arguments) as more, completed_files():
             sys.argv += more

@@ -142,7 +142,7 @@ class _Report:
         name = type(trainer.network).__name__
         say(f"run {self.folder.path}")
         say(
-            f"{trainer.model.perturbation} on {trainer.data.name} ({len(trainer.data.train)} samples of shape "
+            f"{trainer.model.perturbation} on {trainer.data.name} ({trainer.data.size} samples of shape "
             f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
             + (f", {trainer.processes.world} processes" if trainer.processes.world > 1 else "")
         )
