@@ -72,6 +72,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
             stop=lambda: bool(stop),
             listeners=[report],
             processes=processes,
+            optimizer=ready.optimizer,
         )
         _resume(trainer, folder, ready.stored)
         report.start(trainer)
