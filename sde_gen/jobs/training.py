@@ -7,6 +7,7 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from sde_gen.bars import ticking
 from sde_gen.config import known_data
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
@@ -25,6 +26,8 @@ from sde_gen.training import (
     newest_checkpoint,
     stop_on_signals,
 )
+
+_ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
 
 
 def run(config: Mapping[str, Any]) -> dict[str, float]:
@@ -70,7 +73,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
             text = OmegaConf.to_yaml(OmegaConf.create(ready.stored))
             write_text(folder.config, text, "the run's configuration")
         try:
-            last = trainer.train()
+            with ticking(lambda: report.tick(trainer)):
+                last = trainer.train()
         finally:
             report.close()
         if trainer.interrupted:

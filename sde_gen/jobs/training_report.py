@@ -1,6 +1,5 @@
 """What `python -m sde_gen.train` shows and writes while a run trains: lines, rows, pictures, a page."""
 
-import sys
 import time
 from collections.abc import Mapping
 from shlex import quote
@@ -9,14 +8,17 @@ from typing import Any
 from tqdm import tqdm
 
 from sde_gen import pictures
+from sde_gen.bars import QUIET_SECONDS, draws_bars
 from sde_gen.config.launch import say
 from sde_gen.errors import WriteError
 from sde_gen.files import make_folder
 from sde_gen.jobs.classes import columns_for, counts_of, cycled, occurring
-from sde_gen.jobs.common import QUIET_SECONDS, table
+from sde_gen.jobs.common import table
 from sde_gen.samplers import DDIM
 from sde_gen.training import MetricsFile, RunDirectory, Trainer, read_metrics
 from sde_gen.training.levels import LossByLevel
+
+_ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
 
 
 class Report:
@@ -36,7 +38,7 @@ class Report:
         name = type(trainer.network).__name__
         say(f"run {self.folder.path}")
         say(
-            f"{trainer.model.perturbation} on {trainer.data.name} ({len(trainer.data.train)} samples of shape "
+            f"{trainer.model.perturbation} on {trainer.data.name} ({trainer.data.size} samples of shape "
             f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
             + (f", {trainer.processes.world} processes" if trainer.processes.world > 1 else "")
         )
@@ -54,7 +56,8 @@ class Report:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step or None)
-        if sys.stderr.isatty():
+        self._said = time.monotonic()
+        if draws_bars():
             self._bar = tqdm(total=self.steps, initial=trainer.step, unit="step", dynamic_ncols=True)
 
     def __call__(self, event: str, trainer: Trainer, values: Mapping[str, Any]) -> None:
@@ -76,12 +79,21 @@ class Report:
                     if key != "step":
                         self._events.add_scalar(key, value, int(values["step"]))
 
+    def tick(self, trainer: Trainer) -> None:
+        """Show where training is, between its rows; called from a thread of its own."""
+        if self._bar is not None:
+            self._bar.n = trainer.step
+            self._bar.refresh()
+        elif self.is_main and time.monotonic() - self._said >= QUIET_SECONDS:
+            self._said = time.monotonic()
+            say(f"step {trainer.step}/{self.steps}")
+
     def _show(self, row: Mapping[str, float]) -> None:
         if self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
             self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "held_out_loss") if k in row}, refresh=False)
             return
-        if "held_out_loss" not in row and time.monotonic() - self._said < QUIET_SECONDS:
+        if "held_out_loss" not in row and time.monotonic() - self._said < _ROW_SECONDS:
             return
         self._said = time.monotonic()
         parts = [f"step {int(row['step'])}/{self.steps}"]
@@ -142,4 +154,4 @@ class Report:
         table(rows)
         root = self.folder.path.parent
         place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={quote(str(root))}"
-        say(f"next: python -m sde_gen.sample sampler=pc run={quote(self.folder.path.name)}{place}")
+        say(f"next: python -m sde_gen.sample run={quote(self.folder.path.name)}{place}")
