@@ -15,6 +15,10 @@ class LoggerSettings:
     """Where metrics go besides metrics.csv."""
 
     tensorboard: bool = False  # event files in the run's tensorboard/
+    wandb: bool = False  # Weights & Biases, offline unless WANDB_MODE says otherwise
+    trackio: bool = False  # a trackio database on this machine
+    mlflow: bool = False  # mlflow.db in the run, or where MLFLOW_TRACKING_URI says
+    project: str = "sde_gen"  # how W&B and trackio call the project, and MLflow the experiment
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,6 +1,5 @@
 """Train a network, or continue a run: the work of `python -m sde_gen.train`."""
 
-import importlib.util
 from collections.abc import Mapping
 from contextlib import ExitStack
 from typing import Any
@@ -18,6 +17,7 @@ from sde_gen.config.typed import typed
 from sde_gen.errors import CheckpointError, ConfigError
 from sde_gen.files import remove_leftovers, write_text
 from sde_gen.jobs.common import begin, run_folder
+from sde_gen.jobs.trackers import check_installed
 from sde_gen.jobs.training_report import Report
 from sde_gen.training import (
     Interrupted,
@@ -39,8 +39,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
     values, arguments = settings(config)
     cfg = continued(typed(TrainConfig, values), arguments)
     logger = typed(LoggerSettings, cfg.logger, "logger")
-    if logger.tensorboard and importlib.util.find_spec("tensorboard") is None:
-        raise ConfigError("logger=tensorboard needs tensorboard; run pip install 'sde_gen[tensorboard]', or logger=csv")
+    check_installed(logger)
     pick_device(cfg.device)  # one that is not there is known before the data are read
     ready = prepare(cfg)
     if any(argument.startswith("data") for argument in arguments):  # also where a run is continued
@@ -51,7 +50,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         # Process 0 makes, locks and cleans the folder; the others are told where it is.
         folder = RunDirectory(processes.on_main(lambda: _take_folder(cfg, ready.data.name, held)))
         stop = held.enter_context(stop_on_signals())
-        report = Report(folder, ready.settings.steps, logger.tensorboard, processes.is_main)
+        report = Report(folder, ready.settings.steps, logger, processes.is_main)
         trainer = Trainer(
             ready.model,
             ready.data,

@@ -10,10 +10,12 @@ from tqdm import tqdm
 from sde_gen import pictures
 from sde_gen.bars import QUIET_SECONDS, draws_bars
 from sde_gen.config.launch import say
+from sde_gen.config.schema import LoggerSettings
 from sde_gen.errors import WriteError
 from sde_gen.files import make_folder
 from sde_gen.jobs.classes import columns_for, counts_of, cycled, occurring
 from sde_gen.jobs.common import table
+from sde_gen.jobs.trackers import Tracker, opened
 from sde_gen.samplers import DDIM
 from sde_gen.training import MetricsFile, RunDirectory, Trainer, read_metrics
 from sde_gen.training.levels import LossByLevel
@@ -24,10 +26,10 @@ _ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
 class Report:
     """What the command shows and writes while a run trains."""
 
-    def __init__(self, folder: RunDirectory, steps: int, tensorboard: bool, is_main: bool = True) -> None:
-        self.folder, self.steps, self.tensorboard, self.is_main = folder, steps, tensorboard, is_main
+    def __init__(self, folder: RunDirectory, steps: int, logger: LoggerSettings, is_main: bool = True) -> None:
+        self.folder, self.steps, self.is_main, self._logger = folder, steps, is_main, logger
         self._bar: Any = None
-        self._events: Any = None
+        self._trackers: list[Tracker] = []
         self._said = 0.0
 
     def start(self, trainer: Trainer) -> None:
@@ -52,10 +54,7 @@ class Report:
         for file in (self._metrics, self._levels):
             if file.set_aside:
                 say(f"{file.path} could not be read, and is now {file.set_aside}")
-        if self.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._events = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step or None)
+        self._trackers = opened(self._logger, self.folder, trainer.step, trainer.config)
         self._said = time.monotonic()
         if draws_bars():
             self._bar = tqdm(total=self.steps, initial=trainer.step, unit="step", dynamic_ncols=True)
@@ -70,14 +69,16 @@ class Report:
             say(f"not saved: {values['error']}; training goes on, and saving is tried again")
         elif event == "levels":
             self._levels.add(values)
+            self._track({f"loss_at/{name}": value for name, value in values.items() if name != "step"}, trainer.step)
         elif event == "log":
             if not self._metrics.add(values):
                 say(f"{self.folder.metrics} cannot be written; its rows wait")
             self._show(values)
-            if self._events is not None:
-                for key, value in values.items():
-                    if key != "step":
-                        self._events.add_scalar(key, value, int(values["step"]))
+            self._track({name: value for name, value in values.items() if name != "step"}, trainer.step)
+
+    def _track(self, values: Mapping[str, float], step: int) -> None:
+        for tracker in self._trackers:
+            tracker.add(values, step)
 
     def tick(self, trainer: Trainer) -> None:
         """Show where training is, between its rows; called from a thread of its own."""
@@ -125,12 +126,12 @@ class Report:
             say(f"no picture: {error}")  # a full disk ends a run for its checkpoints' sake only
 
     def close(self) -> None:
-        """End the progress bar and the event file, whatever happened."""
+        """End the progress bar and the trackers, whatever happened."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None
-        if self._events is not None:
-            self._events.close()
+        while self._trackers:
+            self._trackers.pop().close()
 
     def finish(self, trainer: Trainer) -> None:
         """Last pictures, and a small table."""
