@@ -44,6 +44,9 @@ class ConditionEmbedding(nn.Module):
         owner: name used in error messages.
     """
 
+    #: Of the noise level, (B,) -> (B, count).
+    features = staticmethod(fourier_features)
+
     def __init__(self, size: int, num_classes: int, owner: str) -> None:
         super().__init__()
         self.size, self.num_classes, self.owner = size, num_classes, owner
@@ -51,17 +54,18 @@ class ConditionEmbedding(nn.Module):
         self.second = nn.Linear(size, size)
         self.table = nn.Embedding(num_classes + 1, size) if num_classes else None
 
-    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int) -> Tensor:
+    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int, more: Tensor | None = None) -> Tensor:
         """(B, size) in the dtype of the weights; see the networks for the shapes of `c_noise` and `label`.
 
         A missing label becomes `num_classes`, which means "no label". The values are not checked here, since that would
-        wait for the device on every call; the table's own bounds check speaks up.
+        wait for the device on every call; the table's own bounds check speaks up. `more` is added to the vector.
         """
         if c_noise.dim() > 1 or (c_noise.dim() == 1 and len(c_noise) != batch):
             raise ConfigError(f"{self.owner}: c_noise must have shape () or ({batch},), one number a sample, got "
                               f"{tuple(c_noise.shape)}")  # fmt: skip
-        features = fourier_features(c_noise.expand(batch), self.size).to(self.first.weight.dtype)
+        features = self.features(c_noise.expand(batch), self.first.in_features).to(self.first.weight.dtype)
         vector = self.second(F.silu(self.first(features)))
+        vector = vector if more is None else vector + more
         if self.table is None:
             if label is not None:
                 raise ConfigError(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.errors import ConfigError
-from sde_gen.networks import MLP, UNet
+from sde_gen.networks import MLP, DiT, UNet
 
 
 def small_unet(**options: object) -> UNet:
@@ -25,9 +25,16 @@ def small_mlp(**options: object) -> MLP:
     return MLP(**(settings | options))
 
 
+def small_dit(**options: object) -> DiT:
+    settings: dict = {"width": 16, "depth": 2, "heads": 2}
+    return DiT(**(settings | options))
+
+
 MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "unet": (small_unet, (1, 8, 8)),
     "mlp": (small_mlp, (2,)),
+    "dit": (small_dit, (1, 8, 8)),
+    "dit-rotary": (lambda **options: small_dit(positions="rotary", rms_norm=True, **options), (1, 8, 8)),
 }
 EVERY = pytest.mark.parametrize("kind", sorted(MAKERS))
 
