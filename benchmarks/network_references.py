@@ -3,6 +3,7 @@
     python benchmarks/network_references.py dit CLONE    facebookresearch/DiT (with timm)
     python benchmarks/network_references.py edm CLONE    NVlabs/edm
     python benchmarks/network_references.py edm2 CLONE   NVlabs/edm2
+    python benchmarks/network_references.py score_sde CLONE   yang-song/score_sde_pytorch
 
 CLONE is a folder with the published code, which is run, and not copied. Each network is made small; its weights are
 drawn by name (`tests/networks/references.py`), and its names, shapes and output are written to
@@ -16,12 +17,13 @@ import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 from unittest.mock import MagicMock
 
 import numpy as np
 import torch
+import torch.utils.cpp_extension
 from torch import nn
 
 ROOT = Path(__file__).parents[1]
@@ -68,6 +70,8 @@ def made(family: str) -> tuple[Callable[..., nn.Module], dict[str, dict[str, Any
         edm = {"channel_mult": [2, 2, 2]}
         return SongUNet, {"ddpmpp": given, "ncsnpp": given | plus, "ddpmpp edm": given | edm,
                           "ncsnpp edm": given | plus | edm}  # fmt: skip
+    if family == "score_sde":
+        return _song, {}
     from training.networks_edm2 import UNet  # pyright: ignore[reportMissingImports]
 
     given = {"img_resolution": 64, "img_channels": 4, "label_dim": 1000}
@@ -75,10 +79,25 @@ def made(family: str) -> tuple[Callable[..., nn.Module], dict[str, dict[str, Any
     return UNet, {name: given | {"model_channels": width} for name, width in widths.items()}
 
 
+def _song(**given: Any) -> nn.Module:
+    """NCSNpp of score_sde: its extension in CUDA is not built, and its own code for the CPU runs."""
+    torch.utils.cpp_extension.load = MagicMock()
+    from models.ncsnpp import NCSNpp  # pyright: ignore[reportMissingImports]
+
+    model = {key: value for key, value in given.items() if key != "image_size"}
+    model |= {"dropout": 0.1, "resamp_with_conv": True, "conditional": True, "fir_kernel": [1, 3, 3, 1],
+              "skip_rescale": True, "resblock_type": "biggan", "progressive_combine": "sum", "nonlinearity": "swish",
+              "init_scale": 0.0, "fourier_scale": 16, "sigma_min": 0.01, "sigma_max": 50.0,
+              "num_scales": 1000}  # fmt: skip
+    data = {"image_size": given["image_size"], "num_channels": 3, "centered": True}
+    return NCSNpp(SimpleNamespace(model=SimpleNamespace(**model), data=SimpleNamespace(**data),
+                                  training=SimpleNamespace(continuous=True)))  # fmt: skip
+
+
 def main() -> None:
     """Write the references of a family, or print its counts."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("family", choices=["dit", "edm", "edm2"])
+    parser.add_argument("family", choices=["dit", "edm", "edm2", "score_sde"])
     parser.add_argument("clone", type=Path)
     parser.add_argument("--counts", action="store_true")
     asked = parser.parse_args()
@@ -95,10 +114,10 @@ def main() -> None:
             continue
         network = make(**given).eval()
         shapes = {key: list(t.shape) for key, t in network.state_dict().items()
-                  if key != "pos_embed" and "resample_filter" not in key}  # fmt: skip
+                  if key not in ("pos_embed", "sigmas") and "resample_filter" not in key}  # fmt: skip
         network.load_state_dict(weights(shapes), strict=False)
         with torch.no_grad():
-            out = network(*inputs(name))
+            out = network(*(inputs(name)[:2] if family == "score_sde" else inputs(name)))
         path = FOLDER / f"{name}.npz"
         np.savez_compressed(path, shapes=json.dumps(shapes), out=out.numpy())
         print(f"{path.relative_to(ROOT)}: {tuple(out.shape)}, rms {out.square().mean().sqrt():.3f}")

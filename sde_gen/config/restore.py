@@ -104,6 +104,9 @@ def _fits(network: Any, data: Dataset) -> None:
             f"{network.__name__} cannot take samples like those of {data.name}, of shape {data.shape}; "
             f"use network={wanted} or network=auto"
         )
+    if network is not None and data.kind not in ("image", "vector") and "dimensions" not in network().arguments:
+        raise ConfigError(f"{network.__name__} takes images, and {data.name} has samples of shape {data.shape}; use "
+                          "network=unet, network=dit or network=auto")  # fmt: skip
 
 
 def find_checkpoint(path: str | os.PathLike[str], best: bool = False) -> tuple[Checkpoint, list[str]]:

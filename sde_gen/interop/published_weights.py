@@ -1,10 +1,12 @@
 """Weights of published networks under the names that the package's own networks of the same kind have."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 
-from torch import Tensor
+from torch import Tensor, cat
+from torch.nn import Module
 
 from sde_gen.errors import CheckpointError
+from sde_gen.networks import NCSNpp
 
 _DIT = {
     "t_embedder.mlp.0": "embedding.first", "t_embedder.mlp.2": "embedding.second",
@@ -37,3 +39,116 @@ def dit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
             tensor = tensor.roll(tensor.shape[1] // 2, 1)
         found[f"{block}{ours}.{last}"] = tensor.flatten(1) if name == "x_embedder.proj.weight" else tensor
     return found
+
+
+_EDM_BLOCK = {"norm0": "norm_in", "conv0": "conv_in", "affine": "modulation", "norm1": "norm_out",
+              "conv1": "conv_out", "skip": "skip", "norm2": "attention.norm", "qkv": "attention.qkv",
+              "proj": "attention.out"}  # fmt: skip
+_EDM = {"map_layer0": "embedding.first", "map_layer1": "embedding.second", "map_noise": "embedding"}
+_SONG_BLOCK = {"GroupNorm_0": "norm_in", "Conv_0": "conv_in", "Dense_0": "modulation", "GroupNorm_1": "norm_out",
+               "Conv_1": "conv_out", "Conv_2": "skip"}  # fmt: skip
+
+
+def edm(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Tensor]:
+    """Weights of SongUNet of NVlabs/edm without labels, for an `NCSNpp` or `DDPMpp` of the same shape.
+
+    Raises:
+        CheckpointError: a name that it does not have, such as those of labels, which are embedded elsewhere there.
+    """
+    sides = sorted({int(name.split(".")[1].partition("x")[0]) for name in weights if name.startswith("enc.")})
+    places = {side: len(sides) - 1 - k for k, side in enumerate(sides)}
+    found = {}
+    for name, tensor in weights.items():
+        path = name.split(".")
+        if path[-1] == "resample_filter":
+            continue
+        if path[0] in _EDM:
+            last = "frequencies" if path[-1] == "freqs" else path[-1]
+            found[f"{_EDM[path[0]]}.{last}"] = tensor
+            continue
+        side, _, part = path[1].partition("_") if path[0] in ("enc", "dec") else ("", "", "")
+        level = places.get(int(side.partition("x")[0] or 0), 0)
+        ours = _edm_part(path[0], part, level, len(places), network)
+        inner = path[2:-1]
+        if ours is None or (inner and inner[0] not in _EDM_BLOCK):
+            raise CheckpointError(f"{name} is no weight of a SongUNet without labels and augmentation")
+        if inner[:1] == ["qkv"]:  # query, key and value of a channel lie side by side there
+            tensor = tensor.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+        found[".".join([ours, *(_EDM_BLOCK[key] for key in inner), path[-1]])] = tensor
+    return found
+
+
+def _edm_part(half: str, part: str, level: int, count: int, network: NCSNpp) -> str | None:
+    """Our name of a part of a level."""
+    number = int(part.removeprefix("block")) if part.startswith("block") else 0
+    up = count - 1 - level
+    if half == "enc":
+        known = {"conv": "stem", "down": f"shrink.{level - 1}", "aux_skip": f"into.{level - 1}",
+                 "aux_residual": f"into.{level - 1}"}  # fmt: skip
+        return f"down.{level * network.blocks + number}" if part.startswith("block") else known.get(part)
+    head = up if network.out_of_each else 0
+    known = {"in0": "middle.0", "in1": "middle.1", "up": f"grow.{up - 1}", "aux_norm": f"norms.{head}",
+             "aux_conv": f"heads.{head}"}  # fmt: skip
+    return f"up.{up * (network.blocks + 1) + number}" if part.startswith("block") else known.get(part)
+
+
+def score_sde(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Tensor]:
+    """Weights of NCSNpp of score_sde_pytorch with BigGAN blocks, for an `NCSNpp` or `DDPMpp` of the same shape.
+
+    There all parts are one list, in the order of the calculation.
+
+    Raises:
+        CheckpointError: it has not the parts that `network` has.
+    """
+    parts: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in weights.items():
+        if name.startswith("all_modules."):
+            _, number, rest = name.split(".", 2)
+            parts.setdefault(int(number), {})[rest] = tensor
+    names, found = list(_in_order(network)), {}
+    if len(names) != len(parts):
+        raise CheckpointError(f"there are {len(parts)} parts of a network of score_sde, and {len(names)} of "
+                              f"{type(network).__name__} as it was built")  # fmt: skip
+    for name, (_, part) in zip(names, sorted(parts.items()), strict=True):
+        if "NIN_0.W" in part:  # attention, whose matrices lie the other way
+            for kind, key in (("weight", "W"), ("bias", "b")):
+                every = [part[f"NIN_{k}.{key}"] for k in range(4)]
+                every = [m.T[:, :, None, None] if kind == "weight" else m for m in every]
+                found[f"{name}.qkv.{kind}"], found[f"{name}.out.{kind}"] = cat(every[:3]), every[3]
+                found[f"{name}.norm.{kind}"] = part[f"GroupNorm_0.{kind}"]
+            continue
+        for key, tensor in part.items():
+            inner, _, last = key.rpartition(".")
+            if key == "W":
+                found[f"{name}.frequencies"] = tensor
+            elif inner in _SONG_BLOCK and "GroupNorm_0.weight" in part:
+                found[f"{name}.{_SONG_BLOCK[inner]}.{last}"] = tensor
+            else:  # a layer, alone or wrapped
+                found[f"{name}.{last}"] = tensor
+    return found
+
+
+def _in_order(network: NCSNpp) -> Iterator[str]:
+    """Names of the parts of `network` as score_sde calls them."""
+    yield from ["embedding"] if network.embedding.kind == "fourier" else []
+    yield from ("embedding.first", "embedding.second", "stem")
+    for index, block in enumerate(network.down):
+        if index and index % network.blocks == 0:
+            yield f"shrink.{index // network.blocks - 1}"
+            yield from [f"into.{index // network.blocks - 1}"] if len(network.into) else []
+        yield from _with_attention(f"down.{index}", block)
+    yield from _with_attention("middle.0", network.middle[0])
+    yield "middle.1"
+    for index, block in enumerate(network.up):
+        place, first = divmod(index, network.blocks + 1)
+        if place and not first:
+            yield f"grow.{place - 1}"
+        yield from _with_attention(f"up.{index}", block)
+        if first == network.blocks and (network.out_of_each or place == network.levels - 1):
+            head = place if network.out_of_each else 0
+            yield from (f"norms.{head}", f"heads.{head}")
+
+
+def _with_attention(name: str, block: Module) -> Iterator[str]:
+    yield name
+    yield from [] if block.attention is None else [f"{name}.attention"]

@@ -2,6 +2,7 @@
 
 from sde_gen.networks.dit import DiT
 from sde_gen.networks.mlp import MLP
+from sde_gen.networks.ncsnpp import DDPMpp, NCSNpp
 from sde_gen.networks.unet import UNet
 
-__all__ = ["MLP", "DiT", "UNet"]
+__all__ = ["MLP", "DDPMpp", "DiT", "NCSNpp", "UNet"]

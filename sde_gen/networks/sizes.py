@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from sde_gen import checks
+from sde_gen.errors import ConfigError
 
 Sizes = Mapping[str, Mapping[str, Any]]
 
@@ -51,3 +52,20 @@ def fitting_unet(shape: Sequence[int], samples: int) -> dict[str, Any]:
     if wide:
         fit |= {"width": 128 if samples >= 20_000 else 64, "dropout": 0.1}
     return fit
+
+
+def fitting_even(shape: Sequence[int], samples: int) -> dict[str, Any]:
+    """As `fitting_unet`, with as many levels as the sides can be halved."""
+    fit = fitting_unet(shape, samples)
+    halved = next(k for k in range(len(fit["multipliers"]), 0, -1) if all(n % 2 ** (k - 1) == 0 for n in shape[1:]))
+    attention = [level for level in fit["attention"] if level < halved] or [-1]
+    return fit | {"multipliers": fit["multipliers"][:halved], "attention": attention}
+
+
+def levels(owner: str, attention: object, count: int) -> set[int]:
+    """The levels that attend, negative ones counted from the end; a ConfigError for a level that is not there."""
+    named = checks.integers(owner, "attention", attention, low=-count)
+    for level in named:
+        if level >= count:
+            raise ConfigError(f"{owner}: attention names level {level}, but multipliers give levels 0..{count - 1}")
+    return {level % count for level in named}

@@ -10,8 +10,9 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
+from sde_gen.networks.attention import attended
 from sde_gen.networks.mlp import ConditionEmbedding
-from sde_gen.networks.sizes import Sizes, fitting_unet, sized
+from sde_gen.networks.sizes import Sizes, fitting_unet, levels, sized
 
 _CONVOLUTION: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -68,12 +69,8 @@ class _Attention(nn.Module):
         self.out = _zeroed(_CONVOLUTION[dimensions](channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels = x.shape[:2]
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
-        query, key, value = qkv.transpose(3, 4).unbind(1)
-        h = F.scaled_dot_product_attention(query, key, value)
-        h = h.transpose(2, 3).reshape(x.shape)
-        return (x + self.out(h)) * math.sqrt(0.5)
+        h = self.out(attended(self.qkv(self.norm(x)), self.heads))
+        return (x + h) * math.sqrt(0.5)
 
 
 class _Stage(nn.Module):
@@ -171,7 +168,7 @@ class UNet(nn.Module):
         convolution = _CONVOLUTION[dimensions]
         if not widths:
             raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
-        attends = _levels(scale["attention"], len(widths))
+        attends = levels("UNet", scale["attention"], len(widths))
 
         told = 4 * width
         self.embedding = ConditionEmbedding(told, self.num_classes, "UNet")
@@ -217,12 +214,3 @@ class UNet(nn.Module):
                 h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.head(F.silu(self.head_norm(h))).to(x.dtype)
-
-
-def _levels(attention: Sequence[int], count: int) -> set[int]:
-    """The levels that attend, negative ones counted from the end; raises ConfigError for a level that is not there."""
-    levels = checks.integers("UNet", "attention", attention, low=-count)
-    for level in levels:
-        if level >= count:
-            raise ConfigError(f"UNet: attention names level {level}, but multipliers give levels 0..{count - 1}")
-    return {level % count for level in levels}

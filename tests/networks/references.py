@@ -14,6 +14,11 @@ from torch import Tensor
 
 FOLDER = Path(__file__).parent / "references"
 _DIT = {"input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 4}
+_SONG = {"img_resolution": 16, "in_channels": 3, "out_channels": 3, "model_channels": 16, "attn_resolutions": [8]}
+_SCORE = {
+    "image_size": 16, "nf": 16, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [8], "fir": False,
+    "embedding_type": "positional", "progressive": "none", "progressive_input": "none", "scale_by_sigma": False,
+}  # fmt: skip
 
 #: Name: family, arguments of the published class, arguments of ours.
 CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
@@ -26,6 +31,93 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "dit",
         _DIT | {"patch_size": 4, "num_heads": 2, "num_classes": 2, "learn_sigma": False},
         {"channels": 3, "width": 32, "depth": 2, "heads": 2, "patch": 4, "num_classes": 2},
+    ),
+    "ncsnpp_residual": (
+        "edm",
+        _SONG
+        | {
+            "channel_mult": [1, 2, 2],
+            "num_blocks": 1,
+            "embedding_type": "fourier",
+            "channel_mult_noise": 2,
+            "encoder_type": "residual",
+            "resample_filter": [1, 3, 3, 1],
+        },
+        {"channels": 3, "width": 16, "multipliers": (1, 2, 2), "blocks": 1, "attention": (1,), "embedding": "fourier"},
+    ),
+    "ncsnpp_skip": (
+        "edm",
+        _SONG
+        | {
+            "channel_mult": [2, 1, 2],
+            "num_blocks": 2,
+            "embedding_type": "fourier",
+            "channel_mult_noise": 2,
+            "encoder_type": "skip",
+            "decoder_type": "skip",
+            "resample_filter": [1, 3, 3, 1],
+        },
+        {
+            "channels": 3,
+            "width": 16,
+            "multipliers": (2, 1, 2),
+            "blocks": 2,
+            "attention": (1,),
+            "embedding": "fourier",
+            "progressive_input": "skip",
+            "progressive_output": "skip",
+        },
+    ),
+    "ddpmpp": (
+        "edm",
+        _SONG | {"channel_mult": [1, 2], "num_blocks": 1},
+        {"channels": 3, "width": 16, "multipliers": (1, 2), "blocks": 1, "attention": (1,), "embedding": "ddpm"},
+    ),
+    "ddpmpp_deep": (
+        "edm",
+        _SONG | {"channel_mult": [2, 2, 3], "num_blocks": 3, "attn_resolutions": [16, 8]},
+        {"channels": 3, "width": 16, "multipliers": (2, 2, 3), "blocks": 3, "attention": (0, 1), "embedding": "ddpm"},
+    ),
+    "song_ncsnpp": (
+        "score_sde",
+        _SCORE | {"embedding_type": "fourier", "fir": True, "progressive_input": "residual", "scale_by_sigma": True},
+        {
+            "channels": 3,
+            "width": 16,
+            "multipliers": (1, 2, 2),
+            "blocks": 1,
+            "attention": (1,),
+            "embedding": "fourier",
+            "sigma_scaling": True,
+        },
+    ),
+    "song_pyramids": (
+        "score_sde",
+        _SCORE
+        | {
+            "embedding_type": "fourier",
+            "fir": True,
+            "progressive_input": "input_skip",
+            "progressive": "output_skip",
+            "num_res_blocks": 2,
+            "scale_by_sigma": True,
+        },
+        {
+            "channels": 3,
+            "width": 16,
+            "multipliers": (1, 2, 2),
+            "blocks": 2,
+            "attention": (1,),
+            "embedding": "fourier",
+            "sigma_scaling": True,
+            "progressive_input": "skip",
+            "progressive_output": "skip",
+        },
+    ),
+    "song_ddpmpp": (
+        "score_sde",
+        _SCORE | {"num_res_blocks": 2},
+        {"channels": 3, "width": 16, "multipliers": (1, 2, 2), "blocks": 2, "attention": (1,), "embedding": "ddpm"},
     ),
 }
 
@@ -47,10 +139,12 @@ def inputs(name: str) -> tuple[Tensor, Tensor, Tensor | None]:
     """x, c_noise and labels."""
     family, given, _ = CONFIGURATIONS[name]
     random = np.random.RandomState(zlib.crc32(name.encode()))
-    side = given.get("input_size", given.get("img_resolution"))
+    side = next(given[key] for key in ("input_size", "img_resolution", "image_size") if key in given)
     x = torch.from_numpy(random.standard_normal((2, 3, side, side))).float()
     if family == "dit":
         return x, torch.tensor([3.0, 711.0]), torch.tensor([0, given["num_classes"]])
+    if family == "score_sde":
+        return x, torch.tensor([0.3, 2.7]) if given["scale_by_sigma"] else torch.tensor([3.0, 711.0]), None
     return x, torch.tensor([-1.3, 0.4]), None
 
 

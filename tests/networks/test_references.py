@@ -5,7 +5,7 @@ import torch
 
 from sde_gen.errors import CheckpointError
 from sde_gen.interop import published_weights
-from sde_gen.networks import DiT
+from sde_gen.networks import DDPMpp, DiT, NCSNpp
 from tests.networks.references import CONFIGURATIONS, inputs, reference
 
 
@@ -23,3 +23,22 @@ def test_dit(name: str) -> None:
     torch.testing.assert_close(network(x, index, label), said, rtol=1e-5, atol=1e-5)
     with pytest.raises(CheckpointError, match=r"blocks\.0\.other\.weight is no weight of DiT"):
         published_weights.dit({"blocks.0.other.weight": x})
+
+
+@pytest.mark.parametrize("name", [*named("edm"), *named("score_sde")])
+def test_ncsnpp_and_ddpmpp(name: str) -> None:
+    given, said = reference(name)
+    family, _, options = CONFIGURATIONS[name]
+    network = (DDPMpp if "ddpmpp" in name else NCSNpp)(**options).eval()
+    network.load_state_dict(getattr(published_weights, family)(given, network))
+    x, c_noise, _ = inputs(name)
+    assert said.square().mean() > 0.1
+    torch.testing.assert_close(network(x, c_noise), said, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_named() -> None:
+    network = NCSNpp(3)
+    with pytest.raises(CheckpointError, match=r"map_label\.weight is no weight of a SongUNet without labels"):
+        published_weights.edm({"map_label.weight": torch.zeros(1)}, network)
+    with pytest.raises(CheckpointError, match="there are 1 parts of a network of score_sde, and"):
+        published_weights.score_sde({"all_modules.0.weight": torch.zeros(1)}, network)
