@@ -1,12 +1,12 @@
 """Weights of published networks under the names that the package's own networks of the same kind have."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor, cat
 from torch.nn import Module
 
-from sde_gen.errors import CheckpointError
-from sde_gen.networks import NCSNpp
+from sde_gen.errors import CheckpointError, ConfigError
+from sde_gen.networks import DiT, NCSNpp
 
 _DIT = {
     "t_embedder.mlp.0": "embedding.first", "t_embedder.mlp.2": "embedding.second",
@@ -15,6 +15,46 @@ _DIT = {
 }  # fmt: skip
 _DIT_BLOCK = {"attn.qkv": "attention.qkv", "attn.proj": "attention.out", "mlp.fc1": "mlp_in", "mlp.fc2": "mlp_out",
               "adaLN_modulation.1": "modulation"}  # fmt: skip
+
+
+def read_off(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """What the shapes of published weights say that a command cannot: channels, and the classes of a DiT."""
+    convolution = next((tensor for tensor in weights.values() if tensor.dim() == 4), None)  # the first one
+    found = {} if convolution is None else {"channels": convolution.shape[1]}
+    table = weights.get("y_embedder.embedding_table.weight")
+    return found if table is None else found | {"num_classes": len(table) - 1}
+
+
+def ours(family: str, weights: Mapping[str, Tensor], network: Module) -> dict[str, Tensor] | None:
+    """`weights` of a file of a family by the names of `network`; None: it is not the package's own of that family.
+
+    Raises:
+        ConfigError: it is told the noise level by other features.  CheckpointError: the weights are of another kind.
+    """
+    if family == "dit" and isinstance(network, DiT):
+        found, told = dit(weights), ("adm",)
+    elif family in ("edm", "score_sde") and isinstance(network, NCSNpp):
+        found, told = (edm if family == "edm" else score_sde)(weights, network), ("fourier", "ddpm")
+    else:
+        return None
+    if network.embedding.kind not in told:
+        choices = " or ".join(f"network.embedding={kind}" for kind in told)
+        raise ConfigError(
+            f"from={family}: a published network is told its noise level by other features; say {choices}"
+        )
+    return found
+
+
+def averaged(family: str, values: Sequence[Tensor], weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """`weights` with averages in a row in place of those that were trained, in order.
+
+    Raises:
+        CheckpointError: another number of them, or another shape of one.
+    """
+    names = [name for name in weights if name not in ("sigmas", "all_modules.0.W")]
+    if len(names) != len(values) or any(weights[n].shape != v.shape for n, v in zip(names, values, strict=True)):
+        raise CheckpointError(f"from={family}: {len(values)} averages in a row do not fit {len(names)} weights")
+    return {**weights, **dict(zip(names, values, strict=True))}
 
 
 def dit(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -151,4 +191,4 @@ def _in_order(network: NCSNpp) -> Iterator[str]:
 
 def _with_attention(name: str, block: Module) -> Iterator[str]:
     yield name
-    yield from [] if block.attention is None else [f"{name}.attention"]
+    yield from [f"{name}.attention"] if isinstance(block.attention, Module) else []
