@@ -105,7 +105,8 @@ def main() -> None:
     make, published = made(asked.family)
     if asked.counts:
         for name, options in published.items():
-            network = make(**options)
+            with torch.device("meta"):
+                network = make(**options)
             print(f"{asked.family} {name}: {sum(p.numel() for p in network.parameters()):,} parameters")
         return
     FOLDER.mkdir(exist_ok=True)
@@ -117,7 +118,10 @@ def main() -> None:
                   if key not in ("pos_embed", "sigmas") and "resample_filter" not in key}  # fmt: skip
         network.load_state_dict(weights(shapes), strict=False)
         with torch.no_grad():
-            out = network(*(inputs(name)[:2] if family == "score_sde" else inputs(name)))
+            x, number, label = inputs(name)
+            if family == "edm2" and label is not None:  # rows of zeros and a one; no label is a row of zeros
+                label = torch.nn.functional.one_hot(label, given["label_dim"] + 1)[:, :-1].float()
+            out = network(x, number) if family == "score_sde" else network(x, number, label)
         path = FOLDER / f"{name}.npz"
         np.savez_compressed(path, shapes=json.dumps(shapes), out=out.numpy())
         print(f"{path.relative_to(ROOT)}: {tuple(out.shape)}, rms {out.square().mean().sqrt():.3f}")

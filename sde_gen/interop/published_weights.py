@@ -6,7 +6,7 @@ from torch import Tensor, cat
 from torch.nn import Module
 
 from sde_gen.errors import CheckpointError, ConfigError
-from sde_gen.networks import DiT, NCSNpp
+from sde_gen.networks import EDM2, DiT, NCSNpp
 
 _DIT = {
     "t_embedder.mlp.0": "embedding.first", "t_embedder.mlp.2": "embedding.second",
@@ -18,11 +18,13 @@ _DIT_BLOCK = {"attn.qkv": "attention.qkv", "attn.proj": "attention.out", "mlp.fc
 
 
 def read_off(weights: Mapping[str, Tensor]) -> dict[str, int]:
-    """What the shapes of published weights say that a command cannot: channels, and the classes of a DiT."""
-    convolution = next((tensor for tensor in weights.values() if tensor.dim() == 4), None)  # the first one
-    found = {} if convolution is None else {"channels": convolution.shape[1]}
+    """What the shapes of published weights say that a command cannot: channels, and the classes of DiT and EDM2."""
+    first = next((tensor for tensor in weights.values() if tensor.dim() == 4), None)  # a convolution of the input
+    last, labels = weights.get("out_conv.weight"), weights.get("emb_label.weight")  # of edm2, whose input has a one
     table = weights.get("y_embedder.embedding_table.weight")
-    return found if table is None else found | {"num_classes": len(table) - 1}
+    found = {} if first is None else {"channels": first.shape[1] if last is None else len(last)}
+    classes = len(table) - 1 if table is not None else labels.shape[1] if labels is not None else 0
+    return found | ({"num_classes": classes} if classes else {})
 
 
 def ours(family: str, weights: Mapping[str, Tensor], network: Module) -> dict[str, Tensor] | None:
@@ -33,6 +35,8 @@ def ours(family: str, weights: Mapping[str, Tensor], network: Module) -> dict[st
     """
     if family == "dit" and isinstance(network, DiT):
         found, told = dit(weights), ("adm",)
+    elif family == "edm" and isinstance(network, EDM2):
+        return edm2(weights, network)
     elif family in ("edm", "score_sde") and isinstance(network, NCSNpp):
         found, told = (edm if family == "edm" else score_sde)(weights, network), ("fourier", "ddpm")
     else:
@@ -85,6 +89,11 @@ _EDM_BLOCK = {"norm0": "norm_in", "conv0": "conv_in", "affine": "modulation", "n
               "conv1": "conv_out", "skip": "skip", "norm2": "attention.norm", "qkv": "attention.qkv",
               "proj": "attention.out"}  # fmt: skip
 _EDM = {"map_layer0": "embedding.first", "map_layer1": "embedding.second", "map_noise": "embedding"}
+_EDM2 = {"emb_fourier.freqs": "embedding.frequencies", "emb_fourier.phases": "embedding.phases", "out_gain": "gain",
+         "emb_noise.weight": "embedding.noise.weight", "emb_label.weight": "embedding.label.weight",
+         "out_conv.weight": "head.weight"}  # fmt: skip
+_EDM2_BLOCK = {"conv_res0": "conv_in", "emb_linear": "modulation", "conv_res1": "conv_out", "conv_skip": "skip",
+               "attn_qkv": "qkv", "attn_proj": "out"}  # fmt: skip
 _SONG_BLOCK = {"GroupNorm_0": "norm_in", "Conv_0": "conv_in", "Dense_0": "modulation", "GroupNorm_1": "norm_out",
                "Conv_1": "conv_out", "Conv_2": "skip"}  # fmt: skip
 
@@ -95,8 +104,7 @@ def edm(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Tensor]:
     Raises:
         CheckpointError: a name that it does not have, such as those of labels, which are embedded elsewhere there.
     """
-    sides = sorted({int(name.split(".")[1].partition("x")[0]) for name in weights if name.startswith("enc.")})
-    places = {side: len(sides) - 1 - k for k, side in enumerate(sides)}
+    places = _places(weights)
     found = {}
     for name, tensor in weights.items():
         path = name.split(".")
@@ -106,30 +114,61 @@ def edm(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Tensor]:
             last = "frequencies" if path[-1] == "freqs" else path[-1]
             found[f"{_EDM[path[0]]}.{last}"] = tensor
             continue
-        side, _, part = path[1].partition("_") if path[0] in ("enc", "dec") else ("", "", "")
-        level = places.get(int(side.partition("x")[0] or 0), 0)
-        ours = _edm_part(path[0], part, level, len(places), network)
+        ours = _part(path[1], path[0], places, network.blocks, network.out_of_each) if len(path) > 1 else None
         inner = path[2:-1]
         if ours is None or (inner and inner[0] not in _EDM_BLOCK):
             raise CheckpointError(f"{name} is no weight of a SongUNet without labels and augmentation")
         if inner[:1] == ["qkv"]:  # query, key and value of a channel lie side by side there
-            tensor = tensor.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+            tensor = _apart(tensor)
         found[".".join([ours, *(_EDM_BLOCK[key] for key in inner), path[-1]])] = tensor
     return found
 
 
-def _edm_part(half: str, part: str, level: int, count: int, network: NCSNpp) -> str | None:
-    """Our name of a part of a level."""
-    number = int(part.removeprefix("block")) if part.startswith("block") else 0
-    up = count - 1 - level
+def _apart(tensor: Tensor) -> Tensor:
+    return tensor.unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
+
+
+def _places(weights: Mapping[str, Tensor]) -> dict[str, int]:
+    """Resolution, such as 32x32, to level."""
+    sides = {name.split(".")[1].partition("_")[0] for name in weights if name.startswith("enc.")}
+    return {side: k for k, side in enumerate(sorted(sides, key=lambda side: -int(side.partition("x")[0])))}
+
+
+def _part(name: str, half: str, places: Mapping[str, int], blocks: int, out_of_each: bool = False) -> str | None:
+    """Our name of a part of a level of edm and edm2, such as enc 32x32_block0."""
+    side, _, part = name.partition("_")
+    level = places.get(side, 0)
+    number = int(part.removeprefix("block")) if part.startswith("block") else None
+    up = len(places) - 1 - level
     if half == "enc":
         known = {"conv": "stem", "down": f"shrink.{level - 1}", "aux_skip": f"into.{level - 1}",
                  "aux_residual": f"into.{level - 1}"}  # fmt: skip
-        return f"down.{level * network.blocks + number}" if part.startswith("block") else known.get(part)
-    head = up if network.out_of_each else 0
+        return known.get(part) if number is None else f"down.{level * blocks + number}"
+    head = up if out_of_each else 0
     known = {"in0": "middle.0", "in1": "middle.1", "up": f"grow.{up - 1}", "aux_norm": f"norms.{head}",
              "aux_conv": f"heads.{head}"}  # fmt: skip
-    return f"up.{up * (network.blocks + 1) + number}" if part.startswith("block") else known.get(part)
+    return known.get(part) if number is None else f"up.{up * (blocks + 1) + number}"
+
+
+def edm2(weights: Mapping[str, Tensor], network: EDM2) -> dict[str, Tensor]:
+    """Weights of UNet of NVlabs/edm2 for an `EDM2` of the same shape; those of its uncertainty are left out.
+
+    Raises:
+        CheckpointError: a name that it does not have.
+    """
+    places, found = _places(weights), {}
+    for name, tensor in weights.items():
+        path = name.split(".")
+        ours = _EDM2.get(name)
+        if ours is None and path[0] in ("enc", "dec"):
+            part = _part(path[1], path[0], places, network.blocks)
+            part = None if part is None or (len(path) > 3 and path[2] not in _EDM2_BLOCK) else part
+            ours = part and ".".join([part, *(_EDM2_BLOCK[key] for key in path[2:-1]), path[-1]])
+            ours = ours and ours.replace("emb_gain", "gain")
+        if ours is None:
+            raise CheckpointError(f"{name} is no weight of the U-Net of edm2")
+        found[ours] = _apart(tensor) if path[-2:-1] == ["attn_qkv"] else tensor
+    return found
 
 
 def score_sde(weights: Mapping[str, Tensor], network: NCSNpp) -> dict[str, Tensor]:

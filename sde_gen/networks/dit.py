@@ -205,16 +205,13 @@ class DiT(nn.Module):
         self._initialise()
 
     def _initialise(self) -> None:
-        for module in self.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.xavier_uniform_(module.weight)
-                if module.bias is not None:
-                    nn.init.zeros_(module.bias)
         for name, parameter in self.named_parameters():
-            if "modulation" in name or name.startswith("head."):
+            if "modulation" in name or name.startswith("head.") or name.endswith("bias"):
                 nn.init.zeros_(parameter)
             elif name in ("embedding.first.weight", "embedding.second.weight", "embedding.table.weight"):
                 nn.init.normal_(parameter, std=0.02)
+            elif name.endswith("weight"):
+                nn.init.xavier_uniform_(parameter)
 
     def forward(
         self,

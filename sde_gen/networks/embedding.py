@@ -25,7 +25,20 @@ def positional_features(c_noise: Tensor, size: int, ends: bool) -> Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
-class VectorEmbedding(ConditionEmbedding):
+class Unrounded(nn.Module):
+    """A module whose own buffers keep their dtype: frequencies would be others in half precision."""
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Self:
+        before = dict(self._buffers)
+        super()._apply(fn, recurse)
+        for name, tensor in before.items():
+            now = self._buffers[name]
+            if tensor is not None and now is not None and now.dtype != tensor.dtype:
+                self._buffers[name] = tensor.to(now.device)
+        return self
+
+
+class VectorEmbedding(Unrounded, ConditionEmbedding):
     """A `ConditionEmbedding` of other features, which a vector is added to.
 
     Args:
@@ -43,6 +56,8 @@ class VectorEmbedding(ConditionEmbedding):
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self, size: int, num_classes: int, owner: str, *, kind: str, features: int, vector_size: int = 0
     ) -> None:
@@ -53,14 +68,6 @@ class VectorEmbedding(ConditionEmbedding):
             self.register_buffer("frequencies", 16 * torch.randn(features // 2))
         self.first = nn.Linear(features, size)
         self.vector = nn.Linear(self.vector_size, size, bias=False) if self.vector_size else None
-
-    def _apply(self, fn: Any, recurse: bool = True) -> Self:
-        """Frequencies move from device to device, and are never rounded: in half precision they would be others."""
-        before = getattr(self, "frequencies", None)
-        super()._apply(fn, recurse)
-        if before is not None and self.frequencies.dtype != before.dtype:
-            self.frequencies = before.to(self.frequencies.device)
-        return self
 
     def features(self, c_noise: Tensor, size: int) -> Tensor:
         """(B, size) float32."""

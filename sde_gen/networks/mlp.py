@@ -35,6 +35,27 @@ def fourier_features(c_noise: Tensor, size: int) -> Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
+def looked_up(owner: str, table: Tensor, label: Tensor | int | None, like: Tensor) -> Tensor:
+    """Rows of a table (classes + 1, size), the last of which is for no label, one for each row of `like`.
+
+    Raises:
+        ConfigError: labels of another kind, number or range.
+    """
+    most, batch = len(table) - 1, len(like)
+    label = torch.as_tensor(most if label is None else label, device=like.device)
+    if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+        raise ConfigError(f"{owner}: label must hold whole numbers (int64), got {label.dtype}")
+    if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
+        raise ConfigError(f"{owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
+    try:
+        return F.embedding(label.to(torch.int64).expand(batch), table)
+    except IndexError:
+        low, high = label.aminmax()
+        raise ConfigError(
+            f"{owner}: labels are 0..{most - 1}, or {most} for no label; got {int(low)}..{int(high)}"
+        ) from None
+
+
 class ConditionEmbedding(nn.Module):
     """Noise level and optional class label to one vector: MLP(fourier(c_noise)) + table[label], then SiLU.
 
@@ -72,19 +93,7 @@ class ConditionEmbedding(nn.Module):
                     f"{self.owner}: got a label, but was built with num_classes=0; build it with num_classes >= 1"
                 )
             return F.silu(vector)
-        label = torch.as_tensor(self.num_classes if label is None else label, device=c_noise.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ConfigError(f"{self.owner}: label must hold whole numbers (int64), got {label.dtype}")
-        if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
-            raise ConfigError(f"{self.owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
-        try:
-            return F.silu(vector + self.table(label.to(torch.int64).expand(batch)))
-        except IndexError:
-            low, high = label.aminmax()
-            raise ConfigError(
-                f"{self.owner}: labels are 0..{self.num_classes - 1}, or {self.num_classes} for no label; "
-                f"got {int(low)}..{int(high)}"
-            ) from None
+        return F.silu(vector + looked_up(self.owner, self.table.weight, label, vector))
 
 
 class _ResidualBlock(nn.Module):

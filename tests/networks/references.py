@@ -15,6 +15,7 @@ from torch import Tensor
 FOLDER = Path(__file__).parent / "references"
 _DIT = {"input_size": 8, "patch_size": 2, "in_channels": 3, "hidden_size": 32, "depth": 2, "num_heads": 4}
 _SONG = {"img_resolution": 16, "in_channels": 3, "out_channels": 3, "model_channels": 16, "attn_resolutions": [8]}
+_EDM2 = {"img_resolution": 16, "img_channels": 3, "model_channels": 16, "channels_per_head": 16}
 _SCORE = {
     "image_size": 16, "nf": 16, "ch_mult": [1, 2, 2], "num_res_blocks": 1, "attn_resolutions": [8], "fir": False,
     "embedding_type": "positional", "progressive": "none", "progressive_input": "none", "scale_by_sigma": False,
@@ -77,6 +78,24 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
         "edm",
         _SONG | {"channel_mult": [2, 2, 3], "num_blocks": 3, "attn_resolutions": [16, 8]},
         {"channels": 3, "width": 16, "multipliers": (2, 2, 3), "blocks": 3, "attention": (0, 1), "embedding": "ddpm"},
+    ),
+    "edm2_labels": (
+        "edm2",
+        _EDM2 | {"label_dim": 4, "channel_mult": [1, 2, 3], "num_blocks": 1, "attn_resolutions": [8]},
+        {
+            "channels": 3,
+            "width": 16,
+            "multipliers": (1, 2, 3),
+            "blocks": 1,
+            "attention": (1,),
+            "head": 16,
+            "num_classes": 4,
+        },
+    ),
+    "edm2_plain": (
+        "edm2",
+        _EDM2 | {"label_dim": 0, "channel_mult": [2, 2], "num_blocks": 2, "attn_resolutions": [16, 8]},
+        {"channels": 3, "width": 16, "multipliers": (2, 2), "blocks": 2, "attention": (0, 1), "head": 16},
     ),
     "song_ncsnpp": (
         "score_sde",
@@ -143,6 +162,8 @@ def inputs(name: str) -> tuple[Tensor, Tensor, Tensor | None]:
     x = torch.from_numpy(random.standard_normal((2, 3, side, side))).float()
     if family == "dit":
         return x, torch.tensor([3.0, 711.0]), torch.tensor([0, given["num_classes"]])
+    if family == "edm2":
+        return x, torch.tensor([-1.3, 0.4]), torch.tensor([2, given["label_dim"]]) if given["label_dim"] else None
     if family == "score_sde":
         return x, torch.tensor([0.3, 2.7]) if given["scale_by_sigma"] else torch.tensor([3.0, 711.0]), None
     return x, torch.tensor([-1.3, 0.4]), None

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.errors import ConfigError
-from sde_gen.networks import MLP, DDPMpp, DiT, NCSNpp, UNet
+from sde_gen.networks import EDM2, MLP, DDPMpp, DiT, NCSNpp, UNet
 
 
 def small_unet(**options: object) -> UNet:
@@ -35,10 +35,16 @@ def small_ncsnpp(make: type[NCSNpp], **options: object) -> NCSNpp:
     return make(**(settings | options))
 
 
+def small_edm2(**options: object) -> EDM2:
+    settings: dict = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
+    return EDM2(**(settings | options))
+
+
 MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "unet": (small_unet, (1, 8, 8)),
     "mlp": (small_mlp, (2,)),
     "ncsnpp": (lambda **options: small_ncsnpp(NCSNpp, progressive_output="skip", **options), (1, 8, 8)),
+    "edm2": (small_edm2, (1, 8, 8)),
     "ddpmpp": (lambda **options: small_ncsnpp(DDPMpp, **options), (1, 8, 8)),
     "dit": (small_dit, (1, 8, 8)),
     "dit-rotary": (lambda **options: small_dit(positions="rotary", rms_norm=True, **options), (1, 8, 8)),

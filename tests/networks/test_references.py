@@ -5,7 +5,7 @@ import torch
 
 from sde_gen.errors import CheckpointError
 from sde_gen.interop import published_weights
-from sde_gen.networks import DDPMpp, DiT, NCSNpp
+from sde_gen.networks import EDM2, DDPMpp, DiT, NCSNpp
 from tests.networks.references import CONFIGURATIONS, inputs, reference
 
 
@@ -34,6 +34,18 @@ def test_ncsnpp_and_ddpmpp(name: str) -> None:
     x, c_noise, _ = inputs(name)
     assert said.square().mean() > 0.1
     torch.testing.assert_close(network(x, c_noise), said, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", named("edm2"))
+def test_edm2(name: str) -> None:
+    given, said = reference(name)
+    network = EDM2(**CONFIGURATIONS[name][2]).eval()
+    network.load_state_dict(published_weights.edm2(given, network))
+    x, c_noise, label = inputs(name)
+    assert said.square().mean() > 0.1
+    torch.testing.assert_close(network(x, c_noise, label), said, rtol=1e-5, atol=1e-5)
+    with pytest.raises(CheckpointError, match=r"logvar\.weight is no weight of the U-Net of edm2"):
+        published_weights.edm2({"logvar.weight": x}, network)
 
 
 def test_what_does_not_fit_is_named() -> None:
