@@ -36,7 +36,7 @@ TRAIN_ERRORS = [
     (
         ["network=null"],
         2,
-        "network=null is not a choice; choose one of auto, ddpmpp, dit, mlp, ncsnpp",
+        "network=null is not a choice; choose one of auto, ddpmpp, dit, edm2, mlp",
     ),
     (["parameterization=null"], 2, "or leave it out for noise"),
     (["objective=null"], 2, "or leave it out for simple"),

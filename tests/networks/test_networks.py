@@ -261,6 +261,55 @@ def test_compiles_with_the_default_back_end(kind: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own imports warn
+@EVERY
+def test_a_training_step_compiles_without_graph_breaks(kind: str) -> None:
+    """Loss, gradient and fused optimiser with the network as one graph: the same weights as without the compiler."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("needs a C++ compiler")
+    make, shape = MAKERS[kind]
+    x, c_noise = batch(shape)
+    after = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        network = awake(make(num_classes=2)).train()
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
+        if compiled:
+            network.compile(fullgraph=True)
+        for _ in range(2):
+            network(x, c_noise, label=torch.tensor([0, 1, 2])).square().mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        after.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(after[1], after[0], rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@EVERY
+def test_channels_last_is_kept_through(kind: str) -> None:
+    """Every convolution is given, and gives, images with their channels side by side, as fast kernels have them."""
+    make, shape = MAKERS[kind]
+    if len(shape) != 3 or kind.startswith("dit"):
+        pytest.skip("has no convolutions")
+    network = awake(make(channels=2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen: list[bool] = []
+
+    def look(_module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.extend(t.is_contiguous(memory_format=torch.channels_last) for t in (given[0], out) if t.dim() == 4)
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(look)
+    x, c_noise = batch((2, *shape[1:]))
+    exact = network(x, c_noise)
+    seen.clear()
+    out = network(x.contiguous(memory_format=torch.channels_last), c_noise)
+    assert len(seen) > 10
+    assert all(seen)
+    torch.testing.assert_close(out, exact, rtol=1e-4, atol=1e-4)
+
+
 @EVERY
 def test_refuses_shapes_that_do_not_fit(kind: str) -> None:
     make, shape = MAKERS[kind]
