@@ -95,6 +95,8 @@ def _sizes(node: dict[str, Any], network: Any, data: Dataset) -> None:
     says = sized(network.__name__, network.sizes, size, dict.fromkeys(next(iter(network.sizes.values()))))
     if size is None:
         says = network.fitting(data.shape, len(data.train))
+        if levels := node.get("multipliers"):  # of which there may be fewer
+            says["attention"] = [level for level in says["attention"] if level < len(levels)] or [-1]
     node |= {key: value for key, value in says.items() if node.get(key) is None}
 
 

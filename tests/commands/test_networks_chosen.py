@@ -12,6 +12,7 @@ from sde_gen.data import Affine, Dataset
 from sde_gen.errors import ConfigError
 
 IMAGES = {"unet": "UNet", "ncsnpp": "NCSNpp", "ddpmpp": "DDPMpp", "dit": "DiT", "edm2": "EDM2"}
+UNET = {"width": 32, "multipliers": [1, 2, 2], "blocks": 1, "attention": [-1], "dropout": 0.0}  # for digits
 KINDS = {1: "vector", 2: "series", 3: "image", 4: "volume"}
 
 
@@ -49,6 +50,11 @@ def test_fits_images_of_other_sizes(name: str, shape: tuple[int, ...]) -> None:
 def test_a_size_by_name_and_what_is_given_beside_it() -> None:
     found = resolved_network(node("unet", "network.size=cifar10", "network.width=16"), data(3, 32, 32), False)
     assert (found["width"], found["multipliers"], found["channels"]) == (16, (1, 2, 2, 2), 3)
+    garments = data(1, 28, 28)
+    for multipliers, attention in (("[1,2,4]", [2]), ("[1]", [-1]), ("[1,1,1,1,1]", [2, 3])):
+        found = resolved_network(node("unet", f"network.multipliers={multipliers}"), garments, False)
+        assert found["attention"] == attention
+    assert resolved_network(node("unet", "network.attention=[0]"), garments, False)["attention"] == [0]
     assert resolved_network(node("dit", "network.size=B"), data(3, 32, 32), False)["width"] == 768
     with pytest.raises(ConfigError, match="UNet: size must be one of 'digits', 'cifar10', 'imagenet64', got 'cifar'"):
         resolved_network(node("unet", "network.size=cifar"), data(3, 32, 32), False)
@@ -64,6 +70,13 @@ def test_what_it_does_not_take(name: str) -> None:
         else:
             with pytest.raises(ConfigError, match=f"{IMAGES[name]} takes images, and some has samples of shape"):
                 resolved_network(node(name), data(*shape), False)
+
+
+def test_the_experiment_with_clothes_has_the_network_that_it_was_measured_with() -> None:
+    found = resolved_network(
+        dict(sg.load_config("train", ["experiment=fashion_mnist"]).network), data(1, 28, 28), False
+    )
+    assert {key: found[key] for key in UNET} == UNET | {"multipliers": [1, 2, 4]}
 
 
 def test_auto_at_8x8_is_what_it_was() -> None:
