@@ -14,7 +14,15 @@ project = "sde_gen"
 author = "The sde_gen authors"
 copyright = "the sde_gen authors"  # noqa: A001 - Sphinx's name
 version = release = sde_gen.__version__
-extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.napoleon", "sphinx.ext.mathjax", "docstrings", "keys", "rooms"]
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.napoleon",
+    "sphinx.ext.mathjax",
+    "docstrings",
+    "keys",
+    "rooms",
+]
 exclude_patterns = ["_build", "_ext", "examples", "jupyter_execute"]
 templates_path: list[str] = []
 
@@ -24,6 +32,7 @@ html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
 html_show_sphinx = False
+html_domain_indices = False
 
 # MathJax from a package, copied into the site: formulas are drawn without a network.
 _mathjax = [file for file in importlib.metadata.files("sphinx-mathjax-offline") or () if file.name == "tex-svg-full.js"]

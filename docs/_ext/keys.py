@@ -1,13 +1,10 @@
 """Two pages of the reference: the keys of every command, and every choice of every group with its settings.
 
 Names, types, ranges and defaults are read from the dataclasses and signatures that the commands themselves are built
-from, so that neither page can say what the code does not do. Meanings are the words beside each key: its entry in
-`--help`, the comment at its field, or its line under "Args:" in the docstring.
+from, and meanings are the words that `--help` shows, so that neither page can say what the code does not do.
 """
 
-import ast
 import dataclasses
-import importlib.util
 import inspect
 import re
 from collections.abc import Iterator, Mapping
@@ -22,55 +19,15 @@ Plugins.instance()  # before OmegaConf's loader
 from omegaconf._utils import get_yaml_loader  # noqa: E402
 from sphinx.application import Sphinx  # noqa: E402
 
+from sde_gen.config.commands import COMMANDS, GROUP_WORDS  # noqa: E402
 from sde_gen.config.groups import choices, complete, config_dir  # noqa: E402
 from sde_gen.config.signatures import GROUPS, MISSING, defaults, members  # noqa: E402
+from sde_gen.config.words import Meaning, meanings, summary  # noqa: E402
 
-COMMANDS = ("train", "sample", "evaluate", "compare", "report", "import_weights")
+Row = tuple[str, str, str, str]
 #: What Hydra itself reads.
 _HYDRA = {"defaults", "hydra", "_target_", "_settings_"}
-_SECTION = re.compile(r"^(Args|Attributes):$")
-
-
-def described(thing: Any) -> dict[str, str]:
-    """The lines under "Args:" or "Attributes:" of a docstring, of a class its parents' too: name to meaning."""
-    found: dict[str, str] = {}
-    for cls in reversed(inspect.getmro(thing)) if inspect.isclass(thing) else (thing,):
-        names: list[str] = []
-        inside = False
-        for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
-            if line and not line.startswith(" "):
-                inside, names = bool(_SECTION.match(line)), []
-            elif inside and (new := re.match(r"    ([\w, *]+?)(?: \([^)]*\))?: (.*)", line)):
-                names = [name.strip(" *") for name in new[1].split(",")]
-                found |= dict.fromkeys(names, new[2])
-            elif names:
-                found |= {name: f"{found[name]} {line.strip()}".strip() for name in names}
-    return found
-
-
-def comments(cls: type) -> dict[str, str]:
-    """What stands in a comment at each field of a dataclass, its parents' too: name to meaning."""
-    found: dict[str, str] = {}
-    for base in reversed(cls.__mro__):
-        if not dataclasses.is_dataclass(base):
-            continue
-        text = inspect.getsource(base)
-        lines = text.splitlines()
-        for item in ast.parse(inspect.cleandoc(text)).body[0].body:  # type: ignore[attr-defined]
-            if isinstance(item, ast.AnnAssign):
-                own = " ".join(lines[item.lineno - 1 : item.end_lineno])
-                _, sign, words = own.partition("  # ")
-                if sign and not words.startswith("pyright"):
-                    found[item.target.id] = words if "(" in words else words.rstrip(" )")  # type: ignore[union-attr]
-    return found
-
-
-def words() -> Mapping[str, str]:
-    """The words of `--help`, key by key, where the package has them."""
-    if importlib.util.find_spec("sde_gen.config.words") is None:
-        return {}
-    module = import_module("sde_gen.config.words")
-    return next((value for value in vars(module).values() if isinstance(value, Mapping) and len(value) > 10), {})
+_PLAIN = {int: "whole number", float: "number", str: "text", bool: "true, false", type(None): "null", Any: "any"}
 
 
 def kind(annotation: Any, rule: Mapping[str, Any] | None = None) -> str:
@@ -81,43 +38,38 @@ def kind(annotation: Any, rule: Mapping[str, Any] | None = None) -> str:
         return ", ".join(f"`{choice}`" for choice in rule["choices"]) + optional
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in inner)
-    if origin is not None and (origin is Union or type(annotation).__name__ == "UnionType"):
-        parts = [kind(part, rule) for part in inner]
-        return " or ".join(dict.fromkeys(parts))
-    plain = {int: "whole number", float: "number", str: "text", bool: "true, false", type(None): "null", Any: "any"}
-    if annotation in plain:
-        return plain[annotation] + (_range(annotation, rule) if rule and annotation in (int, float) else "")
+    if origin is Union or type(annotation).__name__ == "UnionType":
+        return " or ".join(dict.fromkeys(kind(part, rule) for part in inner))
+    if annotation in _PLAIN:
+        return _PLAIN[annotation] + (_range(annotation, rule) if rule and annotation in (int, float) else "")
     name = getattr(origin or annotation, "__name__", str(annotation))
     if name in ("list", "tuple", "Sequence"):
-        members_ = [member for member in inner if member is not Ellipsis]
-        return f"list of {kind(members_[0])}" if members_ else "list"
-    if name in ("dict", "Mapping"):
-        return "group"
-    return f"`{name}`"
+        each = [member for member in inner if member is not Ellipsis]
+        return f"list of {kind(each[0])}" if each else "list"
+    return "group" if name in ("dict", "Mapping") else f"`{name}`"
 
 
 def _range(annotation: Any, rule: Mapping[str, Any]) -> str:
-    low, high = rule["low"], rule["high"]
-    if annotation is int and low is None:
-        low = 1
-    parts = [(low, "≥"), (rule["above"], ">"), (high, "≤"), (rule["below"], "<")]
+    low = 1 if annotation is int and rule["low"] is None else rule["low"]
+    parts = [(low, "≥"), (rule["above"], ">"), (rule["high"], "≤"), (rule["below"], "<")]
     found = [f"{sign} {value:g}" for value, sign in parts if value is not None]
     return f" {', '.join(found)}" if found else ""
 
 
+def object_of(target: str) -> Any:
+    """What a target names."""
+    module, _, name = target.rpartition(".")
+    return getattr(import_module(module), name)
+
+
 def types(thing: Any) -> dict[str, str]:
     """The parameters of a class or function and their types in words."""
+    is_data = dataclasses.is_dataclass(thing)
     try:
-        hints = get_type_hints(
-            thing.__init__ if inspect.isclass(thing) and not dataclasses.is_dataclass(thing) else thing
-        )
+        hints = get_type_hints(thing.__init__ if inspect.isclass(thing) and not is_data else thing)
     except (NameError, TypeError):
         hints = {}
-    rules = (
-        {f.name: f.metadata.get("checked") for f in dataclasses.fields(thing)}
-        if dataclasses.is_dataclass(thing)
-        else {}
-    )
+    rules = {f.name: f.metadata.get("checked") for f in dataclasses.fields(thing)} if is_data else {}
     return {name: kind(hint, rules.get(name)) for name, hint in hints.items()}
 
 
@@ -126,32 +78,38 @@ def shown(value: Any) -> str:
     if value == MISSING:
         return "must be given"
     if isinstance(value, Mapping):
-        return f"`{value['_target_'].rpartition('.')[2]}`" if "_target_" in value else "{}"
-    text = {None: "null", True: "true", False: "false"}.get(value) if isinstance(value, bool | None) else str(value)
+        return f"`{value['_target_'].rpartition('.')[2]}`" if "_target_" in value else "`{}`"
+    text = {None: "null", True: "true", False: "false"}[value] if isinstance(value, bool | None) else str(value)
     return f"`{text}`" if text else '`""`'
 
 
 def cell(text: str) -> str:
     """Words that fit into a table of Markdown."""
-    return text.replace("|", "\\|").replace("*", "\\*").replace("<", "&lt;").strip()
+    text = re.sub(r"(?<!`)(_target_)", r"`\1`", " ".join(text.split()))
+    for sign, kept in (("|", "\\|"), ("*", "\\*"), ("<", "&lt;"), ("](", "]\\(")):
+        text = text.replace(sign, kept)
+    return text
 
 
-def table(rows: list[tuple[str, str, str, str]], name: str = "key") -> list[str]:
+def table(rows: list[Row]) -> list[str]:
     """A table of keys."""
     if not rows:
         return ["No settings.", ""]
-    lines = [f"| {name} | type | default | meaning |", "|---|---|---|---|"]
-    return [*lines, *(f"| {a} | {b} | {c} | {d} |" for a, b, c, d in rows), ""]
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    return [*lines, *(f"| {' | '.join(row)} |" for row in rows), ""]
 
 
-def rows_of(target: str, given: Mapping[str, Any]) -> Iterator[tuple[str, str, str, str]]:
-    """A row for each setting of a target."""
-    module, _, name = target.rpartition(".")
-    thing = getattr(import_module(module), name)
-    meanings, kinds = described(thing), types(thing)
-    for key, value in (defaults(target) | given).items():
+def rows_of(targets: list[str], given: Mapping[str, Any], prefix: str = "") -> Iterator[Row]:
+    """A row for each value of `given`, with what the targets say of it."""
+    kinds: dict[str, str] = {}
+    words: dict[str, Meaning] = {}
+    for target in targets:
+        kinds |= types(object_of(target))
+        words |= meanings(target)
+    for key, value in given.items():
         if key not in _HYDRA:
-            yield f"`{key}`", cell(kinds.get(key, "")), shown(value), cell(meanings.get(key, ""))
+            said = words.get(str(key), Meaning("", ""))
+            yield f"`{prefix}{key}`", cell(kinds.get(key) or said.kind), shown(value), cell(said.words)
 
 
 def read(name: str) -> dict[str, Any]:
@@ -159,58 +117,41 @@ def read(name: str) -> dict[str, Any]:
     return yaml.load(Path(config_dir(), f"{name}.yaml").read_text("utf-8"), Loader=get_yaml_loader()) or {}
 
 
+def _settings(node: Any) -> list[str]:
+    names = node.get("_settings_", []) if isinstance(node, Mapping) else []
+    return [names] if isinstance(names, str) else list(names)
+
+
 def keys_page() -> str:
     """The keys of every command."""
     lines = [
         "# Commands and their keys", "",
-        "`python -m sde_gen.COMMAND key=value ...`; `--help` prints the same. A key of a group is `group.key=value`,",
-        "and the groups' choices with their settings are [on a page of their own](choices.md). Null is `null`.", "",
+        "`python -m sde_gen.COMMAND key=value ...`; `--help` says the same in the terminal. A key of a group is",
+        "`group.key=value`; choices with their settings are [on a page of their own](choices.md).", "",
     ]  # fmt: skip
-    say = words()
-    for command in COMMANDS:
+    for command, about in COMMANDS.items():
         given = read(command)
-        names = given.get("_settings_", [])
-        header = given["hydra"]["help"]["header"].partition("${")[0].strip().rstrip(":")
-        lines += [f"## {command}", "", f"`python -m sde_gen.{command}`. {header}", ""]
-        groups = [(str(k), v) for item in given["defaults"] if isinstance(item, dict) for k, v in item.items()]
-        groups = [(k, v) for k, v in groups if not k.startswith("override")]
-        meanings: dict[str, str] = {}
-        kinds: dict[str, str] = {}
-        for name in [names] if isinstance(names, str) else names:
-            module, _, leaf = name.rpartition(".")
-            cls = getattr(import_module(module), leaf)
-            kinds |= types(cls)
-            meanings |= described(cls) | comments(cls)
-        if groups:
-            lines += ["| group | default | choices |", "|---|---|---|"]
-            for group, default in groups:
-                listed = [f"`{choice}`" for choice in choices(group)]
-                lines.append(f"| [`{group}`](choices.md#{group}) | {shown(default)} | {', '.join(listed)} |")
-            lines.append("")
-        taken = dict(groups)
-        rows = []
-        for key, value in complete(given).items():
-            if key in _HYDRA or key in taken:
-                continue
-            if isinstance(value, dict) and isinstance(given.get(key), dict) and "_settings_" in given[key]:
-                module, _, leaf = given[key]["_settings_"].rpartition(".")
-                cls = getattr(import_module(module), leaf)
-                inner, said = types(cls), described(cls) | comments(cls)
-                for name, default in value.items():
-                    full = f"{key}.{name}"
-                    rows.append(
-                        (f"`{full}`", cell(inner[name]), shown(default), cell(say.get(full, said.get(name, ""))))
-                    )
-                continue
-            comment = next((line.partition("  # ")[2] for line in _text(command) if line.startswith(f"{key}:")), "")
-            meaning = say.get(key) or meanings.get(key) or comment
-            rows.append((f"`{key}`", cell(kinds.get(key, "")), shown(value), cell(meaning)))
-        lines += table(rows)
+        lines += [f"## {command}", "", f"`python -m sde_gen.{command}`: {about.does} {about.more}".rstrip(), ""]
+        lines += ["| example | |", "|---|---|"]
+        lines += [
+            f"| `{f'python -m sde_gen.{command} {words}'.strip()}` | {cell(does)} |" for words, does in about.examples
+        ]
+        chosen = {str(k): v for item in given["defaults"] if isinstance(item, dict) for k, v in item.items()}
+        chosen = {group: choice for group, choice in chosen.items() if not group.startswith("override")}
+        if chosen:
+            lines += ["", "| group | what it is | default | choices |", "|---|---|---|---|"]
+            for group, choice in chosen.items():
+                listed = ", ".join(f"`{name}`" for name in choices(group))
+                what = GROUP_WORDS.get(group, "")
+                lines.append(f"| [`{group}`](choices.md#{group}) | {what} | {shown(choice)} | {listed} |")
+        whole = {key: value for key, value in complete(given).items() if key not in chosen}
+        nested = {key: value for key, value in whole.items() if _settings(given.get(key))}
+        plain = {key: value for key, value in whole.items() if key not in nested}
+        rows = list(rows_of(_settings(given), plain))
+        for key, node in nested.items():
+            rows += rows_of(_settings(given[key]), node, f"{key}.")
+        lines += ["", *table(rows)]
     return "\n".join(lines)
-
-
-def _text(command: str) -> list[str]:
-    return Path(config_dir(), f"{command}.yaml").read_text("utf-8").splitlines()
 
 
 def choices_page() -> str:
@@ -220,31 +161,26 @@ def choices_page() -> str:
         "`group=choice group.key=value`. A choice with a capital letter is a class under its own name; the others are",
         "files of `conf/`, which state what differs from the defaults of the class they name.", "",
     ]  # fmt: skip
-    for group in (*GROUPS, "trainer", "logger", "experiment"):
-        listed = choices(group) if Path(config_dir(), group).is_dir() or group in GROUPS else []
-        if not listed:
-            continue
-        lines += [f"({group})=", f"## {group}", ""]
-        for choice in listed:
+    for group in dict.fromkeys((*GROUP_WORDS, *GROUPS)):
+        lines += [f"({group})=", f"## {group}", "", f"{GROUP_WORDS.get(group, '')}", ""]
+        for choice in choices(group):
             file = Path(config_dir(), group, f"{choice}.yaml")
             given = read(f"{group}/{choice}") if file.is_file() else {"_target_": members(group)[choice]}
-            target = given.get("_target_", "")
-            lines += [f"### `{group}={choice}`", ""]
-            if group == "experiment":
-                lines += [str(given.get("question", "")), ""]
-                continue
-            settings = given.get("_settings_")
+            said = [line[1:].strip() for line in _comments(file)]
+            lines += [f"### `{group}={choice}`", "", *([cell(" ".join(said)), ""] if said else [])]
+            target = str(given.get("_target_", ""))
             if target.startswith("sde_gen."):
-                module, _, name = target.rpartition(".")
-                thing = getattr(import_module(module), name)
-                lines += [f"`{target}`: {cell(inspect.getdoc(thing).splitlines()[0])}", ""]
-                lines += table(list(rows_of(target, given)))
-            elif settings:
-                lines += table(list(rows_of(settings, {k: v for k, v in given.items() if k not in _HYDRA})))
-            else:
-                said = [line[1:].strip() for line in file.read_text("utf-8").splitlines() if line.startswith("# ")]
-                lines += [" ".join(said) or ", ".join(f"`{k}: {v}`" for k, v in given.items()), ""]
+                lines += [f"`{target}`: {cell(summary(target))}.", ""]
+                lines += table(list(rows_of([target], defaults(target) | given)))
+            elif _settings(given):
+                lines += table(list(rows_of(_settings(given), complete(given))))
     return "\n".join(lines)
+
+
+def _comments(file: Path) -> list[str]:
+    """The lines at the head of a file that say what it is."""
+    lines = file.read_text("utf-8").splitlines() if file.is_file() else []
+    return [line for line in lines if line.startswith("# ") and "@package" not in line]
 
 
 def write(app: Sphinx) -> None:
