@@ -1,11 +1,7 @@
-"""The figures that docs/compare.md quotes, shortened from what a comparison wrote.
+"""The figures that docs/compare.md quotes, shortened from what a comparison wrote: means over the seeds.
 
-After `python -m sde_gen.compare experiment=oracle_2d`:
-
-python -m sde_gen.compare experiment=oracle_2d
+Usage, after `python -m sde_gen.compare experiment=oracle_2d`:
 python benchmarks/compare_numbers.py runs/comparisons/oracle_2d/rows.json --out docs/verification/oracle_2d.json
-
-`rows.json` has every cell and seed; the page needs their means.
 """
 
 import argparse
