@@ -59,6 +59,7 @@ napoleon_custom_sections = [("Shapes", "notes_style")]
 nb_execution_mode = "cache"
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
+nb_merge_streams = True
 _sources = sorted(Path(sde_gen.__file__).parent.rglob("*.py"))
 _state = hashlib.sha256(b"".join(path.read_bytes() for path in _sources)).hexdigest()[:12]
 nb_execution_cache_path = str(HERE / "_build" / "tutorials" / _state)
