@@ -99,7 +99,7 @@ $(VENV)/.docs: pyproject.toml $(VENV)/constraints.txt
 # The tutorials are run once for each state of the library's sources; docs/conf.py says where they are kept.
 docs: $(VENV)/.docs
 	@echo "== building docs/_build/html (some minutes where tutorials have to be run)"
-	OMP_NUM_THREADS=$(WORKERS) $(PY) -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
 
 # Without Chromium the tests are skipped, and say so.
 CHROMIUM = command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
