@@ -49,6 +49,8 @@ class Description:
         unlabelled: training samples without a label; None where that is not known.
         columns: of a table, the columns that its features belong to.
         fingerprint: `Dataset.fingerprint`, "" where that is not known.
+        codec: digest of what the samples are latents of, "" where they are none.
+        pixels: what latents decode into.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Description:
     fingerprint: str = ""
     unlabelled: int | None = None
     columns: tuple[Column, ...] = ()
+    codec: str = ""
+    pixels: "Description | None" = None
 
     @property
     def num_classes(self) -> int:
@@ -77,6 +81,7 @@ class Description:
             **{name: list(getattr(self, name)) for name in ("shape", "classes", "counts")},
             "columns": [column.to_dict() for column in self.columns],
             "transform": self.transform.to_dict(),
+            **({} if self.pixels is None else {"codec": self.codec, "pixels": self.pixels.to_dict()}),
         }
 
     @classmethod
@@ -103,9 +108,11 @@ class Description:
             if columns and (sum(column.width for column in columns),) != shape:
                 raise ValueError(f"shape {shape}, but columns of {sum(column.width for column in columns)} features")
             transform = Affine.from_dict(given["transform"])
+            pixels = None if given.get("pixels") is None else cls.from_dict(given["pixels"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the description of the data cannot be used ({type(error).__name__}: {error})") from None
-        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled, columns)
+        known = (texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled, columns)
+        return cls(*known, str(given.get("codec", "")), pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,6 +133,8 @@ class Dataset:
         law: the exact law on the model's scale where it is known, else None.
         classes: names of the classes as they stand in the data, label k is the k-th; without them "0", "1", ...
         columns: of a table, the columns that its features belong to.
+        codec: of latents, what encodes and decodes them: `sde_gen.codecs.Codec`.
+        pixels: of latents, the data that they were made of, sample by sample.
 
     Raises:
         DataError: anything of the above that does not hold; a NaN is named with its sample.
@@ -142,6 +151,8 @@ class Dataset:
     law: Mixture | None = None
     classes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    codec: Any = None
+    pixels: "Dataset | None" = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -201,8 +212,15 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the samples, the labels and the transform: equal for equal content."""
+        """SHA-256, in hexadecimal, of the samples, the labels and the transform: equal for equal content.
+
+        Of latents it is that of what they were made of, and of the codec: they are rounded as a machine does it.
+        """
         digest = hashlib.sha256()
+        if self.pixels is not None:
+            own = self.transform == self.codec.transform
+            digest.update(f"{self.pixels.fingerprint} {self.codec.digest} {own}".encode())
+            return digest.hexdigest()
         head = {"kind": self.kind, "num_classes": self.num_classes, "transform": self.transform.to_dict()}
         digest.update(json.dumps(head, sort_keys=True).encode())
         for tensor in (self.train, self.test, self.train_labels, self.test_labels):
@@ -220,7 +238,9 @@ class Dataset:
         counts = tuple(self.class_counts().values())
         loose = len(self.train) - sum(counts) if counts else None
         head = (self.name, self.kind, self.shape, self.transform, self.classes)
-        return Description(*head, counts, self.fingerprint, loose, self.columns)
+        pixels = None if self.pixels is None else self.pixels.description
+        codec = "" if self.codec is None else self.codec.digest
+        return Description(*head, counts, self.fingerprint, loose, self.columns, codec, pixels)
 
     def class_counts(self) -> dict[str, int]:
         """Training samples of each class; those without a label are what is missing to the number of samples."""

@@ -87,9 +87,7 @@ def run_folder(cfg: RunConfig, label: str) -> RunDirectory:
 
 def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
     """A new folder for results, `kind/<date>-<time>_<label>` in the run of a checkpoint."""
-    home = checkpoint.path.parent  # a checkpoint may lie in a run, in `checkpoints` of a run, or alone
-    home = home.parent if home.name == "checkpoints" else home
-    return RunDirectory.fresh(home / kind, label).path
+    return RunDirectory.fresh(checkpoint.home / kind, label).path
 
 
 @contextmanager

@@ -31,6 +31,7 @@ from sde_gen.jobs.given import read_samples
 from sde_gen.jobs.guiding import guided, made_of, started, told
 from sde_gen.jobs.restoring import restored
 from sde_gen.jobs.target import Target
+from sde_gen.jobs.viewing import View
 from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
@@ -65,7 +66,10 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         say("label=cycle: the classes in turn; label=NAME is one of them")
     if cfg.task is not None:
         return restored(cfg, what, arguments, labels)
-    given = None if cfg.start is None else read_samples(cfg.start, "start", transform, shape)
+    view = View.of(what, cfg.trust)
+    given = None
+    if cfg.start is not None:
+        given = view.encoded(read_samples(cfg.start, "start", view.about.transform, view.about.shape))
     data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
@@ -82,15 +86,17 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         processes.on_main(lambda: held.enter_context(store.open()))
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
         say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
-        frames = Frames(model) if cfg.animation and processes.is_main else None
+        frames = Frames(model, view) if cfg.animation and processes.is_main else None
         _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
         data = _data(checkpoint, cfg, labels) if data is None else data
+        shown = view(head)
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
             **what.about(),
+            **view.told(),
             **made_of(cfg),
             "weights": cfg.weights,
             "seed": cfg.seed,
@@ -102,12 +108,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         if labels is not None:
             report["label"] = list(labels.names) or "none"
         if cfg.metrics and data is not None:
-            report |= distances(head, data)
-        size = (cfg.num_samples, *shape)
+            report |= distances(shown, view.data(data))
         arrays: dict[str, Any] = {
-            "x": (size, str(transform.inverse(head[:1]).numpy().dtype),
-                  (transform.inverse(b.x).numpy() for b in store.read_all())),
-            "model_x": (size, "float32", (b.x.numpy() for b in store.read_all())),
+            "x": ((cfg.num_samples, *view.about.shape), str(view.raw(head[:1]).numpy().dtype),
+                  (view.raw(b.x).numpy() for b in store.read_all())),
+            "model_x": ((cfg.num_samples, *shape), "float32", (b.x.numpy() for b in store.read_all())),
         }  # fmt: skip
         if labels is not None:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
@@ -116,7 +121,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         if about.columns:
             write_csv(target.path(".csv"), about.columns, _rows(store, transform, labels, about.classes))
         write_json(target.report, report)
-        _draw(target, model, head, data, frames, cfg, labels, about.columns)
+        seen = None if data is None else view.data(data)
+        _draw(target, model, shown, seen, frames, cfg, labels, view.about.columns)
         store.remove()
     _tell(report, target)
     return report

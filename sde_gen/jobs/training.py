@@ -12,6 +12,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sde_gen import pictures
+from sde_gen.codecs.stored import keep_codec
 from sde_gen.config import known_data
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
@@ -72,6 +73,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
             processes=processes,
         )
         _resume(trainer, folder, ready.stored)
+        if ready.data.codec is not None:
+            processes.on_main(lambda: keep_codec(ready.data.codec, folder.path))
         report.start(trainer)
         if processes.is_main:
             text = OmegaConf.to_yaml(OmegaConf.create(ready.stored))
@@ -145,6 +148,11 @@ class _Report:
         )
         if trainer.conditional:
             say(counts_of(trainer.data.description))
+        if trainer.data.codec is not None and trainer.data.pixels is not None:
+            real, z = trainer.data.pixels.test[:64], trainer.data.transform.inverse(trainer.data.test[:64])
+            error, spread = (trainer.data.codec.decode(z.float()) - real).square().mean().sqrt(), real.std()
+            say(f"latents of samples of shape {trainer.data.pixels.shape}; their codec's error on held-out ones is "
+                f"{float(error):.3f}, root of the mean square, where these vary by {float(spread):.3f}")  # fmt: skip
         if trainer.step:
             say(f"continued from step {trainer.step}")
         self._metrics = MetricsFile(self.folder.metrics, trainer.step)
@@ -203,7 +211,10 @@ class _Report:
         if not self.is_main:
             return
         columns = columns_for(len(occurring(data.description)), count) if condition else None
-        picture = pictures.picture_of(x, data.test, columns)
+        real = data.test
+        if data.codec is not None and data.pixels is not None:
+            x, real = data.codec.decode(data.transform.inverse(x.cpu()).float()), data.pixels.test
+        picture = pictures.picture_of(x, real, columns)
         try:
             make_folder(self.folder.samples, "the folder of the pictures")
             pictures.save_image(picture, self.folder.samples / f"step_{trainer.step:08d}.png")
