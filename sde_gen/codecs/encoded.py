@@ -39,9 +39,13 @@ def latents(
         trust: modules of your own whose classes the folder of a codec may name.
 
     Raises:
-        MissingInputError: no such folder.  DataError: the codec cannot take such data, or decodes to another shape.
+        MissingInputError: no such folder.  DataError: the codec cannot take such data, or decodes to
+            another shape; data that are streamed or augmented.
     """
     pixels = _source(source)
+    if pixels.source is not None or pixels.augment is not None:
+        raise DataError(f"{pixels.name}: latents are computed once, of data in memory that nothing changes; leave out "
+                        "what streams or augments them")  # fmt: skip
     made = _codec(codec, trust)
     made.module.to(pick_device(device))
     try:

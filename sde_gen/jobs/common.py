@@ -20,8 +20,6 @@ from sde_gen.rng import check_seed
 from sde_gen.samplers import Sampler
 from sde_gen.training import Checkpoint, RunDirectory, read_checkpoint
 
-QUIET_SECONDS = 5.0  # between two lines of progress, where there is no terminal
-
 
 def begin(cfg: TrainConfig | SampleConfig | EvaluateConfig) -> tuple[Processes, torch.device]:
     """Join the processes of the job, each with the device that is its own; called when the settings are checked."""

@@ -1,7 +1,6 @@
 """Draw samples from a trained run, with a picture and a report: the work of `python -m sde_gen.sample`."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,13 +17,13 @@ from sde_gen.config.objects import settings
 from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
-from sde_gen.data import Affine, Dataset, Description
-from sde_gen.data.columns import Column
+from sde_gen.data import Dataset, Description
 from sde_gen.data.rows import decoded, write_csv
 from sde_gen.digests import digest
 from sde_gen.errors import CheckpointError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import write_json
+from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.classes import Labels, chosen, columns_for
 from sde_gen.jobs.common import Trained, notes_said, table, trained
 from sde_gen.jobs.given import read_samples
@@ -32,7 +31,6 @@ from sde_gen.jobs.guiding import guided, made_of, started, told
 from sde_gen.jobs.restoring import restored
 from sde_gen.jobs.target import Target
 from sde_gen.jobs.viewing import View
-from sde_gen.model import ScoreModel
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
 from sde_gen.streaming import BlockStore, block_length, draw_blocks, write_npz
@@ -67,6 +65,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.task is not None:
         return restored(cfg, what, arguments, labels)
     view = View.of(what, cfg.trust)
+    turns = None if labels is None else labels.rows(0, 64)
+    what = settled(what, shape, turns)
     given = None
     if cfg.start is not None:
         given = view.encoded(read_samples(cfg.start, "start", view.about.transform, view.about.shape))
@@ -85,7 +85,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             processes.on_main(target.check_free)
         processes.on_main(lambda: held.enter_context(store.open()))
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
-        say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
+        say(f"sampling {cfg.num_samples} from {source} with {said(what.sampler)}")
+        say_cost(what, shape, turns, cfg.num_samples, block)
         frames = Frames(model, view) if cfg.animation and processes.is_main else None
         _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
@@ -118,11 +119,14 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
-        if about.columns:
-            write_csv(target.path(".csv"), about.columns, _rows(store, transform, labels, about.classes))
+        if view.about.columns:
+            write_csv(target.path(".csv"), view.about.columns, _rows(store, view, labels, about.classes))
         write_json(target.report, report)
         seen = None if data is None else view.data(data)
-        _draw(target, model, shown, seen, frames, cfg, labels, view.about.columns)
+        _draw(target, shown, seen, frames, labels, view.about)
+        if cfg.forward and data is not None and (data.test.ndim > 3 or pictures.has_matplotlib()):
+            strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
+            pictures.save_image(strip, target.path("_forward.png"))
         store.remove()
     _tell(report, target)
     return report
@@ -151,7 +155,7 @@ def _draw_all(
             first=first,
             condition=condition,
             callback=frames if first == 0 else None,
-            progress=what.processes.is_main and sys.stderr.isatty(),
+            progress=what.processes.is_main,
             chunk=size,
             device=what.device,
         )
@@ -183,12 +187,12 @@ def _summary(store: "BlockStore") -> tuple[Tensor, int, float]:
 
 
 def _rows(
-    store: BlockStore, transform: Affine, labels: Labels | None, classes: Sequence[str]
+    store: BlockStore, view: View, labels: Labels | None, classes: Sequence[str]
 ) -> Iterator[tuple[NDArray[np.floating], list[str]]]:
     """Raw samples block by block, each with the names of its classes."""
     for index, block in enumerate(store.read_all()):
         taken = [] if labels is None else labels.rows(*store.rows(index)).tolist()
-        yield transform.inverse(block.x).numpy(), [(*classes, "")[label] for label in taken]
+        yield view.raw(block.x).numpy(), [(*classes, "")[label] for label in taken]
 
 
 def _training_labels(what: Trained) -> tuple[Description, bool | None]:
@@ -219,32 +223,27 @@ def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> D
 
 def _draw(
     target: Target,
-    model: ScoreModel,
     x: Tensor,
     data: Dataset | None,
     frames: Frames | None,
-    cfg: SampleConfig,
     labels: Labels | None,
-    table: Sequence[Column],
+    about: Description,
 ) -> None:
     if x.ndim < 4 and not pictures.has_matplotlib():
         say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
     columns = None if labels is None else columns_for(len(labels.values), min(len(x), _SHOWN))
-    if table and model.transform is not None:
+    if about.columns:
         raw = {"samples": x} if real is None else {"samples": x, "data": real}
-        drawn = {title: decoded(table, model.transform.inverse(part).numpy()) for title, part in raw.items()}
+        drawn = {title: decoded(about.columns, about.transform.inverse(part).numpy()) for title, part in raw.items()}
         tables = {title: {column.name: values for column, values in rows} for title, rows in drawn.items()}
-        picture = pictures.pairs(tables, {column.name: column.values for column in table if column.values})
+        picture = pictures.pairs(tables, {column.name: column.values for column in about.columns if column.values})
     else:
         picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
         frames.save(target.path("_animation.gif"))
-    if cfg.forward and data is not None:
-        strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
-        pictures.save_image(strip, target.path("_forward.png"))
 
 
 def _tell(report: Mapping[str, Any], target: Target) -> None:
