@@ -117,15 +117,18 @@ def without_nulls(name: str, arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument not in {f"{group}=null" for group in nulls}]
 
 
+_COMPARES = re.compile(r"^(formulations|posteriors):", re.MULTILINE)
+
+
 def check_experiment(name: str, arguments: Sequence[str]) -> None:
-    """Refuse a packaged experiment of another command: those of `compare` state formulations, all others are trained.
+    """Refuse a packaged experiment of another command: `compare` has those of formulations or posteriors, else `train`.
 
     Raises:
         ConfigError: saying which command it is for.
     """
     for experiment in (argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")):
         file = Path(packaged_config_dir(), "experiment", f"{experiment}.yaml")
-        compares = "\nformulations:" in file.read_text("utf-8") if file.is_file() else name == "compare"
+        compares = bool(_COMPARES.search(file.read_text("utf-8"))) if file.is_file() else name == "compare"
         if name in ("train", "compare") and compares != (name == "compare"):
             other = "compare" if compares else "train"
             raise ConfigError(f"experiment={experiment} is for python -m sde_gen.{other} experiment={experiment}")

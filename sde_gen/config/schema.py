@@ -186,6 +186,21 @@ class ReportConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PosteriorSettings:
+    """What `experiment=posteriors` compares: methods for y = A x + noise against exact posteriors."""
+
+    problems: dict[str, Any]
+    observations: int = checked(8)
+    samples: int = checked(512, low=2)
+    seed: int = checked(0, low=0)
+
+    def __post_init__(self) -> None:
+        checks.fields(self, "posteriors")
+        if not self.problems:
+            raise ConfigError("posteriors.problems is empty; give one, as conf/experiment/posteriors.yaml does")
+
+
+@dataclass(frozen=True, kw_only=True)
 class CompareSettings:
     """Where and how `python -m sde_gen.compare` runs; what is compared are the parameters of `Comparison`."""
 
@@ -196,6 +211,7 @@ class CompareSettings:
     part: int | None = checked(None)  # with parts=N: compute the K-th of N parts only, for jobs that share a cache
     parts: int | None = checked(None)  # of how many parts part= is one
     spec: str | None = None  # a comparison.json of a report, instead of an experiment
+    posteriors: dict[str, Any] | None = None  # what experiment=posteriors compares: problems, observations, samples
 
     def __post_init__(self) -> None:
         checks.fields(self, "the command")

@@ -15,10 +15,11 @@ from sde_gen.comparison.study import from_spec
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
 from sde_gen.config.restore import pick_device
-from sde_gen.config.schema import CompareSettings
+from sde_gen.config.schema import CompareSettings, PosteriorSettings
 from sde_gen.config.typed import arguments, typed
 from sde_gen.errors import ConfigError, DataError, MissingInputError
 from sde_gen.files import make_folder, read_text
+from sde_gen.jobs import posteriors
 from sde_gen.jobs.origins import resolved
 
 #: Settings that say where and how to run, not what is compared.
@@ -38,6 +39,10 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     asked = {name: value for name, value in values.items() if name not in running}
     if isinstance(asked.get("checkpoint"), str):
         asked["checkpoint"] = resolved(asked["checkpoint"], "runs")
+    if cfg.posteriors is not None:
+        folder = _folder(cfg, "posteriors")
+        make_folder(folder, "the folder of the report")
+        return posteriors.compared(typed(PosteriorSettings, cfg.posteriors, "posteriors"), folder, _command(cfg, given))
     comparison = _comparison(cfg, asked)
     if cfg.cell is not None:
         return _one_cell(comparison, _as_written("cell", cfg.cell, given), cfg.cache)

@@ -16,6 +16,7 @@ from sde_gen.pictures.plots import (
     picture_of,
     scatter,
 )
+from sde_gen.pictures.posteriors_drawn import posteriors_picture
 from sde_gen.pictures.rank_picture import rank_picture
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "pairs",
     "picture_of",
     "posterior_picture",
+    "posteriors_picture",
     "rank_picture",
     "save_animation",
     "save_image",
