@@ -17,6 +17,7 @@ from sde_gen.pictures.plots import (
     scatter,
 )
 from sde_gen.pictures.rank_picture import rank_picture
+from sde_gen.pictures.training_page import training_page
 
 __all__ = [
     "Frames",
@@ -37,4 +38,5 @@ __all__ = [
     "save_animation",
     "save_image",
     "scatter",
+    "training_page",
 ]
