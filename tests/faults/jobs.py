@@ -67,7 +67,7 @@ def train(processes: Processes, checkpoints: Path, changes: dict[str, Any]) -> d
         "ema": collected(trainer.ema.state_dict(), True),
         "rows": [{k: row[k] for k in ("step", "loss", "grad_norm", "held_out_loss") if k in row} for row in rows],
         "step": trainer.step,
-        "parameters_here": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer._params),
+        "parameters_here": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer.network.parameters()),
     }
 
 
