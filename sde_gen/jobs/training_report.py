@@ -1,18 +1,21 @@
 """What `python -m sde_gen.train` shows and writes while a run trains: lines, rows, pictures, a page."""
 
+import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from shlex import quote
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from sde_gen import pictures
 from sde_gen.bars import QUIET_SECONDS, draws_bars
 from sde_gen.config.launch import say
 from sde_gen.config.schema import LoggerSettings
-from sde_gen.errors import WriteError
-from sde_gen.files import make_folder
+from sde_gen.errors import SDEGenError, WriteError
+from sde_gen.files import make_folder, write_text
 from sde_gen.jobs.classes import columns_for, counts_of, cycled, occurring
 from sde_gen.jobs.common import table
 from sde_gen.jobs.trackers import Tracker, opened
@@ -31,6 +34,7 @@ class Report:
         self._bar: Any = None
         self._trackers: list[Tracker] = []
         self._said = 0.0
+        self._page_due = 0.0
 
     def start(self, trainer: Trainer) -> None:
         """Say what is about to happen; open the files."""
@@ -80,10 +84,34 @@ class Report:
                 say(f"{self.folder.metrics} cannot be written; its rows wait")
             self._show(values)
             self._track({name: value for name, value in values.items() if name != "step"}, trainer.step)
+            if time.monotonic() >= self._page_due:
+                self._write_page(trainer, running=True)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self._trackers:
             tracker.add(values, step)
+
+    def _write_page(self, trainer: Trainer, running: bool) -> None:
+        """Write `training.html` again; not before a hundred times as long as it took has passed, and ten seconds."""
+        began, folder, last = time.monotonic(), self.folder, trainer.last
+        rate = last.get("steps_per_second", 0.0)
+        facts = {
+            "step": f"{trainer.step} of {self.steps}",
+            "time": f"{trainer.seconds:.0f} s of training"
+            + (f", about {(self.steps - trainer.step) / rate:.0f} s to go" if running and rate else ""),
+            "throughput": f"{rate * trainer.settings.batch_size:.4g} samples/s",
+            "memory": _memory(trainer.device),
+            "model": f"{trainer.model.perturbation}, {type(trainer.network).__name__} with "
+            f"{sum(p.numel() for p in trainer.network.parameters()):,} parameters, on {trainer.device}",
+            "data": f"{trainer.data.name}, {trainer.data.size} samples of shape {trainer.data.shape}",
+            "updates skipped": str(trainer.faults.total),
+        }
+        images = [f"samples/{path.name}" for path in sorted(folder.samples.glob("step_*.png"))]
+        with suppress(SDEGenError):  # files that are gone, or a full disk, end a run for its checkpoints' sake only
+            rows, levels = read_metrics(folder.metrics), read_metrics(folder.levels, None)
+            page = pictures.training_page(folder.path.name, facts, rows, levels, images, running)
+            write_text(folder.page, page, "the run's page")
+        self._page_due = time.monotonic() + max(10.0, 100 * (time.monotonic() - began))
 
     def tick(self, trainer: Trainer) -> None:
         """Show where training is, between its rows; called from a thread of its own."""
@@ -148,6 +176,7 @@ class Report:
             self._preview(trainer)
         if not self.is_main:
             return
+        self._write_page(trainer, running=False)
         if pictures.has_matplotlib():
             pictures.loss_curve(read_metrics(self.folder.metrics), self.folder.path / "loss.png")
             pictures.loss_by_level(read_metrics(self.folder.levels, None), self.folder.path / "levels.png")
@@ -164,3 +193,15 @@ class Report:
         root = self.folder.path.parent
         place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={quote(str(root))}"
         say(f"next: python -m sde_gen.sample run={quote(self.folder.path.name)}{place}")
+
+
+def _memory(device: torch.device) -> str:
+    """The most that was used so far: on a GPU by tensors, else by the process."""
+    if device.type == "cuda":
+        return f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU at most"
+    try:
+        import resource
+    except ImportError:  # not on Windows
+        return "unknown"
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return f"{used / 2**20:.0f} MiB at most"

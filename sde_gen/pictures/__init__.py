@@ -18,6 +18,7 @@ from sde_gen.pictures.plots import (
 )
 from sde_gen.pictures.posteriors_drawn import posteriors_picture
 from sde_gen.pictures.rank_picture import rank_picture
+from sde_gen.pictures.training_page import training_page
 
 __all__ = [
     "Frames",
@@ -39,4 +40,5 @@ __all__ = [
     "save_animation",
     "save_image",
     "scatter",
+    "training_page",
 ]

@@ -33,6 +33,7 @@ def test_what_a_run_holds(command: Command) -> None:
         "loss.png",
         "levels.csv",
         "levels.png",
+        "training.html",
         "samples/step_00000004.png",
         *(folder + name for name in (*stored, "manifest.json")),
     }
