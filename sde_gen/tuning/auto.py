@@ -24,18 +24,20 @@ from sde_gen.errors import ConfigError, SolverError
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
+from sde_gen.samplers.limited import LimitedUniPC
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.sampler import Job, Sampler, Solved
 from sde_gen.tuning.fitted import Fitted
+from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.kept import kept
-from sde_gen.tuning.quick import FittedSteps, quick
+from sde_gen.tuning.quick import quick
 from sde_gen.tuning.reference import calibrate
 from sde_gen.tuning.search import search
 from sde_gen.tuning.uncalibrated import uncalibrated
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
-_CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps)}
+_CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC)}
 #: Calls of the quick calibration.
 _CALLS = 300
 
