@@ -1,4 +1,4 @@
-# make demo        install into .venv, train VP on digits, sample with predictor-corrector, end in a picture
+# make demo        install into .venv, train VP on digits, draw samples, end in a picture
 # make test        the tests (without the slow ones), two at a time
 # make test-slow   the slow tests: real training
 # make test-faults crashes, kills, full disks, flipped bits, payloads, several processes: all of tests/faults
@@ -68,7 +68,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 
 demo: $(VENV)/.demo
 	$(PY) -m sde_gen.train sde=vp data=digits run=$(DEMO_RUN) trainer.steps=100000 trainer.max_seconds=150
-	$(PY) -m sde_gen.sample sampler=pc run=$(DEMO_RUN) num_samples=360 sampler.steps=150
+	$(PY) -m sde_gen.sample run=$(DEMO_RUN) num_samples=360
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS) $(TESTS)

@@ -38,6 +38,7 @@ def load_config(
         ConfigError: an unknown name, group choice or key, or an override that cannot be read.
     """
     overrides = without_nulls(name, readable(overrides))
+    check_experiment(name, overrides)
     search = []
     if config_dir is not None:
         folder = os.path.abspath(config_dir)
@@ -114,6 +115,20 @@ def without_nulls(name: str, arguments: Sequence[str]) -> list[str]:
     file = Path(packaged_config_dir(), f"{name}.yaml")
     nulls = re.findall(r"^  - (\w+): null$", file.read_text("utf-8"), re.MULTILINE) if file.is_file() else []
     return [argument for argument in arguments if argument not in {f"{group}=null" for group in nulls}]
+
+
+def check_experiment(name: str, arguments: Sequence[str]) -> None:
+    """Refuse a packaged experiment of another command: those of `compare` state formulations, all others are trained.
+
+    Raises:
+        ConfigError: saying which command it is for.
+    """
+    for experiment in (argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")):
+        file = Path(packaged_config_dir(), "experiment", f"{experiment}.yaml")
+        compares = "\nformulations:" in file.read_text("utf-8") if file.is_file() else name == "compare"
+        if name in ("train", "compare") and compares != (name == "compare"):
+            other = "compare" if compares else "train"
+            raise ConfigError(f"experiment={experiment} is for python -m sde_gen.{other} experiment={experiment}")
 
 
 def _parses(override: str) -> bool:
@@ -210,6 +225,15 @@ def _default_choices(name: str) -> dict[str, str | None]:
     return dict(_composed(name, whole=True).hydra.runtime.choices)
 
 
+def chosen_groups(
+    name: str, overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | None = None
+) -> dict[str, str | None]:
+    """The groups of a command, and what is chosen of them with these arguments, as `load_config` takes them."""
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"]
+    composed = _composed(name, search + without_nulls(name, readable(overrides)), whole=True)
+    return {key: value for key, value in composed.hydra.runtime.choices.items() if not key.startswith("hydra/")}
+
+
 def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
     groups = _default_choices(name)
     chosen = [o for o in overrides if (pair := o.partition("="))[0] in groups and pair[2] in choices(pair[0])]
@@ -225,7 +249,9 @@ def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
     beside = {k.rpartition(".")[2]: k for k in known if setting and k.rpartition(".")[0] == group}
     short = setting or key  # lr for learning_rate
     alike = [k for k in (beside.values() if setting else known) if len(short) > 1 and _initials(k) == short]
+    alike += [k for k in known if not setting and len(key) > 2 and k.rpartition(".")[2].startswith(f"{key}_")]
     alike += [k for last, k in beside.items() if last.startswith(setting) or setting.startswith(last)]
+    having = [choice for choice in having if choice.islower()] or having  # files before classes
     if having and not alike:
         return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={having[0]}"
     top = sorted({k.split(".")[0] for k in known})

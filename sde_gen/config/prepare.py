@@ -1,14 +1,15 @@
 """What a training run is made of, from its configuration; and the configuration of a run that is to be continued."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sde_gen.config import known_data
-from sde_gen.config.objects import build
+from sde_gen.config.objects import build, find_target
 from sde_gen.config.restore import find_checkpoint, resolved_network
 from sde_gen.config.schema import RunConfig, TrainConfig
 from sde_gen.config.typed import typed
@@ -19,6 +20,7 @@ from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training import TrainerSettings
 from sde_gen.training.checkpoint import MANIFEST, has_interpolation
+from sde_gen.training.optimizers import Factory, own_target
 from sde_gen.training.run_folder import run_path
 
 #: What is stored of a configuration: all that decides what is computed.
@@ -44,6 +46,8 @@ class Prepared:
     settings: TrainerSettings
     stored: dict[str, Any]
     """The configuration as plain data, as checkpoints hold it."""
+    optimizer: Factory | None = None
+    """Of the user's own, where the settings name one."""
 
 
 def prepare(cfg: RunConfig) -> Prepared:
@@ -75,7 +79,16 @@ def prepare(cfg: RunConfig) -> Prepared:
         raise ConfigError(
             "a setting holds the text ${, which a checkpoint's configuration may not; choose another name"
         )
-    return Prepared(model, data, objective, settings, kept)
+    return Prepared(model, data, objective, settings, kept, _own_optimizer(settings, cfg.trust, stored))
+
+
+def _own_optimizer(settings: TrainerSettings, trust: Sequence[str], stored: bool) -> Factory | None:
+    choice = settings.optimizer
+    target = own_target(choice)
+    if target is None or isinstance(choice, str):
+        return None
+    made = find_target(target, trust, "trainer.optimizer", stored)
+    return partial(made, **{key: value for key, value in choice.items() if key != "_target_"})
 
 
 def continued(cfg: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
@@ -139,8 +152,10 @@ class Difference:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[Difference]:
-    """Every setting of `new` that is not what it is in `old`."""
+    """Every setting of `new` that is not what it is in `old`, where the trainer's that it lacks are defaults."""
     result = []
+    if where == "trainer.":
+        old = {name: value for name, value in asdict(TrainerSettings()).items() if name in new} | dict(old)
     for key in [*old, *(key for key in new if key not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -22,6 +22,7 @@ from sde_gen.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
+from sde_gen.training.posthoc import averaged_weights
 from sde_gen.training.run_folder import newest_run, run_path
 from sde_gen.training.state import load_weights
 
@@ -197,7 +198,7 @@ def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = (), given: Mappin
 def load_model(
     checkpoint: Checkpoint | str | os.PathLike[str],
     *,
-    weights: Literal["ema", "model"] = "ema",
+    weights: Literal["ema", "model"] | float = "ema",
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> ScoreModel:
@@ -211,7 +212,7 @@ def load_model(
     about = checkpoint.state.get("data")
     if isinstance(about, Mapping) and not checkpoint.state.get("conditional"):
         about = {**about, "classes": (), "num_classes": 0}  # of a network that was not given them
-    tensors = checkpoint.tensors(weights)
+    tensors = checkpoint.tensors(weights) if isinstance(weights, str) else averaged_weights(checkpoint, weights)
     check_size(checkpoint.config.get("network"), tensors, f"of checkpoint {checkpoint.path}")
     model = build_model(checkpoint.config, f"of checkpoint {checkpoint.path}", trust=trust, about=about)
     load_weights(model.network, tensors, checkpoint.path)  # type: ignore[arg-type]

@@ -8,8 +8,9 @@ import torch
 from numpy.typing import NDArray
 
 from sde_gen.checks import choice
-from sde_gen.data.dataset import Dataset, from_raw
+from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import encode
+from sde_gen.data.making import from_raw
 from sde_gen.data.ranges import levels, stated_range, unit_range
 from sde_gen.data.reading import located, sentence
 from sde_gen.errors import ConfigError, DataError
@@ -29,6 +30,9 @@ def array_file(
     layout: str | None = None,
     low: float | None = None,
     high: float | None = None,
+    image_size: int | None = None,
+    random_flip: bool = False,
+    random_crop: int | None = None,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -48,6 +52,10 @@ def array_file(
         low: raw value that becomes -1. None: for images 0 (whole bytes), or 0 or -1 (floats within [0, 1] or [-1, 1],
             or bytes stored as floats); vectors, series and volumes are standardised.
         high: raw value that becomes 1; goes with `low`.
+        image_size: scale the shorter side of images to this, by Lanczos' filter (antialiased), and cut out the central
+            square; None: keep their size.
+        random_flip: see `image_folder`.
+        random_crop: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -75,7 +83,8 @@ def array_file(
     if not (kind == "image" and samples.dtype == np.uint8):  # torch lacks some of numpy's types; float64 holds all
         samples = samples.astype(np.float64)
     raw = torch.from_numpy(np.ascontiguousarray(samples))
-    return from_raw(file.stem, kind, raw, numbers, transform, held_out, seed, classes)
+    images = {"image_size": image_size, "random_flip": random_flip, "random_crop": random_crop}
+    return from_raw(file.stem, kind, raw, numbers, transform, held_out, seed, classes, **images)
 
 
 def _load(file: Path, key: str | None, label_key: str | None) -> tuple[NDArray, NDArray | None]:

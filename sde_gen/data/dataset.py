@@ -2,20 +2,20 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_gen.checks import choice, integer, integers
+from sde_gen.data.augment import Augment
 from sde_gen.data.columns import Column
 from sde_gen.data.labels import label_of
-from sde_gen.data.order import split_indices
-from sde_gen.data.transform import Affine, standardising
+from sde_gen.data.source import Source
+from sde_gen.data.transform import Affine
 from sde_gen.errors import DataError
 
 #: What samples of each kind look like.
@@ -126,6 +126,9 @@ class Dataset:
         law: the exact law on the model's scale where it is known, else None.
         classes: names of the classes as they stand in the data, label k is the k-th; without them "0", "1", ...
         columns: of a table, the columns that its features belong to.
+        augment: what is done to training images each time.
+        source: where training batches are read from instead of `train`, which is then what of them is held in memory
+            for whoever compares: central windows, or the first of samples that are streamed.
 
     Raises:
         DataError: anything of the above that does not hold; a NaN is named with its sample.
@@ -142,6 +145,8 @@ class Dataset:
     law: Mixture | None = None
     classes: tuple[str, ...] = ()
     columns: tuple[Column, ...] = ()
+    augment: Augment | None = None
+    source: Source | None = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -199,11 +204,21 @@ class Dataset:
         """Shape of one sample: (C, H, W) or (D,)."""
         return tuple(self.train.shape[1:])
 
+    @property
+    def size(self) -> int:
+        """Number of training samples."""
+        return len(self.train if self.source is None else self.source)
+
     @cached_property
     def fingerprint(self) -> str:
         """SHA-256, in hexadecimal, of the samples, the labels and the transform: equal for equal content."""
         digest = hashlib.sha256()
-        head = {"kind": self.kind, "num_classes": self.num_classes, "transform": self.transform.to_dict()}
+        head: dict[str, Any] = {"kind": self.kind, "num_classes": self.num_classes}
+        head["transform"] = self.transform.to_dict()
+        if self.augment is not None:
+            head["augment"] = asdict(self.augment)
+        if self.source is not None:
+            head["source"] = self.source.digest
         digest.update(json.dumps(head, sort_keys=True).encode())
         for tensor in (self.train, self.test, self.train_labels, self.test_labels):
             if tensor is None:
@@ -218,15 +233,16 @@ class Dataset:
     def description(self) -> Description:
         """All but the samples, the labels and the law."""
         counts = tuple(self.class_counts().values())
-        loose = len(self.train) - sum(counts) if counts else None
+        loose = self.size - sum(counts) if counts else None
         head = (self.name, self.kind, self.shape, self.transform, self.classes)
         return Description(*head, counts, self.fingerprint, loose, self.columns)
 
     def class_counts(self) -> dict[str, int]:
         """Training samples of each class; those without a label are what is missing to the number of samples."""
-        if self.train_labels is None:
+        labels = self.train_labels if self.source is None else self.source.labels
+        if labels is None:
             return {}
-        counts = torch.bincount(self.train_labels.cpu(), minlength=self.num_classes).tolist()
+        counts = torch.bincount(labels.cpu(), minlength=self.num_classes).tolist()
         return dict(zip(self.classes, counts, strict=False))
 
     def label_of(self, word: object, where: str = "label") -> int:
@@ -236,59 +252,3 @@ class Dataset:
     def to_dict(self) -> dict[str, object]:
         """What is stored with a model, as plain JSON values: `Description.from_dict` reads it."""
         return self.description.to_dict()
-
-
-def from_raw(
-    name: str,
-    kind: str,
-    raw: Tensor,
-    labels: Tensor | None,
-    transform: Affine | None,
-    held_out: int | float,
-    seed: int,
-    classes: Sequence[str] = (),
-    test_from: int | None = None,
-    columns: tuple[Column, ...] = (),
-) -> Dataset:
-    """A Dataset from raw samples (N, *shape): split, then scaled; no transform: standardised by the training part.
-
-    The samples from `test_from` on are held out; None: `held_out` and `seed` pick them.
-
-    Raises:
-        DataError: fewer than two samples, or one so far from the training samples that float32 cannot hold it.
-    """
-    if test_from is not None:
-        everything = torch.arange(raw.shape[0])
-        train, test = everything[:test_from], everything[test_from:]
-    elif raw.shape[0] < 2:
-        raise DataError(f"{name}: needs at least 2 samples, one of them held out, got {raw.shape[0]}")
-    else:
-        train, test = split_indices(raw.shape[0], held_out, seed)
-    if transform is None:
-        transform = standardising(raw[train], {"series": -2, "volume": -4}.get(kind, -1))
-        flags = [column.kind == "category" for column in columns for _ in range(column.width)]
-        if any(flags):  # 0 and 1 become -1 and 1: a rare category is not stretched
-            known = (np.broadcast_to(values, len(flags)) for values in (transform.shift, transform.scale))
-            shift, scale = (np.where(flags, 0.5, values).tolist() for values in known)
-            transform = Affine(tuple(shift), tuple(scale))
-
-    def scaled(rows: Tensor) -> Tensor:
-        x = transform.forward(raw[rows]).to(torch.float32).contiguous()
-        for place in (~x.isfinite()).nonzero()[:1]:
-            raise DataError(
-                f"{name}: the value {raw[rows][tuple(place)].item():g} of sample {int(rows[place[0]])} is too far from "
-                "the training samples to be held in float32 on their scale; remove or repair that sample"
-            )
-        return x
-
-    return Dataset(
-        name,
-        kind,
-        scaled(train),
-        scaled(test),
-        transform,
-        None if labels is None else labels[train],
-        None if labels is None else labels[test],
-        classes=tuple(classes),
-        columns=columns,
-    )

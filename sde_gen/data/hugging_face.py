@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen.data.dataset import Dataset, from_raw
-from sde_gen.data.images import Source, load_images
+from sde_gen.data.dataset import Dataset
+from sde_gen.data.decoding import Decoder, Encoded, Images
 from sde_gen.data.labels import encode
+from sde_gen.data.making import from_raw
 from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError, MissingInputError, SDEGenError
@@ -32,6 +33,8 @@ def hub(
     label_column: str | None = None,
     image_size: int | None = None,
     channels: int | None = None,
+    random_flip: bool = False,
+    random_crop: int | None = None,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -50,6 +53,8 @@ def hub(
         label_column: whole numbers (-1: no label) or strings; None: the only column with class names, if there is one.
         image_size: see `image_folder`.
         channels: see `image_folder`.
+        random_flip: see `image_folder`.
+        random_crop: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -74,16 +79,33 @@ def hub(
     test_from = None if test_split is None else len(parts[0])
     if isinstance(features[columns[0]], datasets.Image):
         encoded = table.cast_column(columns[0], datasets.Image(decode=False))
-        sources = [
-            Source(f"{where}, row {row}", partial(_open, encoded, columns[0], row)) for row in range(len(encoded))
-        ]
-        raw = load_images(sources, image_size=image_size, channels=channels)
+        images = Cells(where, encoded, columns[0])
+        raw = Decoder.of(images, image_size, channels)(images)
         transform = Affine.to_unit(0, 255, 256)
-        return from_raw(Path(where).name, "image", raw, labels, transform, held_out, seed, classes, test_from)
-    if image_size is not None or channels is not None:
-        raise ConfigError(f"{where}: image_size and channels are for images, but column {columns[0]!r} holds numbers")
+        return from_raw(Path(where).name, "image", raw, labels, transform, held_out, seed, classes, test_from,
+                        random_flip=random_flip, random_crop=random_crop)  # fmt: skip
+    if image_size is not None or channels is not None or random_flip or random_crop is not None:
+        raise ConfigError(
+            f"{where}: image_size, channels, random_flip and random_crop are for images, but column {columns[0]!r} "
+            "holds numbers"
+        )
     raw = _vectors(where, table, columns)
     return from_raw(Path(where).name, "vector", raw, labels, None, held_out, seed, classes, test_from)
+
+
+class Cells(Images):
+    """The images in a column of a table."""
+
+    def __init__(self, where: str, table: Any, column: str) -> None:
+        self._where, self._table, self._column = where, table, column
+
+    def __len__(self) -> int:
+        """See `Images`."""
+        return len(self._table)
+
+    def __getitem__(self, index: int) -> Encoded:
+        """See `Images`."""
+        return Encoded(f"{self._where}, row {index}", partial(_open, self._table, self._column, index))
 
 
 def _load(datasets: Any, name: str | Path, config: str | None, revision: str | None, split: str) -> Any:

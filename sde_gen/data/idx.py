@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from sde_gen.checks import integer
 from sde_gen.data.dataset import Dataset
+from sde_gen.data.making import from_raw
 from sde_gen.data.reading import located, sentence
 from sde_gen.data.transform import Affine
 from sde_gen.errors import DataError, MissingInputError
@@ -23,7 +24,14 @@ _PIECE = 2**24
 _FASHION = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
 
 
-def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -> Dataset:
+def fashion_mnist(
+    root: str | Path | None = None,
+    *,
+    limit: int | None = None,
+    image_size: int | None = None,
+    random_flip: bool = False,
+    random_crop: int | None = None,
+) -> Dataset:
     """Fashion-MNIST, or any data in the same four IDX files, such as MNIST: images (1, 28, 28), labels 0..9.
 
     The files are `train-images-idx3-ubyte`, `train-labels-idx1-ubyte`, `t10k-images-idx3-ubyte` and
@@ -33,6 +41,9 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
     Args:
         root: folder of the files; None: the folder of the Debian package `dataset-fashion-mnist`.
         limit: use only the first samples, at most so many of each part; None: all.
+        image_size: another size, by Lanczos' filter, such as 32; None: 28.
+        random_flip: see `image_folder`.
+        random_crop: see `image_folder`.
 
     Raises:
         MissingInputError: a folder or file that is not there.
@@ -53,22 +64,18 @@ def fashion_mnist(root: str | Path | None = None, *, limit: int | None = None) -
         if len(images) != len(labels):
             raise DataError(f"{images_file} holds {len(images)} images, but {labels_file} {len(labels)} labels")
         parts[part] = images[:limit], labels[:limit]
-    transform = Affine.to_unit(0, 255, 256)
-    scaled = {part: transform.forward(torch.from_numpy(images)[:, None]) for part, (images, _) in parts.items()}
-    labels = {part: torch.from_numpy(values).to(torch.int64) for part, (_, values) in parts.items()}
-    count = max(10, 1 + int(max(values.max() for values in labels.values())))
+    if len({images.shape[1:] for images, _ in parts.values()}) > 1:
+        raise DataError(f"{folder}: training and held-out images must have one shape, got "
+                        + " and ".join(str(images.shape[1:]) for images, _ in parts.values()))  # fmt: skip
+    images, labels = (torch.from_numpy(np.concatenate(both)) for both in zip(*parts.values(), strict=True))
+    count = max(10, 1 + int(labels.max()))
     named = count == 10 and (root is None or "fashion" in folder.name.lower())
-    return Dataset(
-        "fashion_mnist" if root is None else folder.name,
-        "image",
-        scaled["train"],
-        scaled["t10k"],
-        transform,
-        labels["train"],
-        labels["t10k"],
-        count,
-        classes=_FASHION if named else (),
-    )
+    name = "fashion_mnist" if root is None else folder.name
+    return from_raw(
+        name, "image", images[:, None], labels.to(torch.int64), Affine.to_unit(0, 255, 256), 1, 0,
+        _FASHION if named else tuple(map(str, range(count))), len(parts["train"][0]),
+        image_size=image_size, random_flip=random_flip, random_crop=random_crop,
+    )  # fmt: skip
 
 
 def read_idx(path: str | Path) -> NDArray[np.uint8]:

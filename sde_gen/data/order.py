@@ -17,7 +17,7 @@ from sde_gen.checks import integer
 from sde_gen.errors import ConfigError
 from sde_gen.rng import check_seed
 
-_SPLIT, _EPOCH, _TOY = 1, 2, 3  # separate streams of one seed
+_SPLIT, _EPOCH, _TOY, _WORDS = 1, 2, 3, 4  # separate streams of one seed
 
 
 def generator(seed: int, number: int = 0) -> np.random.Generator:
@@ -84,6 +84,25 @@ def batch_indices(count: int, batch_size: int, step: int, seed: int) -> Tensor:
         parts.append(part)
         place += len(part)
     return torch.from_numpy(np.concatenate(parts))
+
+
+def batch_words(count: int, batch_size: int, step: int, seed: int) -> Tensor:
+    """A random word for each sample of `batch_indices`, (batch_size,) int64, uniform in [0, 2^63).
+
+    The word of sample i in epoch e is a function of (seed, e, i), whatever comes before it in the order.
+    """
+    indices = batch_indices(count, batch_size, step, seed)
+    places = np.arange(step * batch_size, (step + 1) * batch_size)
+    words = np.empty(batch_size, np.int64)
+    for epoch in np.unique(places // count):
+        chosen = places // count == epoch
+        words[chosen] = _words(count, check_seed(seed), int(epoch))[indices[chosen]]
+    return torch.from_numpy(words)
+
+
+@lru_cache(maxsize=2)
+def _words(count: int, seed: int, epoch: int) -> NDArray[np.int64]:
+    return (_philox(seed, epoch, _WORDS).random_raw(count) >> np.uint64(1)).astype(np.int64)
 
 
 @lru_cache(maxsize=2)

@@ -13,8 +13,9 @@ import torch
 
 from sde_gen.checks import choice
 from sde_gen.data.columns import IMPUTE, is_number, read_column
-from sde_gen.data.dataset import Dataset, from_raw
+from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import encode
+from sde_gen.data.making import from_raw
 from sde_gen.data.reading import located, sentence
 from sde_gen.errors import ConfigError, DataError
 

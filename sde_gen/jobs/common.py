@@ -20,8 +20,6 @@ from sde_gen.rng import check_seed
 from sde_gen.samplers import Sampler
 from sde_gen.training import Checkpoint, RunDirectory, read_checkpoint
 
-QUIET_SECONDS = 5.0  # between two lines of progress, where there is no terminal
-
 
 def begin(cfg: TrainConfig | SampleConfig | EvaluateConfig) -> tuple[Processes, torch.device]:
     """Join the processes of the job, each with the device that is its own; called when the settings are checked."""
@@ -87,9 +85,13 @@ def run_folder(cfg: RunConfig, label: str) -> RunDirectory:
 
 def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
     """A new folder for results, `kind/<date>-<time>_<label>` in the run of a checkpoint."""
-    home = checkpoint.path.parent  # a checkpoint may lie in a run, in `checkpoints` of a run, or alone
-    home = home.parent if home.name == "checkpoints" else home
-    return RunDirectory.fresh(home / kind, label).path
+    return RunDirectory.fresh(home_of(checkpoint) / kind, label).path
+
+
+def home_of(checkpoint: Checkpoint) -> Path:
+    """The folder of the run of a checkpoint, which may lie in it, in its `checkpoints`, or alone."""
+    home = checkpoint.path.parent
+    return home.parent if home.name == "checkpoints" else home
 
 
 @contextmanager

@@ -1,7 +1,6 @@
 """Likelihood of held-out data and distances of samples from it, for a trained run: the work of `sde_gen.evaluate`."""
 
 import json
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sde_gen import pictures
+from sde_gen.bars import draws_bars, ticking
 from sde_gen.config.launch import say
 from sde_gen.config.objects import build, settings
 from sde_gen.config.restore import stored_data
@@ -32,6 +32,7 @@ from sde_gen.evaluation import (
 )
 from sde_gen.evaluation.columns_compared import compared_columns
 from sde_gen.files import make_folder
+from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.calibrating import calibrated
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
@@ -167,7 +168,7 @@ def _likelihoods(
             law=data.law,
             seed=cfg.seed,
             chunk=cfg.chunk,
-            progress=what.processes.is_main and sys.stderr.isatty(),
+            progress=what.processes.is_main,
             processes=what.processes,
             **options[kind],
         )
@@ -191,15 +192,19 @@ def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, di
             seed=cfg.seed,
             first=rows.start,
             condition=condition,
-            progress=what.processes.is_main and sys.stderr.isatty(),
+            progress=what.processes.is_main,
             chunk=cfg.chunk,
             device=what.device,
         )
         return samples.x.float().cpu(), samples.nfe
 
-    say(f"sampling {cfg.num_samples} with {what.sampler}")
+    turns = None if not what.conditional or data.test_labels is None else data.test_labels[:64]
+    what = settled(what, data.shape, turns)
+    length = part_length(cfg.num_samples, data.shape, cfg.chunk)
+    say(f"sampling {cfg.num_samples} with {said(what.sampler)}")
+    say_cost(what, data.shape, turns, cfg.num_samples, length)
     began = time.perf_counter()
-    parts = in_parts(what.processes, cfg.num_samples, part_length(cfg.num_samples, data.shape, cfg.chunk), draw)
+    parts = in_parts(what.processes, cfg.num_samples, length, draw)
     about = {"sampler": repr(what.sampler), "num_samples": cfg.num_samples, "nfe": max(nfe for _, nfe in parts)}
     return torch.cat([x for x, _ in parts]), about | {"seconds": round(time.perf_counter() - began, 3)}
 
@@ -211,15 +216,21 @@ def _distances(
     if isinstance(features, NetworkFeatures) and isinstance(features.module, nn.Module):
         features.module.to(device)
 
-    with tqdm(total=len(cfg.metrics), unit="metric", disable=not sys.stderr.isatty(), dynamic_ncols=True) as bar:
-        done = -1
+    titles: list[str] = []
+    bar = tqdm(total=len(cfg.metrics), unit="metric", disable=not draws_bars(), dynamic_ncols=True)
 
-        def tell(title: str) -> None:
-            nonlocal done
-            done += 1
-            bar.n = done
-            bar.set_description(title)
+    def tell(title: str) -> None:
+        titles.append(title)
+        bar.n = len(titles) - 1
+        bar.set_description(title)
 
+    def tick() -> None:
+        if draws_bars():
+            bar.refresh()
+        elif titles:
+            say(f"  metric {len(titles)} of {len(cfg.metrics)}: {titles[-1]}")
+
+    with bar, ticking(tick):
         return summary(
             x,
             data.test,

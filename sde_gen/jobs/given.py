@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sde_gen.data.images import SUFFIXES, Source, load_images
+from sde_gen.data.decoding import SUFFIXES, Decoder, Encoded
 from sde_gen.data.reading import located
 from sde_gen.data.transform import Affine
 from sde_gen.errors import DataError
@@ -77,8 +77,8 @@ def _pixels(place: Path, setting: str, shape: tuple[int, ...]) -> Tensor:
     """The picture in a file, (1, C, H, W), from 0 to 1, float64."""
     if len(shape) != 3 or shape[0] not in (1, 3):
         raise DataError(f"{setting}={place} is a picture, and what is wanted has shape {shape}; give a .npy file")
-    source = Source(str(place), lambda: place.open("rb"))
-    return load_images([source], image_size=None, channels=shape[0]).to(torch.float64) / 255
+    images = [Encoded(str(place), lambda: place.open("rb"))]
+    return Decoder.of(images, None, shape[0])(images).to(torch.float64) / 255
 
 
 def _array(place: Path, setting: str) -> np.ndarray:

@@ -74,7 +74,7 @@ def restored(cfg: SampleConfig, what: Trained, arguments: Sequence[str], labels:
         one = len(labels.values) == 1
         named["label"] = labels.values[0] if one else labels.rows(0, cfg.num_samples).to(what.device)
     result: Samples = sampler(posterior, (cfg.num_samples, *shape), seed=cfg.seed, chunk=cfg.chunk, device=what.device,
-                              **named)  # fmt: skip
+                              progress=True, **named)  # fmt: skip
     x = result.x.detach().float().cpu()
     report = {"task": cfg.task, "operator": repr(task.operator), "method": cfg.method, "noise_std": cfg.noise_std,
               "sampler": repr(sampler), **what.about(), **made_of(cfg), "weights": cfg.weights, "seed": cfg.seed,

@@ -1,7 +1,6 @@
 """Draw samples from a trained run, with a picture and a report: the work of `python -m sde_gen.sample`."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -25,6 +24,7 @@ from sde_gen.digests import digest
 from sde_gen.errors import CheckpointError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import write_json
+from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.classes import Labels, chosen, columns_for
 from sde_gen.jobs.common import Trained, notes_said, table, trained
 from sde_gen.jobs.given import read_samples
@@ -65,6 +65,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         say("label=cycle: the classes in turn; label=NAME is one of them")
     if cfg.task is not None:
         return restored(cfg, what, arguments, labels)
+    turns = None if labels is None else labels.rows(0, 64)
+    what = settled(what, shape, turns)
     given = None if cfg.start is None else read_samples(cfg.start, "start", transform, shape)
     data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
@@ -81,7 +83,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             processes.on_main(target.check_free)
         processes.on_main(lambda: held.enter_context(store.open()))
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
-        say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
+        say(f"sampling {cfg.num_samples} from {source} with {said(what.sampler)}")
+        say_cost(what, shape, turns, cfg.num_samples, block)
         frames = Frames(model) if cfg.animation and processes.is_main else None
         _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
@@ -145,7 +148,7 @@ def _draw_all(
             first=first,
             condition=condition,
             callback=frames if first == 0 else None,
-            progress=what.processes.is_main and sys.stderr.isatty(),
+            progress=what.processes.is_main,
             chunk=size,
             device=what.device,
         )

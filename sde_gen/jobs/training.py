@@ -1,7 +1,6 @@
 """Train a network, or continue a run: the work of `python -m sde_gen.train`."""
 
 import importlib.util
-import sys
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -12,6 +11,7 @@ from omegaconf import OmegaConf
 from tqdm import tqdm
 
 from sde_gen import pictures
+from sde_gen.bars import QUIET_SECONDS, draws_bars, ticking
 from sde_gen.config import known_data
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
@@ -22,7 +22,7 @@ from sde_gen.config.typed import typed
 from sde_gen.errors import CheckpointError, ConfigError, WriteError
 from sde_gen.files import make_folder, remove_leftovers, write_text
 from sde_gen.jobs.classes import columns_for, counts_of, cycled, occurring
-from sde_gen.jobs.common import QUIET_SECONDS, begin, run_folder, table
+from sde_gen.jobs.common import begin, run_folder, table
 from sde_gen.samplers import DDIM
 from sde_gen.training import (
     Interrupted,
@@ -33,6 +33,8 @@ from sde_gen.training import (
     read_metrics,
     stop_on_signals,
 )
+
+_ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
 
 
 def run(config: Mapping[str, Any]) -> dict[str, float]:
@@ -70,6 +72,7 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
             stop=lambda: bool(stop),
             listeners=[report],
             processes=processes,
+            optimizer=ready.optimizer,
         )
         _resume(trainer, folder, ready.stored)
         report.start(trainer)
@@ -77,7 +80,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
             text = OmegaConf.to_yaml(OmegaConf.create(ready.stored))
             write_text(folder.config, text, "the run's configuration")
         try:
-            last = trainer.train()
+            with ticking(lambda: report.tick(trainer)):
+                last = trainer.train()
         finally:
             report.close()
         if trainer.interrupted:
@@ -139,7 +143,7 @@ class _Report:
         name = type(trainer.network).__name__
         say(f"run {self.folder.path}")
         say(
-            f"{trainer.model.perturbation} on {trainer.data.name} ({len(trainer.data.train)} samples of shape "
+            f"{trainer.model.perturbation} on {trainer.data.name} ({trainer.data.size} samples of shape "
             f"{trainer.data.shape}), {name} with {parameters:,} parameters, on {trainer.device}"
             + (f", {trainer.processes.world} processes" if trainer.processes.world > 1 else "")
         )
@@ -154,7 +158,8 @@ class _Report:
             from torch.utils.tensorboard import SummaryWriter
 
             self._events = SummaryWriter(str(self.folder.tensorboard), purge_step=trainer.step or None)
-        if sys.stderr.isatty():
+        self._said = time.monotonic()
+        if draws_bars():
             self._bar = tqdm(total=self.steps, initial=trainer.step, unit="step", dynamic_ncols=True)
 
     def __call__(self, event: str, trainer: Trainer, values: Mapping[str, Any]) -> None:
@@ -174,12 +179,21 @@ class _Report:
                     if key != "step":
                         self._events.add_scalar(key, value, int(values["step"]))
 
+    def tick(self, trainer: Trainer) -> None:
+        """Show where training is, between its rows; called from a thread of its own."""
+        if self._bar is not None:
+            self._bar.n = trainer.step
+            self._bar.refresh()
+        elif self.is_main and time.monotonic() - self._said >= QUIET_SECONDS:
+            self._said = time.monotonic()
+            say(f"step {trainer.step}/{self.steps}")
+
     def _show(self, row: Mapping[str, float]) -> None:
         if self._bar is not None:
             self._bar.update(int(row["step"]) - self._bar.n)
             self._bar.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "held_out_loss") if k in row}, refresh=False)
             return
-        if "held_out_loss" not in row and time.monotonic() - self._said < QUIET_SECONDS:
+        if "held_out_loss" not in row and time.monotonic() - self._said < _ROW_SECONDS:
             return
         self._said = time.monotonic()
         parts = [f"step {int(row['step'])}/{self.steps}"]
@@ -239,4 +253,4 @@ class _Report:
         table(rows)
         root = self.folder.path.parent
         place = "" if root.name == "runs" and not root.is_absolute() else f" runs_dir={quote(str(root))}"
-        say(f"next: python -m sde_gen.sample sampler=pc run={quote(self.folder.path.name)}{place}")
+        say(f"next: python -m sde_gen.sample run={quote(self.folder.path.name)}{place}")

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from sde_gen.data import Affine, Dataset, batch_indices, split_indices
+from sde_gen.data import Affine, Dataset, batch_indices, batch_words, split_indices
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
@@ -75,9 +75,11 @@ class Batches:
             raise ConfigError(
                 f"trainer.dequantise=true spreads out discrete levels, but {data.name} is continuous; leave it out"
             )
-        home = device if data.train.nbytes <= _ON_DEVICE_BYTES else torch.device("cpu")
-        self._samples = data.train.to(home)
-        labels = data.train_labels if conditional else None
+        small = data.source is None and data.train.nbytes <= _ON_DEVICE_BYTES
+        home = device if small else torch.device("cpu")
+        self._samples, self._source = data.train.to(home), data.source
+        labels = data.train_labels if data.source is None else data.source.labels
+        labels = labels if conditional else None
         self._labels = None if labels is None else labels.to(home)
         self._objective, self._model, self._size, self._seed, self._device = objective, model, size, seed, device
         self._channels_last, self._data, self._conditional = channels_last, data, conditional
@@ -93,7 +95,7 @@ class Batches:
 
     def indices(self, step: int) -> Tensor:
         """Which training samples the batch of 0-based `step` holds, in order."""
-        return batch_indices(len(self._samples), self._size, step, self._seed)
+        return batch_indices(self._data.size, self._size, step, self._seed)
 
     def times(self, step: int) -> Tensor:
         """The times of the whole batch of `step`, float64, on the CPU."""
@@ -102,7 +104,7 @@ class Batches:
 
     def parts(self, step: int) -> Iterator[Part]:
         """This process's share of the batch of `step`, in as many parts as asked for."""
-        indices = batch_indices(len(self._samples), self._size, step, self._seed)[self.share]
+        indices = batch_indices(self._data.size, self._size, step, self._seed)[self.share]
         generator = keyed_generator(self._seed, step, TIMES)
         t = self._objective.times(self._model, self._size, generator=generator, device="cpu")[self.share]
         if self._device.type != "cpu":
@@ -111,9 +113,12 @@ class Batches:
                 indices = _sent(indices, self._device)
         for rows in self._parts:
             first, chosen = self.share.start + rows.start, indices[rows]
-            x0 = self._samples[chosen]
+            x0 = self._samples[chosen] if self._source is None else self._source.read(chosen)
             if x0.device != self._device:
                 x0 = _sent(x0, self._device)
+            if self._data.augment is not None:
+                words = batch_words(self._data.size, self._size, step, self._seed)[self.share][rows]
+                x0 = self._data.augment(x0, _sent(words, self._device))
             if self._width is not None:
                 uniform = torch.special.ndtr(self._noise(step, first, x0, LEVELS))
                 x0 = x0 + (uniform - 0.5) * self._width

@@ -1,4 +1,4 @@
-"""The training loop: Adam, warm-up, clipping, averaged weights, checkpoints, on one process or many.
+"""The training loop: warm-up, clipping, averaged weights, checkpoints, on one process or many.
 
 Data order, times, noise and dropout of step k are functions of (seed, k), so that a resumed run needs no state of a
 random generator and goes on bit for bit. The loop waits for the device only where it writes a row of metrics.
@@ -25,7 +25,8 @@ from sde_gen.rng import check_seed
 from sde_gen.training.batches import Batches, data_set_of
 from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
 from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from sde_gen.training.ema import EMA
+from sde_gen.training.optimizers import Factory, make_optimizer
+from sde_gen.training.posthoc import all_averages, save_snapshot
 from sde_gen.training.progress import Progress
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.sharding import Parallel, training_mode
@@ -63,13 +64,15 @@ class Trainer:
             failed" and "preview". What one cannot write (an `OSError`) does not end training.
         processes: of the job, from `sde_gen.distributed.start`; one by default.
         retry_seconds: pause between tries of the last save.
+        optimizer: makes a torch optimiser of groups of parameters, instead of the one that the settings name.
 
     Attributes:
         step: optimiser steps done.
         seconds: of training, all parts together.
         network: the network that is trained.
         ema: its averaged weights; `with trainer.ema.applied():` puts them into the network.
-        optimizer: Adam.
+        averages: all that are kept, `ema` first.
+        optimizer: of `settings.optimizer`, or what `optimizer` made.
         faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
         interrupted: whether `stop` ended training before its last step.
@@ -95,6 +98,7 @@ class Trainer:
         listeners: Sequence[Listener] = (),
         processes: Processes | None = None,
         retry_seconds: float = 1.0,
+        optimizer: Factory | None = None,
     ) -> None:
         self.settings = s = TrainerSettings() if settings is None else settings
         self.processes = processes = Processes() if processes is None else processes
@@ -131,10 +135,10 @@ class Trainer:
         )  # fmt: skip
         self._parallel = Parallel(model, self.batches, self.objective, s, processes, self.device)
         self.network = network
-        self._params = [p for p in self.network.parameters() if p.requires_grad]
-        self._update = Update(self._params, s.clip, self.device, processes.world == 1)
-        self.optimizer = self._update.optimizer
-        self.ema = EMA(self.network, s.ema)
+        self.optimizer = make_optimizer(s.optimizer, network, s.weight_decay, self.device, optimizer)
+        self._update = Update(self.optimizer, s.clip, self.device, processes.world == 1)
+        self.averages = all_averages(network, s.ema, posthoc=s.posthoc_every > 0)
+        self.ema = self.averages[0]
         self._record = Record(s.log_every, self.batches, processes, self.device)
         self.faults = self._record.faults
         self._failed_saves = 0
@@ -166,6 +170,8 @@ class Trainer:
                 if self._update.bad_in_a_row >= MOST_IN_A_ROW:
                     self._record.read(self.step)
                 stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
+                if _due(self.step, s.posthoc_every):
+                    self._snapshot()
                 if self.step >= s.steps or stop:
                     break  # the end does all of the following
                 self._log_if_due()
@@ -207,7 +213,8 @@ class Trainer:
             row[part.rows].copy_(losses.detach())
         record.norms[record.count].copy_(self._update(self.settings.rate(self.step, self.seconds), row))
         record.count += 1
-        self.ema.update()
+        for average in self.averages:
+            average.update()
         self.step += 1
 
     # -- what is measured --------------------------------------------------------------------------------------------
@@ -291,7 +298,7 @@ class Trainer:
         progress, folder, s = self.progress(), self.checkpoints, self.settings
         if folder is None:
             return None
-        tensors = packed(self.network, self.ema, self.optimizer, keep=self.processes.is_main)
+        tensors = packed(self.network, self.averages, self.optimizer, keep=self.processes.is_main)
 
         def write() -> Path:
             if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
@@ -302,6 +309,13 @@ class Trainer:
         path = self.processes.on_main(write)
         self._tell("checkpoint", {"path": path})
         return path
+
+    def _snapshot(self) -> None:
+        """Keep the power-function averages of this step; one that is not written costs the fit, not the run."""
+        try:
+            save_snapshot(self.checkpoints, self.step, self.averages, self.processes)
+        except WriteError as error:
+            self._tell("save failed", {"error": str(error)})
 
     def resume(self, checkpoint: Checkpoint | None = None) -> Checkpoint | None:
         """Continue from `checkpoint`, by default the newest sound one of this trainer's folder; which, if there is one.
@@ -318,7 +332,7 @@ class Trainer:
         if checkpoint is None:
             return None
         found = Progress.of(checkpoint, self.seed, self.data)
-        unpack(checkpoint, found, self.network, self.ema, self.optimizer)
+        unpack(checkpoint, found, self.network, self.averages, self.optimizer)
         self.step, self.seconds, self.last = found.step, found.seconds, dict(found.metrics)
         self.faults.total, self.faults.in_a_row = found.skipped
         self._record.since_row = found.since_row

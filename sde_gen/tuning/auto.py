@@ -38,6 +38,8 @@ from sde_gen.tuning.uncalibrated import uncalibrated
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC)}
+#: Changed where what is kept is no longer read or found as before.
+_FORM = 2
 #: Calls of the quick calibration.
 _CALLS = 300
 
@@ -165,7 +167,7 @@ class Auto(Sampler):
             passing = [name for name, value in before.items() if after.get(name) != value]
             return {**asdict(choice), "sampler": sampler, "passing": passing}
 
-        about = (model, replace(self, folder=None), shape, condition)
+        about = (_FORM, model, replace(self, folder=None), shape, condition)
         body = dict(kept("Auto", self.folder, "auto", about, measure))
         passing, fields = body.pop("passing"), dict(body["sampler"])
         kind = _CLASSES[fields.pop("name")]

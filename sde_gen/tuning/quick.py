@@ -31,7 +31,7 @@ STARTS, _FITS = 64, 44
 #: Calls of the fine solution at least, and for each call of the sampler.
 _FINE, _FINER = 60, 3
 #: Pull towards the rule, for each weight; what a start counts falls off beyond so many medians of the distance.
-_RIDGE, _FAR = 1e-2, 4.0
+_RIDGE, _FAR = 0.1, 4.0
 #: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on.
 _BETTER = 0.95
 

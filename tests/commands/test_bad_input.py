@@ -80,9 +80,9 @@ TRAIN_ERRORS = [
 
 SAMPLE_ERRORS = [
     (["sampler=pcc"], 2, "did you mean pc?); choose one of " + ", ".join(SAMPLERS)),
-    (["sampler=null"], 2, ", unipc, or leave it out for pc"),
-    (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
-    (["sampler.corrector.snr=-1"], 2, "snr"),
+    (["sampler=null"], 2, ", unipc, or leave it out for uncalibrated"),
+    (["sampler=pc", "sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
+    (["sampler=pc", "sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),
     (["sampler=ode", "sampler.steps=10"], 2, "chooses its own steps"),
     (["num_samples=0"], 2, "num_samples must be a whole number, at least 1, got 0"),
@@ -185,7 +185,7 @@ def test_no_cuda_here(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_output_that_cannot_be_written_is_known_before_sampling(trained: Command) -> None:
     Path("file").write_text("")
-    result = trained("sample", "out=file/x", "sampler.steps=1000000")
+    result = trained("sample", "out=file/x", "sampler=pc", "sampler.steps=1000000")
     _one_sentence(result.err, "cannot create the output folder")
     assert result.code == 73
 

@@ -21,7 +21,8 @@ from sde_gen.config.folder import config_dir
 from tests.commands.helpers import Result
 
 ROOT = str(Path(sde_gen.__file__).parents[1])
-EXPERIMENTS = sorted(path.stem for path in (Path(config_dir()) / "experiment").glob("*.yaml"))
+FILES = (Path(config_dir()) / "experiment").glob("*.yaml")
+EXPERIMENTS = sorted(path.stem for path in FILES if "\nformulations:" in path.read_text("utf-8"))
 TINY = (
     "data.n=64", "data.n_test=64", "num_samples=64", "budgets=[3,6]", "seeds=[0,1]", "workers=1", "orders=false",
     "trajectories=false", "likelihood=0", "measures=[energy_distance]",
@@ -244,6 +245,7 @@ def test_experiments_can_be_planned(experiment: str, tmp_path: Path, monkeypatch
 
 BAD = [
     (["experiment=oracel_2d"], 2, "did you mean oracle_2d?"),
+    (["experiment=fashion_mnist"], 2, "is for python -m sde_gen.train experiment=fashion_mnist"),
     (["~experiment"], 2, "formulations must map names to objects"),
     (["experiment=null"], 2, "or leave it out for oracle_2d (~experiment for none)"),
     (["data=null"], 2, "or leave it out for mixture"),

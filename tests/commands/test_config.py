@@ -125,10 +125,10 @@ def test_objects_have_the_values_asked_for() -> None:
     config = load_config("train", ["sde=ddpm", "sde.steps=100", "sde.schedule=cosine", "parameterization=v"])
     assert build(config.sde) == sg.DDPM(steps=100, schedule="cosine")
     assert build(config.parameterization) == sg.VPrediction()
-    pc = build(load_config("sample", ["sampler.steps=7", "sampler.corrector.snr=0.1"]).sampler)
+    pc = build(load_config("sample", ["sampler=pc", "sampler.steps=7", "sampler.corrector.snr=0.1"]).sampler)
     assert pc == sg.PredictorCorrector(predictor=sg.ReverseDiffusion(), corrector=sg.Langevin(snr=0.1), steps=7)
     assert build(load_config("sample", ["sampler=ddim", "sampler.grid=[1.0,0.5,0.1]"]).sampler).grid.length == 3
-    assert build(load_config("sample", ["sampler.corrector=null"]).sampler).corrector is None
+    assert build(load_config("sample", ["sampler=pc", "sampler.corrector=null"]).sampler).corrector is None
 
 
 def test_load_config_works_in_a_notebook_twice_and_with_a_folder_of_ones_own(tmp_path: Path) -> None:

@@ -243,10 +243,10 @@ TABLE = """
 2 sample run=tiny sampler=pcc
 2 sample run=tiny sampler=null
 2 sample run=tiny sampler=
-2 sample run=tiny sampler.steps=0
-2 sample run=tiny sampler.steps=-1
-2 sample run=tiny sampler.steps=1.5
-2 sample run=tiny sampler.steps=x
+2 sample run=tiny sampler=ddim sampler.steps=0
+2 sample run=tiny sampler=ddim sampler.steps=-1
+2 sample run=tiny sampler=ddim sampler.steps=1.5
+2 sample run=tiny sampler=ddim sampler.steps=x
 2 sample run=tiny sampler.stps=5
 2 sample run=tiny sampler=ddim sampler.eta=-1
 2 sample run=tiny sampler=ddim sampler.eta=nan

@@ -13,6 +13,7 @@ from sde_gen.config import load_model
 from sde_gen.data import Affine
 from sde_gen.training import RunDirectory, read_checkpoint
 from tests.commands.helpers import TINY, Command
+from tests.data.test_archives import CLASSES, packed
 
 IMAGES = ("network=unet", "network.width=8", "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")
 
@@ -43,7 +44,7 @@ def test_what_a_run_holds(command: Command) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert float(rows[-1]["held_out_loss"]) > 0
-    assert "next: python -m sde_gen.sample sampler=pc run=a" in result.out
+    assert "next: python -m sde_gen.sample run=a" in result.out
     weights = load_file(run / folder / "ema.safetensors")
     model = load_model(run)
     assert all((tensor == weights[name]).all() for name, tensor in model.network.state_dict().items())
@@ -180,3 +181,15 @@ def test_settings_of_the_trainer_reach_it(command: Command, precision: str) -> N
     trainer = json.loads(Path("runs/a/checkpoints/step_00000001/config.json").read_text())["trainer"]
     assert trainer["precision"] == precision
     assert trainer["channels_last"] is True
+
+
+def test_images_in_an_archive_train_without_being_unpacked(command: Command) -> None:
+    packed(Path("photos.zip"), CLASSES)
+    place = ("data=image_folder", "data.path=photos.zip", "class_conditional=true")
+    result = command("train", *place, *IMAGES, *TINY[6:], "run=a")
+    assert result.code == 0, result.err
+    assert "cat (" in result.out
+    assert {path.name for path in Path().iterdir()} == {"photos.zip", "runs"}
+    result = command("train", "data=image_folder", "data.path=photos.tar.gz")
+    assert result.code == 2
+    assert "decompress it to .tar" in result.err

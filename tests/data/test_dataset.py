@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sde_gen.data import Affine, Dataset, digits
-from sde_gen.data.dataset import from_raw
+from sde_gen.data.making import from_raw
 from sde_gen.data.transform import standardising
 from sde_gen.errors import ConfigError, DataError
 

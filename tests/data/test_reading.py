@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from sde_gen.data import Dataset, array_file, csv_file, fashion_mnist, hub, image_folder
-from sde_gen.data.images import Source, load_images
+from sde_gen.data.decoding import Decoder, Encoded
 from sde_gen.errors import ConfigError, DataError, MissingInputError, SDEGenError
 
 READERS = pytest.mark.parametrize(
@@ -240,18 +240,18 @@ def test_images_that_change_while_they_are_read(tmp_path: Path) -> None:
     for i in range(2):
         Image.new("L", (4, 4)).save(tmp_path / f"{i}.png")
 
-    def change(opened: list[int]) -> Source:
+    def change(opened: list[int]) -> Encoded:
         def look() -> object:
             opened[0] += 1
             if opened[0] == 2:
                 Image.new("L", (5, 4)).save(tmp_path / "1.png")
             return (tmp_path / "1.png").open("rb")
 
-        return Source("1.png", look)  # type: ignore[arg-type]
+        return Encoded("1.png", look)  # type: ignore[arg-type]
 
-    sources = [Source("0.png", lambda: (tmp_path / "0.png").open("rb")), change([0])]
+    sources = [Encoded("0.png", lambda: (tmp_path / "0.png").open("rb")), change([0])]
     with pytest.raises(DataError, match=r"1\.png: was changed while it was read"):
-        load_images(sources, image_size=None, channels=None)
+        Decoder.of(sources, None, None)(sources)
 
 
 @pytest.mark.parametrize("label", [1, -1, np.int64(1), np.int8(-1)])

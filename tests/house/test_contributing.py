@@ -343,7 +343,7 @@ def test_the_command_line_lists_and_draws_with_it(tmp_path: Path) -> None:
     shown = done(where, "-m", "sde_gen.sample", "sampler=QuietAncestral", "--help")
     assert shown.returncode == 0, shown.stderr
     assert "QuietAncestral" in shown.stdout
-    assert "share: 0.25" in shown.stdout
+    assert "sampler.share=0.25" in shown.stdout
     small = ["data=mixture", "data.n=64", "network.hidden=8", "network.layers=1", "trainer.steps=2", "device=cpu",
              "trainer.batch_size=8", "trainer.preview_samples=0", "network=mlp", "run=a"]  # fmt: skip
     made = done(where, "-m", "sde_gen.train", *small)

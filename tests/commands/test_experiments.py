@@ -1,0 +1,60 @@
+"""Experiments of `python -m sde_gen.train`: each trains on a small stand-in of its data, in the same files."""
+
+import csv
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from sde_gen.config import load_config
+from sde_gen.config.folder import config_dir
+from sde_gen.training import read_checkpoint
+from tests.commands.helpers import Command
+from tests.data.test_idx import encode
+
+#: Settings that make a step a moment's work; all others are those of the experiment.
+SMALL = ("network.width=8", "network.blocks=1", "trainer.batch_size=4", "trainer.steps=3", "trainer.warmup=1",
+         "trainer.preview_samples=0", "trainer.eval_every=0", "trainer.keep_best=0", "device=cpu", "run=a")  # fmt: skip
+
+
+def idx_files(folder: Path) -> tuple[str, ...]:
+    """Twelve training and five held-out images of 28 x 28 in four IDX files."""
+    folder.mkdir()
+    rng = np.random.default_rng(0)
+    for part, count in (("train", 12), ("t10k", 5)):
+        images = rng.integers(0, 256, (count, 28, 28), dtype=np.uint8)
+        (folder / f"{part}-images-idx3-ubyte").write_bytes(encode(images))
+        (folder / f"{part}-labels-idx1-ubyte").write_bytes(encode(np.arange(count, dtype=np.uint8) % 10))
+    return (f"data.root={folder}",)
+
+
+STAND_INS = {"fashion_mnist": idx_files}
+
+
+@pytest.mark.parametrize("experiment", sorted(STAND_INS))
+def test_it_trains_and_what_it_made_can_be_sampled(experiment: str, command: Command) -> None:
+    place = STAND_INS[experiment](Path("files"))
+    result = command("train", f"experiment={experiment}", *place, *SMALL)
+    assert result.code == 0, result.err
+    config = read_checkpoint(Path("runs/a/checkpoints/step_00000003")).config
+    composed = load_config("train", [f"experiment={experiment}", *place])
+    for part in ("sde", "parameterization", "objective"):
+        assert {key: config[part][key] for key in composed[part]} == dict(composed[part]), "as the experiment says"
+    with Path("runs/a/metrics.csv").open() as stream:
+        assert np.isfinite(float(list(csv.DictReader(stream))[-1]["loss"]))
+    result = command(
+        "sample", "run=a", "sampler=ddim", "sampler.steps=2", "num_samples=4", "out=drawn", "metrics=false"
+    )
+    assert result.code == 0, result.err
+    assert Path("drawn/samples.png").is_file()
+
+
+def test_every_experiment_for_training_is_tried_here() -> None:
+    files = (Path(config_dir()) / "experiment").glob("*.yaml")
+    assert {file.stem for file in files if "\nformulations:" not in file.read_text("utf-8")} == set(STAND_INS)
+
+
+def test_an_experiment_of_the_other_command_is_named_as_such(command: Command) -> None:
+    result = command("train", "experiment=oracle_2d")
+    assert result.code == 2
+    assert result.err == "error: experiment=oracle_2d is for python -m sde_gen.compare experiment=oracle_2d\n"
