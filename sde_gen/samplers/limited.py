@@ -13,7 +13,7 @@ phi_p is 1 up to h^2 and the order of convergence stays that of the highest term
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -21,12 +21,12 @@ from torch import Tensor
 
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError
-from sde_gen.model import combine
+from sde_gen.model import Levels
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.exponential import from_state_and_data
 from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.grids import ChainNodes, UniformLambda
-from sde_gen.samplers.multistep import Weights, polynomial_table
+from sde_gen.samplers.multistep import polynomial_table
 from sde_gen.shapes import trailing
 
 
@@ -58,54 +58,74 @@ class LimitedUniPC(GridSampler):
         if self.least > self.order:
             raise ConfigError(f"{type(self).__name__}: least is at most order, got {self.least} and {self.order}")
 
-    def plan(self, p: Perturbation, times: Tensor) -> tuple[list[float], list[list[Weights]]]:
-        """a_k, and for each step the weights of T_q, T_{q+1}, ... of the last velocities, newest first."""
-        tables = [polynomial_table(p, times, "velocity", "angle", order, corrector=True, twice=False)
-                  for order in range(self.least, self.order + 1)]  # fmt: skip
-        carry, steps = tables[0].carry, []
-        for k in range(len(carry)):
-            rows = [table.weights[k] for table in tables]
-            terms = [_less(high, low) for low, high in pairwise(rows)]
-            steps.append([rows[0], *(row for row in terms if row)])
-        require_finite(self, p, times[:-1], torch.tensor([a + sum(s[0]) for a, s in zip(carry, steps, strict=True)]))
-        return carry, steps
+    def plan(self, p: Perturbation, times: Tensor) -> tuple[list[float], Tensor]:
+        """a_k, and the weights (steps, terms, order) of T_q, T_{q+1}, ..., of the last velocities, newest first."""
+        carry, weights = _plan(self.least, self.order, p, tuple(times.tolist()))
+        require_finite(self, p, times[: len(carry)], torch.tensor(carry) + weights.sum((1, 2)))
+        return carry, weights
 
     def stepper(self, run: Run) -> Step:
-        e, depth, limit = run.levels, self.order - 1, self.limit
-        carry, steps = self.plan(run.perturbation, run.times)
-        a, b = from_state_and_data("velocity", e.alpha, e.sigma)
-        of_x, of_raw = (a + b * e.skip).tolist(), (b * e.out).tolist()
+        carry, weights = self.plan(run.perturbation, run.times)
+        remember, limit = Velocities(run.levels, run.state, weights), self.limit
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            known = [combine(x, of_x[k], e.raw(k, x), of_raw[k]), *(memory or [])]
+            _, terms = remember(k, x, limit)
             new = torch.mul(x, carry[k])
-            for term in limited(steps[k], known, limit):
+            for term in terms:
                 new.add_(term)
-            return new, known[:depth]
+            return new, None
 
         return step
 
 
-def limited(rows: list[Weights], known: list[Tensor], limit: float) -> list[Tensor]:
-    """The terms of one step, each but the first limited by the one before."""
-    terms: list[Tensor] = []
+@lru_cache(maxsize=16)
+def _plan(least: int, highest: int, p: Perturbation, times: tuple[float, ...]) -> tuple[list[float], Tensor]:
+    """`LimitedUniPC.plan`, found once for all chunks and runs; not to be written to."""
+    tables = [polynomial_table(p, torch.tensor(times, dtype=torch.float64), "velocity", "angle", order, corrector=True,
+                               twice=False) for order in range(least, highest + 1)]  # fmt: skip
+    carry = tables[0].carry
+    whole = torch.tensor([[w + [0.0] * (highest - len(w)) for w in t.weights] for t in tables], dtype=torch.float64)
+    whole = whole.reshape(len(tables), len(carry), highest)
+    return carry, torch.cat([whole[:1], whole.diff(dim=0)]).movedim(0, 1)
+
+
+class Velocities:
+    """The last velocities of a run, one network call each, and the terms of its steps.
+
+    Args:
+        levels: the model at the times of the run.
+        state: what the states are like.
+        weights: (steps, terms, order), of the last velocities, newest first.
+    """
+
+    def __init__(self, levels: Levels, state: Tensor, weights: Tensor) -> None:
+        steps, _, self.depth = weights.shape
+        a, b = from_state_and_data("velocity", levels.alpha, levels.sigma)
+        self._of_x, self._of_raw, self._raw = (a + b * levels.skip).tolist(), (b * levels.out).tolist(), levels.raw
+        # Velocity k lies in place k mod depth.
+        k, j = torch.arange(steps)[:, None], torch.arange(self.depth)
+        self._weights = weights.gather(2, ((k - j) % self.depth)[:, None].expand_as(weights)).to(state)
+        self._known = torch.zeros((self.depth, *state.shape), dtype=state.dtype, device=state.device)
+        self._terms = self._known.new_empty((weights.shape[1], *state.shape))
+
+    def __call__(self, k: int, x: Tensor, limit: float) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """The velocity at time k, and the terms of step k, limited; both are overwritten later."""
+        velocity = self._known[k % self.depth]
+        torch.mul(x, self._of_x[k], out=velocity).add_(self._raw(k, x), alpha=self._of_raw[k])
+        torch.mm(self._weights[k], self._known.flatten(1), out=self._terms.flatten(1))
+        return velocity, limited(self._terms.unbind(0), limit)
+
+
+def limited(terms: tuple[Tensor, ...], limit: float) -> tuple[Tensor, ...]:
+    """The terms of one step, each but the first made smaller by its phi, in place."""
+    wide = torch.promote_types(terms[0].dtype, torch.float32)
     size = None
-    for row in rows:
-        term = torch.mul(known[0], row[0])
-        for w, value in zip(row[1:], known[1:], strict=False):
-            term.add_(value, alpha=w)
-        own = torch.linalg.vector_norm(term.flatten(1), dim=1, dtype=torch.promote_types(term.dtype, torch.float32))
+    for term in terms:
+        own = torch.linalg.vector_norm(term.flatten(1), dim=1, dtype=wide)
         if size is not None:
             most = limit * size
-            share = most / torch.hypot(most, own).clamp_min(torch.finfo(own.dtype).tiny)
+            share = most / torch.hypot(most, own).clamp_min(torch.finfo(wide).tiny)
             term.mul_(trailing(share.to(term.dtype), term.ndim))
             own = share * own
         size = own
-        terms.append(term)
     return terms
-
-
-def _less(high: Weights, low: Weights) -> Weights:
-    """high - low, the shorter padded with zeros; nothing where they are the same, as in the first steps."""
-    low = [*low, *[0.0] * (len(high) - len(low))]
-    return [] if high == low else [u - v for u, v in zip(high, low, strict=True)]

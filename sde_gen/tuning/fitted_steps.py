@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from sde_gen.errors import ConfigError
-from sde_gen.samplers.exponential import from_state_and_data
 from sde_gen.samplers.grid_sampler import Run, Step
 from sde_gen.samplers.grids import GivenLambdas
-from sde_gen.samplers.limited import LimitedUniPC, limited
+from sde_gen.samplers.limited import LimitedUniPC, Velocities
 
 
 @dataclass(frozen=True)
@@ -25,7 +24,7 @@ class FittedSteps(LimitedUniPC):
 
     Args:
         lambdas: N half log-SNRs, ascending; the first is that of the start.
-        of_terms: of each of the N - 1 steps e and the s of as many terms as there are, from the lowest order on.
+        of_terms: of each of the N - 1 steps e and the s of its terms, from the lowest order on.
 
     Raises:
         ConfigError: if the lengths do not fit, or steps, grid or denoise are given too.
@@ -50,18 +49,16 @@ class FittedSteps(LimitedUniPC):
         super().__post_init__()
 
     def stepper(self, run: Run) -> Step:
-        e, depth, limit, p = run.levels, self.order - 1, self.limit, run.perturbation
-        carry, steps = self.plan(p, run.times)
-        a, b = from_state_and_data("velocity", e.alpha, e.sigma)
-        of_x, of_raw = (a + b * e.skip).tolist(), (b * e.out).tolist()
-        after = p.size(run.times)[1:].tolist()
+        limit, after = self.limit, run.perturbation.size(run.times)[1:].tolist()
+        carry, weights = self.plan(run.perturbation, run.times)
+        remember = Velocities(run.levels, run.state, weights)
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            known = [torch.mul(x, of_x[k]).add_(e.raw(k, x), alpha=of_raw[k]), *(memory or [])]
+            velocity, terms = remember(k, x, limit)
             of_velocity, *of_terms = self.of_terms[k]
-            new = torch.mul(x, carry[k]).add_(known[0], alpha=of_velocity * after[k])
-            for w, term in zip(of_terms, limited(steps[k], known, limit), strict=False):
+            new = torch.mul(x, carry[k]).add_(velocity, alpha=of_velocity * after[k])
+            for w, term in zip(of_terms, terms, strict=False):
                 new.add_(term, alpha=w)
-            return new, known[:depth]
+            return new, None
 
         return step

@@ -20,9 +20,8 @@ from sde_gen.conditions import Condition
 from sde_gen.errors import NonFiniteError
 from sde_gen.model import ScoreModel
 from sde_gen.rng import SeededNoise
-from sde_gen.samplers.exponential import from_state_and_data
 from sde_gen.samplers.grid_sampler import GridSampler
-from sde_gen.samplers.limited import LimitedUniPC, limited
+from sde_gen.samplers.limited import LimitedUniPC, Velocities
 from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.uncalibrated import levels, uncalibrated
 
@@ -75,20 +74,17 @@ class _Batch:
         """The solver on the levels of a rule, and its distances, by one run."""
         p, lam = self.model.perturbation, rule.grid.values
         times = p.time(torch.tensor(lam, dtype=torch.float64))
-        size, (carry, steps) = p.size(times).tolist(), rule.plan(p, times)
+        size, (carry, weights) = p.size(times).tolist(), rule.plan(p, times)
         at = self.model.levels(*p.curves(times), self.start, self.condition)
-        a, b = from_state_and_data("velocity", at.alpha, at.sigma)
-        x, known, rows = self.start, [], []
-        for k, of_terms in enumerate(steps):
-            known.insert(0, float(a[k]) * x + float(b[k]) * at.denoised(k, x))
-            terms = limited(of_terms, known, rule.limit)
-            x = carry[k] * x + sum(terms)
-            terms.insert(0, known[0] * size[k + 1])
+        remember, x, rows = Velocities(at, self.start, weights), self.start, []
+        for k, of_x in enumerate(carry):
+            velocity, terms = remember(k, x, rule.limit)
+            terms = [velocity * size[k + 1], *terms]
+            x = of_x * x + sum(terms[1:])
             change = _least_squares(terms, self.at(lam[k + 1]) * size[k + 1] - x)
             for w, term in zip(change, terms, strict=True):
                 x = x.add(term, alpha=w)
             rows.append([change[0], *(1 + w for w in change[1:])])
-            del known[rule.order - 1 :]
         x = at.denoised(len(lam) - 1, x)
         self.calls += at.calls
         return FittedSteps(
@@ -173,7 +169,8 @@ def _descend(try_at: Callable[[tuple[float, ...]], float], spent: Callable[[], b
     step = [0.5, 0.3, 0.6]
     if spent():
         return
-    best, tried = try_at(place), {place}
+    tried: set[tuple[float, ...]] = {place}
+    best = try_at(place)
     while step[0] > 0.02:
         moved = False
         for i in (2, 0, 1):

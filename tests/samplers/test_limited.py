@@ -35,7 +35,7 @@ def test_terms_are_limited_by_the_one_before() -> None:
     known = [torch.tensor([[3.0, 4.0], [3000.0, 4000.0]], dtype=torch.float64),
              torch.tensor([[5.0, 12.0], [5000.0, 12000.0]], dtype=torch.float64),
              torch.tensor([[0.6, 0.8], [600.0, 800.0]], dtype=torch.float64)]  # fmt: skip
-    first, second, third = limited([[1.0], [0.0, 1.0], [0.0, 0.0, 1.0]], known, 0.5)
+    first, second, third = limited(tuple(v.clone() for v in known), 0.5)
     share = 1 / math.sqrt(1 + (13 / 2.5) ** 2)
     last = 1 / math.sqrt(1 + (1 / (0.5 * 13 * share)) ** 2)
     torch.testing.assert_close(first, known[0])
@@ -44,10 +44,9 @@ def test_terms_are_limited_by_the_one_before() -> None:
 
 
 def test_a_sample_that_does_not_move_is_no_division_by_zero() -> None:
-    zero = torch.zeros(3, 2)
-    terms = limited([[1.0], [1.0, -1.0]], [zero, zero], 0.25)
+    terms = limited((torch.zeros(3, 2), torch.zeros(3, 2)), 0.25)
     assert all(bool((term == 0).all()) for term in terms)
-    still = limited([[0.0], [1.0]], [torch.ones(3, 2)], 0.25)  # nothing before it: nothing of it
+    still = limited((torch.zeros(3, 2), torch.ones(3, 2)), 0.25)  # nothing before it: nothing of it
     assert bool((still[1] == 0).all())
 
 
