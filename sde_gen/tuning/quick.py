@@ -6,14 +6,15 @@ in which a start that is on its way to another mode counts little. So noise leve
 at the price of one run, which is N calls, and one fine solution serves all of them, and all numbers of calls.
 """
 
+import logging
 import math
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import BSpline, make_interp_spline
 from torch import Tensor
 
 from sde_gen.conditions import Condition
@@ -25,33 +26,62 @@ from sde_gen.samplers.limited import LimitedUniPC, Velocities
 from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.uncalibrated import levels, uncalibrated
 
+_LOG = logging.getLogger("sde_gen")
 #: Starts, and those of them that fit.
 STARTS, _FITS = 64, 44
 #: Calls of the fine solution at least, and for each call of the sampler.
 _FINE, _FINER = 60, 3
+#: Numbers of a fine solution that is kept for other numbers of calls.
+_KEPT = 2**24
 #: Pull towards the rule, for each weight; what a start counts falls off beyond so many medians of the distance.
 _RIDGE, _FAR = 0.1, 4.0
 #: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on.
 _BETTER = 0.95
 
 
-class _Batch:
-    """Starts, their fine solution as a function of lambda, and the calls made."""
+@dataclass(frozen=True)
+class Solution:
+    """Where the starts of a seed end, and their way there, u as a spline in lambda."""
 
-    def __init__(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, fine: int) -> None:
+    sample: Tensor
+    path: BSpline
+    numbers: int
+
+
+class _Batch:
+    """Starts, their fine solution as a function of lambda, and the calls made.
+
+    Attributes:
+        calls: as if every solution had been made for this batch, so that one that is there changes nothing but time.
+        spared: calls that were not made, since the solution was there.
+    """
+
+    def __init__(
+        self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, fine: int,
+        solved: dict[tuple[int, int], Solution],
+    ) -> None:  # fmt: skip
         p = model.perturbation
         self.model, self.condition = model, condition.tiled(STARTS)
         like = torch.empty((), dtype=torch.float64, device=model.device).expand(STARTS, *shape)
         self.start = SeededNoise(seed)(like, -1, 0) * float(p.sigma(model.times_within()[1]))
-        rule, states = uncalibrated(model, fine), []
+        self.calls, self.spared = fine, fine
+        known = solved.get((seed, fine))
+        if known is None:
+            self.spared, known = 0, self._solve(fine)
+            if known.numbers <= _KEPT:
+                solved[seed, fine] = known
+        self.sample, self._path = known.sample, known.path
+
+    def _solve(self, fine: int) -> Solution:
+        rule, states, p = uncalibrated(self.model, fine), [], self.model.perturbation
 
         def record(step: int, t: float, x: Tensor) -> None:
             if step < fine:
                 states.append((x / float(p.size(t))).flatten(1).cpu())
 
-        result = rule(model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
-        self.calls, self.sample = result.nfe, result.x
-        self._path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
+        result = rule(self.model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
+        path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
+        return Solution(result.x, path, fine * self.start.numel())
 
     def at(self, half_log_snr: float) -> Tensor:
         """u of the fine solution, (STARTS, *shape)."""
@@ -107,9 +137,11 @@ def _least_squares(terms: list[Tensor], missing: Tensor) -> list[float]:
 
 def quick(
     model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, nfe: int, calls: int,
-    seconds: float | None,
+    seconds: float | None, solved: dict[tuple[int, int], Solution],
 ) -> tuple[GridSampler, float, list[tuple[str, float]], int]:  # fmt: skip
     """The best sampler found within a budget, its error, the finalists' errors, and the batch calls made.
+
+    Fine solutions are found in `solved`, by seed and calls, and left there.
 
     It is the uncalibrated one unless another errs less by `_BETTER`, on starts that were not fitted on (a second batch
     too, where the budget has room for its fine solution), in a mean that no single start decides; and no more than it
@@ -119,7 +151,9 @@ def quick(
     fine = _fine(nfe, calls)
     if fine is None:
         return usual, math.nan, [("uncalibrated", math.nan)], 0
-    c = _Batch(model, shape, condition, seed, fine)
+    _LOG.info("Auto: calibration makes at most %d network calls, of %d samples of shape %s each; Auto(nfe=%d, calls=0) "
+              "makes none", calls, STARTS, shape, nfe)  # fmt: skip
+    c = _Batch(model, shape, condition, seed, fine, solved)
     first = c.of(usual)
     far = _FAR**2 * float(first.median())
     second = fine + 2 * nfe if calls - c.calls - (fine + 2 * nfe) >= 2 * nfe else 0  # held back for other starts
@@ -137,13 +171,13 @@ def quick(
 
     _descend(try_at, spent)
     if not found:
-        return usual, float(first.mean().sqrt()), [("uncalibrated", float(first.mean().sqrt()))], c.calls
+        return usual, float(first.mean().sqrt()), [("uncalibrated", float(first.mean().sqrt()))], c.calls - c.spared
     label, (sampler, distances) = min(found.items(), key=lambda item: _robust(item[1][1], far))
-    made, pairs = c.calls, [(first[_FITS:], distances[_FITS:])]
+    made, pairs = c.calls - c.spared, [(first[_FITS:], distances[_FITS:])]
     if second and not (seconds is not None and time.perf_counter() - began > seconds):
-        other = _Batch(model, shape, condition, seed + 1, fine)
+        other = _Batch(model, shape, condition, seed + 1, fine, solved)
         pairs.append((other.of(usual), other.of(sampler)))
-        made += other.calls
+        made += other.calls - other.spared
     before, after = (torch.cat(part) for part in zip(*pairs, strict=True))
     better = _robust(after, far) < _BETTER * _robust(before, far) and float(after.mean()) <= float(before.mean())
     errors = {"uncalibrated": float(before.mean().sqrt()), label: float(after.mean().sqrt())}

@@ -125,6 +125,34 @@ def test_a_choice_is_kept(tmp_path: Path) -> None:
     assert one.sampler == two.sampler
 
 
+def test_one_fine_solution_serves_other_numbers_of_calls(caplog: pytest.LogCaptureFixture) -> None:
+    """With fewer calls made, and the choice that a model without it makes; changed weights are solved anew."""
+    torch.manual_seed(0)
+    layer = torch.nn.Linear(2, 2).double()
+
+    def network(x: Tensor, c_noise: Tensor) -> Tensor:
+        return torch.tanh(layer(x)) * torch.sigmoid(c_noise.to(x.dtype))[:, None]
+
+    class Plain(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = layer
+
+        def forward(self, x: Tensor, c_noise: Tensor) -> Tensor:
+            return network(x, c_noise)
+
+    used, fresh = (sg.ScoreModel(Plain(), sg.VP(), sg.DataPrediction()) for _ in range(2))
+    with caplog.at_level("INFO", logger="sde_gen"):
+        first = sg.Auto(nfe=5).choose(used, (2,))
+    assert "at most 300 network calls, of 64 samples" in caplog.text
+    later, alone = sg.Auto(nfe=8).choose(used, (2,)), sg.Auto(nfe=8).choose(fresh, (2,))
+    assert later.sampler == alone.sampler
+    assert later.calibration_nfe == alone.calibration_nfe - 120 < first.calibration_nfe
+    with torch.no_grad():
+        layer.weight.mul_(1.5)
+    assert sg.Auto(nfe=8, seed=0, calls=299).choose(used, (2,)).calibration_nfe > later.calibration_nfe + 100
+
+
 def test_arguments() -> None:
     for given in ({"effort": 0.1}, {"count": 8}, {"tolerance": 0.1, "nfe": None}):
         with pytest.raises(sg.ConfigError, match=r"calls and seconds are of the quick calibration"):
