@@ -21,6 +21,7 @@ from sde_gen.conditions import Condition
 from sde_gen.errors import NonFiniteError
 from sde_gen.model import ScoreModel
 from sde_gen.rng import SeededNoise
+from sde_gen.samplers.flow import unit_curves
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.limited import LimitedUniPC, Velocities
 from sde_gen.tuning.fitted_steps import FittedSteps
@@ -35,8 +36,9 @@ _FINE, _FINER = 60, 3
 _KEPT = 2**24
 #: Pull towards the rule, for each weight; what a start counts falls off beyond so many medians of the distance.
 _RIDGE, _FAR = 0.1, 4.0
-#: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on.
-_BETTER = 0.95
+#: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on, with a second batch
+#: and without.
+_BETTER, _SURE = 0.95, 0.75
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,7 @@ class Solution:
 
     sample: Tensor
     path: BSpline
+    calls: int
     numbers: int
 
 
@@ -64,12 +67,13 @@ class _Batch:
         self.model, self.condition = model, condition.tiled(STARTS)
         like = torch.empty((), dtype=torch.float64, device=model.device).expand(STARTS, *shape)
         self.start = SeededNoise(seed)(like, -1, 0) * float(p.sigma(model.times_within()[1]))
-        self.calls, self.spared = fine, fine
         known = solved.get((seed, fine))
+        self.spared = 0 if known is None else known.calls
         if known is None:
-            self.spared, known = 0, self._solve(fine)
+            known = self._solve(fine)
             if known.numbers <= _KEPT:
                 solved[seed, fine] = known
+        self.calls = known.calls
         self.sample, self._path = known.sample, known.path
 
     def _solve(self, fine: int) -> Solution:
@@ -81,7 +85,7 @@ class _Batch:
 
         result = rule(self.model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
         path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
-        return Solution(result.x, path, fine * self.start.numel())
+        return Solution(result.x, path, result.nfe, fine * self.start.numel())
 
     def at(self, half_log_snr: float) -> Tensor:
         """u of the fine solution, (STARTS, *shape)."""
@@ -148,7 +152,8 @@ def quick(
     in the plain mean.
     """
     began, usual = time.perf_counter(), uncalibrated(model, nfe)
-    fine = _fine(nfe, calls)
+    price = _price(model, shape, condition)  # calls of a step
+    fine = _fine(nfe, calls // price)
     if fine is None:
         return usual, math.nan, [("uncalibrated", math.nan)], 0
     _LOG.info("Auto: calibration makes at most %d network calls, of %d samples of shape %s each; Auto(nfe=%d, calls=0) "
@@ -156,7 +161,8 @@ def quick(
     c = _Batch(model, shape, condition, seed, fine, solved)
     first = c.of(usual)
     far = _FAR**2 * float(first.median())
-    second = fine + 2 * nfe if calls - c.calls - (fine + 2 * nfe) >= 2 * nfe else 0  # held back for other starts
+    second = price * (fine + 2 * nfe)  # held back for other starts
+    second = second if calls - c.calls - second >= 2 * nfe * price else 0
     found: dict[str, tuple[LimitedUniPC, Tensor]] = {}
 
     def try_at(place: tuple[float, ...]) -> float:
@@ -167,7 +173,7 @@ def quick(
 
     def spent() -> bool:
         late = seconds is not None and time.perf_counter() - began > seconds
-        return late or c.calls + nfe + second > calls
+        return late or c.calls + price * nfe + second > calls
 
     _descend(try_at, spent)
     if not found:
@@ -178,12 +184,23 @@ def quick(
         other = _Batch(model, shape, condition, seed + 1, fine, solved)
         pairs.append((other.of(usual), other.of(sampler)))
         made += other.calls - other.spared
+    margin = _BETTER if len(pairs) > 1 else _SURE
     before, after = (torch.cat(part) for part in zip(*pairs, strict=True))
-    better = _robust(after, far) < _BETTER * _robust(before, far) and float(after.mean()) <= float(before.mean())
+    better = _robust(after, far) < margin * _robust(before, far) and float(after.mean()) <= float(before.mean())
     errors = {"uncalibrated": float(before.mean().sqrt()), label: float(after.mean().sqrt())}
     kept = label if better else "uncalibrated"
     tried = sorted(errors.items(), key=lambda item: item[0] != kept)
     return sampler if better else usual, errors[kept], tried, made
+
+
+def _price(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
+    """Network calls of a step: 1, or for a guided model what it makes at lambda = 0, of one sample."""
+    if getattr(model, "base", None) is None:
+        return 1
+    like = torch.zeros((1, *shape), dtype=torch.float64, device=model.device)
+    at = model.levels(*unit_curves(torch.zeros(1, dtype=torch.float64)), like, condition.tiled(1))
+    at.denoised(0, like)
+    return max(at.calls, 1)
 
 
 def _fine(nfe: int, calls: int) -> int | None:

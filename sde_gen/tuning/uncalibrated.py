@@ -40,7 +40,13 @@ def uncalibrated(model: ScoreModel, nfe: int) -> LimitedUniPC:
 
 
 def _many(model: ScoreModel, nfe: int) -> bool:
-    return nfe >= (_MANY if model.network is None else _MANY_NETWORK)
+    return nfe >= (_MANY if is_exact(model) else _MANY_NETWORK)
+
+
+def is_exact(model: ScoreModel) -> bool:
+    """Whether no network answers, neither its own nor that of the model it guides."""
+    base = getattr(model, "base", None)
+    return model.network is None if base is None else is_exact(base)
 
 
 def levels(
@@ -55,12 +61,13 @@ def levels(
         later, wider, deeper: added to the centre, by which both widths are multiplied, added to the last level.
     """
     p, high = model.perturbation, model.times_within()[1]
-    low = 0.0 if model.network is None else model.times_within(p.t_min)[0]  # an exact score is known all the way
+    exact = is_exact(model)
+    low = 0.0 if exact else model.times_within(p.t_min)[0]  # an exact score is known all the way
     first, least = float(p.half_log_snr(high)), float(p.half_log_snr(low))
     before, after = 1.06, 1.5 + 8 / nfe
-    if model.network is not None and _many(model, nfe):
+    if not exact and _many(model, nfe):
         before, after = 1 + min(nfe, 100) / 20, 1.5 + min(nfe, 100) / 50
-    elif model.network is not None and first < _FIRST < least:
+    elif not exact and first < _FIRST < least:
         first = _FIRST
     last = min(max(2.1 * math.log(max(nfe - 1.5, 0.5)) - 1.3 + deeper, first + 1.0), least)
     fine = np.linspace(first, last, 4097)
@@ -69,7 +76,7 @@ def levels(
     share = np.concatenate([[0.0], (density[1:] + density[:-1]).cumsum()])
     lam = torch.from_numpy(np.interp(np.linspace(0.0, share[-1], n), share, fine))
     trained = model.trained_under
-    if model.network is not None and isinstance(trained, Chain) and n <= trained.length:
+    if not exact and isinstance(trained, Chain) and n <= trained.length:
         nodes = trained.half_log_snr(trained.nodes).flip(0)
         nodes = nodes[(nodes >= first - 1e-9) & (nodes <= least + 1e-9)]
         if n <= len(nodes):

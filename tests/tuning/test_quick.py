@@ -125,6 +125,17 @@ def test_a_choice_is_kept(tmp_path: Path) -> None:
     assert one.sampler == two.sampler
 
 
+@pytest.mark.parametrize("nfe", [10, 40])
+def test_a_guided_network_is_one_and_its_calls_count(nfe: int) -> None:
+    """Two networks: asked within the levels of their training, and no more often than the budget, but for the probe."""
+    net, other = Net(), Net()
+    strong, weak = (sg.ScoreModel(n, sg.VP(), sg.DataPrediction()) for n in (net, other))
+    guided = sg.guidance.Autoguidance(strong, weak, scale=2.0)
+    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe)
+    choice = sg.Auto(nfe=nfe).choose(guided, (2,))
+    assert net.calls + other.calls - 2 == choice.calibration_nfe <= 300
+
+
 def test_one_fine_solution_serves_other_numbers_of_calls(caplog: pytest.LogCaptureFixture) -> None:
     """With fewer calls made, and the choice that a model without it makes; changed weights are solved anew."""
     torch.manual_seed(0)
