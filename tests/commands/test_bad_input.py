@@ -41,7 +41,7 @@ TRAIN_ERRORS = [
     (["parameterization=null"], 2, "or leave it out for noise"),
     (["objective=null"], 2, "or leave it out for simple"),
     (["trainer=null"], 2, "or leave it out for default"),
-    (["logger=null"], 2, "choose one of csv, tensorboard, or leave it out for csv"),
+    (["logger=null"], 2, "choose one of csv, mlflow, tensorboard, trackio, wandb, or leave it out for csv"),
     (["sampler=null"], 2, "sampler is not a setting; the groups and settings are class_conditional, data"),
     (
         ["hydra/launcher=null"],
