@@ -17,6 +17,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.networks import MLP, UNet
 from sde_gen.networks.sizes import sized
 from sde_gen.training.checkpoint import (
+    CODEC,
     MANIFEST,
     Checkpoint,
     best_checkpoint,
@@ -188,6 +189,8 @@ def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = (), given: Mappin
     if node is None and given is None:
         raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data; give data=...")
     known = given or known_data.place_of(wanted)
+    if given is None and known is not None and "codec" in known and (checkpoint.home / CODEC).is_dir():
+        known = {**known, "codec": str(checkpoint.home / CODEC)}  # the run's own, which nothing has moved
     if known is None:
         name = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
         if not (known_data.made_on_the_spot(node) or name.rpartition(".")[0] in trust):
@@ -226,7 +229,18 @@ def load_model(
     check_size(checkpoint.config.get("network"), tensors, f"of checkpoint {checkpoint.path}")
     model = build_model(checkpoint.config, f"of checkpoint {checkpoint.path}", trust=trust, about=about)
     load_weights(model.network, tensors, checkpoint.path)  # type: ignore[arg-type]
+    model.always_labelled = always_labelled(checkpoint)
     return model.to(device).eval()
+
+
+def always_labelled(checkpoint: Checkpoint) -> bool:
+    """Whether each sample that a network of ours was trained on had a label, which none was told not to see."""
+    state, objective = checkpoint.state, checkpoint.config.get("objective")
+    if not state.get("conditional") or "imported" in state or not isinstance(objective, Mapping):
+        return False
+    about = state.get("data")
+    some = isinstance(about, Mapping) and about.get("unlabelled")
+    return not objective.get("label_dropout") and not some
 
 
 def check_size(node: Any, tensors: Mapping[str, torch.Tensor], whose: str) -> None:

@@ -5,13 +5,14 @@ import warnings
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sde_gen.bars import elapsing
 from sde_gen.comparison.budgets import calls_of
 from sde_gen.config.launch import say
 from sde_gen.errors import SDEGenError
-from sde_gen.jobs.common import Trained, home_of
+from sde_gen.jobs.common import Trained
 from sde_gen.samplers import DDIM, GivenLambdas, GridSampler, ProbabilityFlow, Sampler
 from sde_gen.tuning import Auto
 
@@ -35,7 +36,7 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     auto = what.sampler
     if not isinstance(auto, Auto) or auto.calls == 0:
         return what
-    folder = home_of(what.checkpoint) / "auto"
+    folder = what.checkpoint.home / "auto"
     if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         auto = replace(auto, folder=str(folder))
     condition = {} if labels is None else {"label": labels[:_STARTS].to(what.device)}
@@ -78,11 +79,11 @@ def say_cost(what: Trained, shape: tuple[int, ...], labels: Tensor | None, count
 def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], labels: Tensor | None, rows: int) -> float:
     """Seconds of one network call on so many samples, the first call, which may have to warm up, left out."""
     condition = {} if labels is None else {"label": labels[:1].expand(rows).to(what.device)}
-    seconds = float("inf")
+    seconds, states = float("inf"), torch.zeros(rows, *shape, device=what.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
-            made = DDIM(steps=1)(what.model, (rows, *shape), condition=condition, device=what.device, chunk=rows)
+            made = DDIM(steps=1)(what.model, start=states, condition=condition, chunk=rows)
             seconds = min(seconds, made.seconds / max(1, made.nfe))
             if seconds > 1:
                 break
