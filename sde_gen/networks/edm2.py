@@ -56,12 +56,16 @@ class _Linear(nn.Module):
 
     def matrix(self, gain: Tensor | float = 1.0) -> Tensor:
         """The filters as they act."""
-        across = tuple(range(1, self.weight.dim()))
+        weight, across = self.weight, tuple(range(1, self.weight.dim()))
         if self.training:
+            held = unit(weight.detach(), across, eps=1e-12)
+            # What is stored from now on, with the gradient of the parameter: it is not read again after it is written,
+            # which a compiler would take for something else.
+            weight = held + (weight - weight.detach())
             with torch.no_grad():
-                self.weight.copy_(unit(self.weight, across, eps=1e-12))
-        full = self.weight.to(torch.promote_types(self.weight.dtype, torch.float32))
-        return (unit(full, across) * (gain / math.sqrt(full[0].numel()))).to(self.weight.dtype)
+                self.weight.copy_(held)
+        full = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        return (unit(full, across) * (gain / math.sqrt(full[0].numel()))).to(weight.dtype)
 
     def forward(self, x: Tensor, gain: Tensor | float = 1.0) -> Tensor:
         matrix = self.matrix(gain)

@@ -62,6 +62,17 @@ def test_training_holds_the_weights_at_unit_size_and_evaluation_leaves_them() ->
     torch.testing.assert_close(first, said, rtol=2e-2, atol=2e-2)  # up to the eps beside the norm
 
 
+def test_two_calls_before_one_gradient() -> None:
+    network = awake(small())
+    x, c = torch.randn(2, 1, 8, 8), torch.zeros(2)
+    network(x, c)
+    (network(x, c) + network(x, c)).square().sum().backward()
+    both = network.stem.weight.grad
+    network.zero_grad()
+    (2 * network(x, c)).square().sum().backward()
+    torch.testing.assert_close(network.stem.weight.grad, both, rtol=1e-3, atol=1e-4 * float(both.abs().max()))
+
+
 def test_no_label_is_a_row_of_zeros() -> None:
     network = awake(small(num_classes=3)).eval()
     x, c = torch.randn(4, 1, 8, 8), torch.zeros(4)
