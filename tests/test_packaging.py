@@ -160,6 +160,7 @@ def test_help_lists_the_groups_and_does_not_import_torch(command: str, tmp_path:
     assert not imported & {"torch", "scipy", "sklearn", "matplotlib"}
     groups = {"train": ("sde", "network", "objective", "data"), "sample": ("sde", "sampler")}
     groups["compare"] = ("experiment", "sde", "sampler", "network", "data")
-    for group in groups.get(command, ("sde", "sampler", "features")):
+    groups |= {"evaluate": ("sde", "sampler", "features"), "import_weights": ("sde", "data", "network"), "report": ()}
+    for group in groups[command]:
         assert re.search(rf"^\W*{group}\b", done.stdout, flags=re.MULTILINE), f"--help does not list {group}"
     assert list(tmp_path.iterdir()) == []  # and writes nothing
