@@ -88,8 +88,8 @@ class _FromCheckpoint(_Working):
     data: dict[str, Any] | None = None  # what the network was trained on; null: where it was on this machine
     checkpoint: str | None = None  # instead of a run, the folder of a checkpoint (or of a run)
     out: Name = None  # folder of the results; null: a fresh one in the run
-    # model: the last ones, not averaged; a number: another average, by its decay or (posthoc_every) relative length
-    weights: Literal["ema", "model"] | float = "ema"
+    # (a relative length where the run was trained with trainer.posthoc_every)
+    weights: Literal["ema", "model"] | float = "ema"  # model: the last ones; a number: an average's decay or length
     chunk: int | None = checked(None)  # most samples at once; null: chosen from their size and the device
     num_samples: int = checked(1000)  # how many to draw
 

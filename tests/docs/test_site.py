@@ -168,3 +168,11 @@ def test_every_public_name_has_its_place() -> None:
         *(name for room in ("data", "metrics", "guidance", "inverse", "training") for name in exports(room)),
     }
     assert names <= places
+
+
+@pytest.mark.parametrize("page", ["keys", "choices"])
+def test_every_key_has_its_meaning(page: str) -> None:
+    lines = (BUILT.parents[1] / "reference" / f"{page}.md").read_text("utf-8").splitlines()
+    rows = [line.strip("| ").split(" | ") for line in lines if re.match(r"\| `[\w.]+` \|", line)]
+    assert len(rows) > 60
+    assert [row[0] for row in rows if len(row) < 4 or not row[3].strip()] == []
