@@ -17,6 +17,8 @@ from sde_gen.config.signatures import group_of, target_named, targets
 from sde_gen.config.typed import arguments, did_you_mean
 from sde_gen.errors import CheckpointError, ConfigError
 
+#: Parameters that the command alone may give.
+_FROM_COMMAND = {"sde_gen.codecs.latents": ("trust",)}
 #: Where a composed configuration keeps the arguments that it was composed with.
 ARGUMENTS = "_arguments_"
 
@@ -46,6 +48,8 @@ def build(node: Any, *, trust: Sequence[str] = (), where: str = "config", stored
     target = find_target(name, trust, where, stored)
     title = name.rpartition(".")[2]
     values = {key: _inner(value, trust, f"{where}.{key}", stored) for key, value in node.items() if key != "_target_"}
+    if "trust" in _FROM_COMMAND.get(name, ()):  # whatever the configuration says
+        values["trust"] = list(trust)
     made = target(**arguments(target, title, {**given, **values}, where))
     if hasattr(made, "state_dict"):  # a network does not say what it was made from
         made.described = {**given, **node}

@@ -19,7 +19,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training import TrainerSettings
-from sde_gen.training.checkpoint import MANIFEST, has_interpolation
+from sde_gen.training.checkpoint import CODEC, MANIFEST, has_interpolation
 from sde_gen.training.optimizers import Factory, own_target
 from sde_gen.training.run_folder import run_path
 
@@ -27,7 +27,7 @@ from sde_gen.training.run_folder import run_path
 _STORED = ("sde", "data", "parameterization", "objective", "trainer", "network", "seed", "class_conditional")
 #: Settings that may differ when a run is continued; all others change what is computed. Where the data lie does not:
 #: that they are the same is seen by their fingerprint.
-_FREE = frozenset({"data.path", "data.root"}) | frozenset(
+_FREE = frozenset({"data.path", "data.root", "data.codec", "data.source"}) | frozenset(
     f"trainer.{name}"
     for name in (
         *("steps", "max_seconds", "compile", "accumulate", "checkpoint_activations", "strategy"),
@@ -123,6 +123,14 @@ def continued(cfg: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
         first, *rest = key.split(".")
         if first in _STORED:
             values[first] = _grafted(values.get(first), getattr(cfg, first), rest)
+    node = values.get("data")
+    if (
+        isinstance(node, Mapping)
+        and "codec" in node
+        and (path / CODEC).is_dir()
+        and not any(override.startswith("data.codec=") for override in overrides)
+    ):
+        values["data"] = {**node, "codec": str(path / CODEC)}
     known = {field.name for field in fields(cfg)}
     return replace(cfg, **{name: value for name, value in values.items() if name in known}, run=path.name,
                    runs_dir=str(path.parent))  # fmt: skip

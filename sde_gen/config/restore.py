@@ -17,6 +17,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.networks import MLP, UNet
 from sde_gen.networks.sizes import sized
 from sde_gen.training.checkpoint import (
+    CODEC,
     MANIFEST,
     Checkpoint,
     best_checkpoint,
@@ -188,6 +189,8 @@ def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = (), given: Mappin
     if node is None and given is None:
         raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data; give data=...")
     known = given or known_data.place_of(wanted)
+    if given is None and known is not None and "codec" in known and (checkpoint.home / CODEC).is_dir():
+        known = {**known, "codec": str(checkpoint.home / CODEC)}  # the run's own, which nothing has moved
     if known is None:
         name = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
         if not (known_data.made_on_the_spot(node) or name.rpartition(".")[0] in trust):

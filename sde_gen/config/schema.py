@@ -162,6 +162,7 @@ class EvaluateConfig(_Observing, _FromCheckpoint):
     nll: dict[str, Any] = field(default_factory=dict)
     samples: str | None = None  # the folder or .npz of samples that were drawn before, instead of drawing
     metrics: list[str] = field(default_factory=list)  # distances of samples from held-out data; []: none
+    space: Literal["pixels", "latent"] = "pixels"  # of latents: compare what they decode into, or themselves
     compared: int | None = checked(2000, low=2)  # most points of each set in a distance; null: all
     observations: int = checked(64, low=2)  # of a task: held-out samples that are observed
     draws: int = checked(32, low=2)  # of a task, for each observation

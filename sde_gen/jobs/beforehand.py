@@ -11,7 +11,7 @@ from sde_gen.bars import elapsing
 from sde_gen.comparison.budgets import calls_of
 from sde_gen.config.launch import say
 from sde_gen.errors import SDEGenError
-from sde_gen.jobs.common import Trained, home_of
+from sde_gen.jobs.common import Trained
 from sde_gen.samplers import DDIM, GivenLambdas, GridSampler, ProbabilityFlow, Sampler
 from sde_gen.tuning import Auto
 
@@ -35,7 +35,7 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     auto = what.sampler
     if not isinstance(auto, Auto) or auto.calls == 0:
         return what
-    folder = home_of(what.checkpoint) / "auto"
+    folder = what.checkpoint.home / "auto"
     if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         auto = replace(auto, folder=str(folder))
     condition = {} if labels is None else {"label": labels[:_STARTS].to(what.device)}

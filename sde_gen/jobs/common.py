@@ -85,13 +85,7 @@ def run_folder(cfg: RunConfig, label: str) -> RunDirectory:
 
 def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
     """A new folder for results, `kind/<date>-<time>_<label>` in the run of a checkpoint."""
-    return RunDirectory.fresh(home_of(checkpoint) / kind, label).path
-
-
-def home_of(checkpoint: Checkpoint) -> Path:
-    """The folder of the run of a checkpoint, which may lie in it, in its `checkpoints`, or alone."""
-    home = checkpoint.path.parent
-    return home.parent if home.name == "checkpoints" else home
+    return RunDirectory.fresh(checkpoint.home / kind, label).path
 
 
 @contextmanager

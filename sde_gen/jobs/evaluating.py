@@ -35,7 +35,8 @@ from sde_gen.files import make_folder
 from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.calibrating import calibrated
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
-from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, check_sizes, summary
+from sde_gen.jobs.viewing import View
+from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, Pixels, check_sizes, summary
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
 
@@ -59,9 +60,13 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     data = stored_data(checkpoint, cfg.trust, cfg.data)
     if cfg.task is not None:
         return calibrated(cfg, what, data, _folder(cfg, checkpoint), arguments)
-    samples = read_samples(cfg.samples, data) if cfg.samples is not None and cfg.metrics else None
+    view = View.of(what, cfg.trust, cfg.space == "pixels" and bool(cfg.metrics))
+    seen, decoding = view.data(data), view.codec is not None
+    if data.codec is not None and not decoding and not isinstance(features, Pixels):
+        raise ConfigError("features= are of pictures, and latents are none; use features=pixels, or space=pixels")
+    shown = read_samples(cfg.samples, seen, raw=decoding) if cfg.samples is not None and cfg.metrics else None
     if cfg.metrics:
-        drawn = cfg.num_samples if samples is None else len(samples)
+        drawn = cfg.num_samples if shown is None else len(shown)
         check_sizes(cfg.metrics, drawn, len(data.test), len(data.train), cfg.compared)
     told = json.dumps(values, sort_keys=True, default=str)
     processes.agree({"settings": told, "checkpoint": checkpoint.digest, "device": what.device.type})
@@ -76,26 +81,31 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         "held_out": len(data.test),
         "seed": cfg.seed,
     }
+    if data.codec is not None:
+        about |= {"likelihood_space": "latent", "space": "pixels" if decoding else "latent"}
+        say(f"likelihoods are of latents, distances of {'decoded samples' if decoding else 'latents'}")
     if "imported" in checkpoint.state:
         about |= {"diagnosis": processes.on_main(lambda: _diagnosis(what, data, cfg.seed))}
     with notes_said():
         likelihoods = _likelihoods(cfg, likelihood, what, data)
-        if cfg.metrics and samples is None:
-            samples, drawn = _draw(cfg, what, data)
+        model_x = None if decoding else shown
+        if cfg.metrics and shown is None:
+            model_x, drawn = _draw(cfg, what, data)
             about |= drawn
-        elif samples is not None:
-            about |= {"samples": str(cfg.samples), "num_samples": len(samples)}
+        elif shown is not None:
+            about |= {"samples": str(cfg.samples), "num_samples": len(shown)}
 
     def finish() -> dict[str, Any]:
         Evaluation(about, likelihoods, []).write(folder)  # the distances may take long, or fail
-        write_arrays(folder / "evaluation.npz", samples, data.transform, likelihoods)
-        found = _distances(cfg, samples, data, features, what.device) if samples is not None else []
-        if samples is not None and data.columns:
-            raw = (data.transform.inverse(x).numpy() for x in (samples, data.test))
-            about["columns"] = compared_columns(data.columns, *raw)
+        samples = view(model_x) if shown is None and model_x is not None else shown
+        write_arrays(folder / "evaluation.npz", samples, seen.transform, likelihoods, model_x)
+        found = _distances(cfg, samples, seen, features, what.device) if samples is not None else []
+        if samples is not None and seen.columns:
+            raw = (seen.transform.inverse(x).numpy() for x in (samples, seen.test))
+            about["columns"] = compared_columns(seen.columns, *raw)
         evaluation = Evaluation(about, likelihoods, found)
         evaluation.write(folder)
-        _picture(folder, samples, data, found)
+        _picture(folder, samples, seen, found)
         for line in evaluation.lines():
             say(line)
         for row in about.get("columns", ()):

@@ -60,6 +60,9 @@ def restored(cfg: SampleConfig, what: Trained, arguments: Sequence[str], labels:
     model, shape, transform = what.model, what.model.shape, what.model.transform
     if transform is None:
         raise CheckpointError(f"checkpoint {what.checkpoint.path} does not describe its data")
+    if what.checkpoint.state["data"].get("codec"):
+        raise ConfigError(f"task={cfg.task} observes what the model draws, and this one draws latents; train on data "
+                          "themselves, or leave task out")  # fmt: skip
     if cfg.start is not None or what.processes.world > 1:
         raise ConfigError(f"task={cfg.task} starts from noise in one process; leave start out, and torchrun")
     task = _task(cfg, transform, shape)

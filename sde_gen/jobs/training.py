@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from sde_gen.bars import ticking
+from sde_gen.codecs.stored import keep_codec
 from sde_gen.config import known_data
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
@@ -67,6 +68,8 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
             optimizer=ready.optimizer,
         )
         _resume(trainer, folder, ready.stored)
+        if ready.data.codec is not None:
+            processes.on_main(lambda: keep_codec(ready.data.codec, folder.path))
         report.start(trainer)
         if processes.is_main:
             text = OmegaConf.to_yaml(OmegaConf.create(ready.stored))

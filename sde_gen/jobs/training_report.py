@@ -46,6 +46,11 @@ class Report:
         )
         if trainer.conditional:
             say(counts_of(trainer.data.description))
+        if trainer.data.codec is not None and trainer.data.pixels is not None:
+            real, z = trainer.data.pixels.test[:64], trainer.data.transform.inverse(trainer.data.test[:64])
+            error, spread = (trainer.data.codec.decode(z.float()) - real).square().mean().sqrt(), real.std()
+            say(f"latents of samples of shape {trainer.data.pixels.shape}; their codec's error on held-out ones is "
+                f"{float(error):.3f}, root of the mean square, where these vary by {float(spread):.3f}")  # fmt: skip
         if trainer.step:
             say(f"continued from step {trainer.step}")
         self._metrics = MetricsFile(self.folder.metrics, trainer.step)
@@ -118,7 +123,10 @@ class Report:
         if not self.is_main:
             return
         columns = columns_for(len(occurring(data.description)), count) if condition else None
-        picture = pictures.picture_of(x, data.test, columns)
+        real = data.test
+        if data.codec is not None and data.pixels is not None:
+            x, real = data.codec.decode(data.transform.inverse(x.cpu()).float()), data.pixels.test
+        picture = pictures.picture_of(x, real, columns)
         try:
             make_folder(self.folder.samples, "the folder of the pictures")
             pictures.save_image(picture, self.folder.samples / f"step_{trainer.step:08d}.png")

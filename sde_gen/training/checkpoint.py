@@ -30,6 +30,7 @@ from sde_gen.files import fsync_file, fsync_folder, held, make_folder, read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CODEC = "codec"  # the folder, within a run, of what its latents are decoded by
 _JSON_FILES = ("config.json", "state.json")
 _NAME = re.compile(r"step_(\d{8,})")
 # A manifest may name these files and no others, so it can never point outside its own folder.
@@ -54,6 +55,12 @@ class Checkpoint:
     def step(self) -> int:
         """Optimiser steps done when it was saved."""
         return int(self.state["step"])
+
+    @property
+    def home(self) -> Path:
+        """The run that it lies in, in `checkpoints` or at the top; or where it lies alone."""
+        folder = self.path.parent
+        return folder.parent if folder.name == "checkpoints" else folder
 
     @property
     def digest(self) -> str:

@@ -32,7 +32,7 @@ CHOICES = [
     for group in CHOSEN
     for choice in sorted({*choices(group), *(n for n, t in members(group).items() if ".interop." not in t)})
 ]
-FROM_DATA = {"channels", "features", "num_classes", "dimensions", "model"}
+FROM_DATA = {"channels", "features", "num_classes", "dimensions", "model", "trust"}
 
 
 def _target(name: str) -> Any:
