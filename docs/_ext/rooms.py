@@ -15,6 +15,7 @@ PAGES = {
     "perturbations": ("Perturbations", ["perturbations"]),
     "model": ("Models", ["model", "parameterizations", "conventions", "conditions", "loading", "hub", "diagnosis"]),
     "networks": ("Networks", ["networks"]),
+    "codecs": ("Codecs and latents", ["codecs"]),
     "oracles": ("Exact models", ["oracles"]),
     "objectives": ("Objectives and weightings", ["objectives", "weightings"]),
     "samplers": ("Samplers", ["samplers"]),

@@ -34,6 +34,8 @@ def test_every_public_name_has_its_place(extension: Any) -> None:
         path.stem for path in (ROOT / "sde_gen").iterdir() if path.stem[0] != "_" and path_of(f"sde_gen.{path.stem}")
     }
     assert {room for room in there if exports(room)} - named <= INSIDE
+    listed = re.findall(r"^api/(\w+)$", (ROOT / "docs/reference/index.md").read_text("utf-8"), re.MULTILINE)
+    assert listed == list(rooms.PAGES)
     known = {name for room in named for name in exports(room)}
     assert set(homes()) <= known
     written = rooms.page(*rooms.PAGES["perturbations"])
