@@ -229,7 +229,18 @@ def load_model(
     check_size(checkpoint.config.get("network"), tensors, f"of checkpoint {checkpoint.path}")
     model = build_model(checkpoint.config, f"of checkpoint {checkpoint.path}", trust=trust, about=about)
     load_weights(model.network, tensors, checkpoint.path)  # type: ignore[arg-type]
+    model.always_labelled = always_labelled(checkpoint)
     return model.to(device).eval()
+
+
+def always_labelled(checkpoint: Checkpoint) -> bool:
+    """Whether each sample that a network of ours was trained on had a label, which none was told not to see."""
+    state, objective = checkpoint.state, checkpoint.config.get("objective")
+    if not state.get("conditional") or "imported" in state or not isinstance(objective, Mapping):
+        return False
+    about = state.get("data")
+    some = isinstance(about, Mapping) and about.get("unlabelled")
+    return not objective.get("label_dropout") and not some
 
 
 def check_size(node: Any, tensors: Mapping[str, torch.Tensor], whose: str) -> None:

@@ -5,6 +5,7 @@ import warnings
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from sde_gen.bars import elapsing
@@ -78,11 +79,11 @@ def say_cost(what: Trained, shape: tuple[int, ...], labels: Tensor | None, count
 def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], labels: Tensor | None, rows: int) -> float:
     """Seconds of one network call on so many samples, the first call, which may have to warm up, left out."""
     condition = {} if labels is None else {"label": labels[:1].expand(rows).to(what.device)}
-    seconds = float("inf")
+    seconds, states = float("inf"), torch.zeros(rows, *shape, device=what.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for _ in range(2):
-            made = DDIM(steps=1)(what.model, (rows, *shape), condition=condition, device=what.device, chunk=rows)
+            made = DDIM(steps=1)(what.model, start=states, condition=condition, chunk=rows)
             seconds = min(seconds, made.seconds / max(1, made.nfe))
             if seconds > 1:
                 break

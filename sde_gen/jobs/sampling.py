@@ -59,7 +59,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
     about, dropped = _training_labels(what)
-    labels = chosen(told(cfg, cfg.label, model, dropped), about, dropped)
+    labels = chosen(told(cfg.label, model), about, dropped)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
     if cfg.task is not None:
