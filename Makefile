@@ -165,7 +165,7 @@ wheel-test: $(VENV)/.dev
 	echo "== the wheel works"
 
 clean:
-	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache docs/_build
+	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache docs/_build docs/reference/api docs/reference/keys.md docs/reference/choices.md
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 clean-all: clean

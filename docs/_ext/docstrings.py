@@ -5,11 +5,12 @@ markup is escaped, except in blocks of code and of maths, which are meant.
 """
 
 import re
-from typing import Any
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING, Any
 
 from sde_gen.register import homes
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 #: What stands as it is: literals, roles, and names in single backticks.
 _KEPT = re.compile(r"(``.+?``|:\w+:`[^`]+`|`[^`]+`|\*\*[^*\s][^*]*\*\*|\*[A-Za-z][\w' -]*\*(?!\w))")
@@ -67,12 +68,12 @@ def _code_blocks(lines: list[str]) -> list[str]:
     return found
 
 
-def process(app: Sphinx, what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
+def process(app: "Sphinx", what: str, name: str, thing: Any, options: Any, lines: list[str]) -> None:
     """Before napoleon reads the sections."""
     lines[:] = laid_out(escaped(_code_blocks(lines)))
 
 
-def resolve(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
+def resolve(app: "Sphinx", env: Any, node: Any, text: Any) -> Any:
     """A public name in backticks is a link to `sde_gen.NAME`."""
     name = node.get("reftarget", "").removeprefix("sg.").removesuffix("()").removeprefix("sde_gen.")
     if node.get("refdomain") != "py":
@@ -84,7 +85,7 @@ def resolve(app: Sphinx, env: Any, node: Any, text: Any) -> Any:
     return env.get_domain("py").resolve_xref(env, node["refdoc"], app.builder, "obj", target, node, text)
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     """Sphinx's entry."""
     app.connect("autodoc-process-docstring", process, priority=100)
     app.connect("missing-reference", resolve)

@@ -10,19 +10,21 @@ import re
 from collections.abc import Iterator, Mapping
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import yaml
 from hydra.core.plugins import Plugins
 
 Plugins.instance()  # before OmegaConf's loader
 from omegaconf._utils import get_yaml_loader  # noqa: E402
-from sphinx.application import Sphinx  # noqa: E402
 
 from sde_gen.config.commands import COMMANDS, GROUP_WORDS  # noqa: E402
 from sde_gen.config.groups import choices, complete, config_dir  # noqa: E402
 from sde_gen.config.signatures import GROUPS, MISSING, defaults, members  # noqa: E402
 from sde_gen.config.words import Meaning, meanings, summary  # noqa: E402
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 Row = tuple[str, str, str, str]
 #: What Hydra itself reads.
@@ -183,7 +185,7 @@ def _comments(file: Path) -> list[str]:
     return [line for line in lines if line.startswith("# ") and "@package" not in line]
 
 
-def write(app: Sphinx) -> None:
+def write(app: "Sphinx") -> None:
     """Write the pages where they changed."""
     for name, text in (("keys", keys_page()), ("choices", choices_page())):
         path = Path(app.srcdir, "reference", f"{name}.md")
@@ -191,7 +193,7 @@ def write(app: Sphinx) -> None:
             path.write_text(text, "utf-8")
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     """Sphinx's entry."""
     app.connect("builder-inited", write)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -3,17 +3,19 @@
 import inspect
 from importlib import import_module
 from pathlib import Path
-from typing import Any
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING, Any
 
 from sde_gen.register import ROOMS, exports
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 #: Title and rooms of each page, in the order of the table of contents.
 PAGES = {
     "perturbations": ("Perturbations", ["perturbations"]),
     "model": ("Models", ["model", "parameterizations", "conventions", "conditions", "loading", "hub", "diagnosis"]),
     "networks": ("Networks", ["networks"]),
+    "codecs": ("Codecs and latents", ["codecs"]),
     "oracles": ("Exact models", ["oracles"]),
     "objectives": ("Objectives and weightings", ["objectives", "weightings"]),
     "samplers": ("Samplers", ["samplers"]),
@@ -65,7 +67,7 @@ def page(title: str, rooms: list[str]) -> str:
     return "\n".join(lines)
 
 
-def write(app: Sphinx) -> None:
+def write(app: "Sphinx") -> None:
     """Write the pages that changed, so that an unchanged one is not read again."""
     folder = Path(app.srcdir, "reference", "api")
     folder.mkdir(exist_ok=True)
@@ -76,7 +78,7 @@ def write(app: Sphinx) -> None:
             path.write_text(text, "utf-8")
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     """Sphinx's entry."""
     app.connect("builder-inited", write)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

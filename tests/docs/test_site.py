@@ -17,8 +17,6 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
-from sde_gen.register import exports, homes
-
 BUILT = Path(__file__).parents[2] / "docs" / "_build" / "html"
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
@@ -158,13 +156,3 @@ def test_links_lead_somewhere() -> None:
 
     assert len(pages) > 50
     assert [line for path in pages for line in broken(path)] == []
-
-
-def test_every_public_name_has_its_place() -> None:
-    text = "".join(path.read_text("utf-8") for path in (BUILT / "reference" / "api").glob("*.html"))
-    places = {place.rpartition(".")[2] for place in re.findall(r'id="sde_gen\.([\w.]+)"', text)}
-    names = {
-        *homes(),
-        *(name for room in ("data", "metrics", "guidance", "inverse", "training") for name in exports(room)),
-    }
-    assert names <= places
