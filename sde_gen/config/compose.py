@@ -253,7 +253,8 @@ def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
     alike += [k for last, k in beside.items() if last.startswith(setting) or setting.startswith(last)]
     having = [choice for choice in having if choice.islower()] or having  # files before classes
     if having and not alike:
-        return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={having[0]}"
+        first = "unet" if "unet" in having else having[0]  # which auto takes for images
+        return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={first}"
     top = sorted({k.split(".")[0] for k in known})
     if near := nearest(setting, beside):
         alike.append(beside[near])

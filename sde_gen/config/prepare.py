@@ -30,7 +30,8 @@ _STORED = ("sde", "data", "parameterization", "objective", "trainer", "network",
 _FREE = frozenset({"data.path", "data.root", "data.codec", "data.source"}) | frozenset(
     f"trainer.{name}"
     for name in (
-        *("steps", "max_seconds", "compile", "accumulate", "strategy", "checkpoint_every", "keep_last", "keep_best"),
+        *("steps", "max_seconds", "compile", "accumulate", "checkpoint_activations", "strategy"),
+        *("checkpoint_every", "keep_last", "keep_best"),
         *("log_every", "eval_every", "preview_every", "preview_samples", "preview_steps"),
     )
 )

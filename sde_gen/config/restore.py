@@ -1,6 +1,5 @@
 """Objects whose settings depend on others, and models that come back from a checkpoint."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,12 +7,15 @@ from typing import Any, Literal
 
 import torch
 
+from sde_gen import networks
 from sde_gen.config import known_data
 from sde_gen.config.objects import build
 from sde_gen.config.signatures import group_of
 from sde_gen.data import Affine, Dataset
 from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
+from sde_gen.networks import MLP, UNet
+from sde_gen.networks.sizes import sized
 from sde_gen.training.checkpoint import (
     CODEC,
     MANIFEST,
@@ -67,40 +69,48 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
         if len(node) > 1:
             extra = ", ".join(f"network.{key}" for key in node if key != "_target_")
             raise ConfigError(f"{extra} cannot be set with network=auto; choose network=unet or network=mlp as well")
-        node = _automatic(data)
+        node = {"_target_": f"sde_gen.networks.{'MLP' if data.kind == 'vector' else 'UNet'}"}
+        if data.kind != "vector" and max(data.shape[1:]) > _SMALL:  # the defaults of UNet are those for smaller ones
+            node |= UNet.fitting(data.shape, len(data.train))
     if conditional and data.num_classes == 0:
         raise ConfigError(f"class_conditional=true, but the data set {data.name} has no labels")
-    target = node.get("_target_")
-    if target == "sde_gen.networks.UNet":
+    target = str(node.get("_target_"))
+    network = getattr(networks, target.removeprefix("sde_gen.networks."), None)
+    _fits(network, data)
+    if network is MLP:
+        node.setdefault("features", data.shape[0])
+    elif network is not None:
         node.setdefault("channels", data.shape[0])
+        if "size" in node:
+            _sizes(node, network, data)
         if data.kind != "image":
             node.setdefault("dimensions", max(1, len(data.shape) - 1))
-    elif target == "sde_gen.networks.MLP":
-        node.setdefault("features", data.shape[0])
     if conditional:
         node.setdefault("num_classes", data.num_classes)
-    _fits(str(target), data)
     return node
 
 
-def _automatic(data: Dataset) -> dict[str, Any]:
-    if data.kind == "vector":
-        return {"_target_": "sde_gen.networks.MLP"}
-    node: dict[str, Any] = {"_target_": "sde_gen.networks.UNet"}
-    side = max(data.shape[1:])
-    if side > _SMALL:  # one more level for each doubling of the size, and twice the blocks
-        more = math.ceil(math.log2(side / _SMALL))
-        node |= {"multipliers": [1, 2, 2] + [2] * more, "blocks": 2}
-    return node
+def _sizes(node: dict[str, Any], network: Any, data: Dataset) -> None:
+    """Write into `node` what its size says, or what fits the data where it has none; what it says itself stands."""
+    size = node.pop("size", None)
+    says = sized(network.__name__, network.sizes, size, dict.fromkeys(next(iter(network.sizes.values()))))
+    if size is None:
+        says = network.fitting(data.shape, len(data.train))
+        if levels := node.get("multipliers"):  # of which there may be fewer
+            says["attention"] = [level for level in says["attention"] if level < len(levels)] or [-1]
+    node |= {key: value for key, value in says.items() if node.get(key) is None}
 
 
-def _fits(target: str, data: Dataset) -> None:
-    if target.endswith((".UNet", ".MLP")) and target.endswith(".MLP") != (data.kind == "vector"):
+def _fits(network: Any, data: Dataset) -> None:
+    if network is not None and (network is MLP) != (data.kind == "vector"):
         wanted = "mlp" if data.kind == "vector" else "unet"
         raise ConfigError(
-            f"{target.rpartition('.')[2]} cannot take samples like those of {data.name}, of shape {data.shape}; "
+            f"{network.__name__} cannot take samples like those of {data.name}, of shape {data.shape}; "
             f"use network={wanted} or network=auto"
         )
+    if network is not None and data.kind not in ("image", "vector") and "dimensions" not in network().arguments:
+        raise ConfigError(f"{network.__name__} takes images, and {data.name} has samples of shape {data.shape}; use "
+                          "network=unet, network=dit or network=auto")  # fmt: skip
 
 
 def find_checkpoint(path: str | os.PathLike[str], best: bool = False) -> tuple[Checkpoint, list[str]]:

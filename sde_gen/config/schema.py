@@ -15,6 +15,10 @@ class LoggerSettings:
     """Where metrics go besides metrics.csv."""
 
     tensorboard: bool = False  # event files in the run's tensorboard/
+    wandb: bool = False  # Weights & Biases, offline unless WANDB_MODE says otherwise
+    trackio: bool = False  # a trackio database on this machine
+    mlflow: bool = False  # mlflow.db in the run, or where MLFLOW_TRACKING_URI says
+    project: str = "sde_gen"  # how W&B and trackio call the project, and MLflow the experiment
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,8 +92,7 @@ class _FromCheckpoint(_Working):
     data: dict[str, Any] | None = None  # what the network was trained on; null: where it was on this machine
     checkpoint: str | None = None  # instead of a run, the folder of a checkpoint (or of a run)
     out: Name = None  # folder of the results; null: a fresh one in the run
-    # model: the last ones, not averaged; a number: another average, by its decay or (posthoc_every) relative length
-    weights: Literal["ema", "model"] | float = "ema"
+    weights: Literal["ema", "model"] | float = "ema"  # model: not averaged; a number: by its decay, or relative length
     chunk: int | None = checked(None)  # most samples at once; null: chosen from their size and the device
     num_samples: int = checked(1000)  # how many to draw
 

@@ -15,7 +15,7 @@ from sde_gen.config.schema import ImportConfig
 from sde_gen.data import Affine, Dataset, Description
 from sde_gen.errors import ConfigError
 from sde_gen.files import sha256
-from sde_gen.interop import Called, families
+from sde_gen.interop import Called, families, published_weights
 from sde_gen.interop.diffusers import from_pretrained
 from sde_gen.interop.diffusers.folders import fetched
 from sde_gen.interop.weight_files import by_position
@@ -147,7 +147,17 @@ def _of_family(cfg: ImportConfig, kind: str, path: Path) -> tuple[ScoreModel, Pa
             raise ConfigError(f"from={kind} needs the class of the network: network._target_=MODULE.CLASS and its "
                               f"arguments, with trust=[MODULE]{told}")  # fmt: skip
         node = {"_target_": f"{cfg.trust[0]}.{name}", **given}
+    if str(node.get("_target_")).startswith("sde_gen.networks."):
+        node = published_weights.read_off(found.weights) | node
     network = build(node, trust=cfg.trust, where="network")
+    named = published_weights.ours(kind, found.weights, network)
+    if named is not None:  # one of ours, which is called as it is
+        means = found.averaged or found.weights
+        if isinstance(means, list | tuple):
+            means = published_weights.averaged(kind, means, found.weights)
+        load_weights(network, named, path)
+        averages = published_weights.ours(kind, means, network)
+        return ScoreModel(network, found.process, found.parameterization), {"model": named, "ema": averages or named}
     load_weights(network, found.weights, path)
     if isinstance(found.averaged, list | tuple):
         averaged = by_position(found.averaged, network, str(path))

@@ -34,7 +34,7 @@ CODEC = "codec"  # the folder, within a run, of what its latents are decoded by
 _JSON_FILES = ("config.json", "state.json")
 _NAME = re.compile(r"step_(\d{8,})")
 # A manifest may name these files and no others, so it can never point outside its own folder.
-_FILE = re.compile(r"(config|state)\.json|(model|ema|optimizer|averages)\.safetensors")
+_FILE = re.compile(r"(config|state)\.json|(model|ema|optimizer|averages|weighting)\.safetensors")
 
 
 @dataclass(frozen=True)

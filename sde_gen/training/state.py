@@ -110,7 +110,11 @@ def _by_parameter(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]
 
 
 def packed(
-    network: nn.Module, averages: Sequence[EMA], optimizer: torch.optim.Optimizer, keep: bool
+    network: nn.Module,
+    averages: Sequence[EMA],
+    optimizer: torch.optim.Optimizer,
+    weighting: nn.Module | None,
+    keep: bool,
 ) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint holds in tensors, in host memory where `keep`; every process must ask, as shards are exchanged.
 
@@ -120,6 +124,8 @@ def packed(
     parts = {"model": network.state_dict(), "ema": first.state_dict(), "optimizer": pack_optimizer(optimizer, network)}
     if more:
         parts["averages"] = {name: tensor for average in more for name, tensor in average.averages().items()}
+    if weighting is not None:
+        parts["weighting"] = weighting.state_dict() | pack_optimizer(optimizer, weighting)
     return {stem: collected(named, keep) for stem, named in parts.items()}
 
 
@@ -129,6 +135,7 @@ def unpack(
     network: nn.Module,
     averages: Sequence[EMA],
     optimizer: torch.optim.Optimizer,
+    weighting: nn.Module | None = None,
 ) -> None:
     """Weights, averaged weights and the optimiser's state from a checkpoint, all or (if it does not fit) none.
 
@@ -145,11 +152,18 @@ def unpack(
     others = [averaged if progress.imported else stored.get(average.label, {}) for average in more]
     for average, tensors in zip(more, others, strict=True):
         average.check(tensors, f"the averages {average.label} in {path}")
+    learned = {} if weighting is None or progress.imported else checkpoint.tensors("weighting")
+    own = {name: learned.pop(name) for name in list(learned) if "." not in name}
+    if learned and weighting is not None:
+        check_weights(weighting, own, path)
+        unpack_optimizer(optimizer, weighting, learned, path)
     if not progress.imported:  # imported weights begin with a fresh optimiser
         # What never moved equals its average; nothing is kept of a parameter that no loss has reached.
         still = {name for name, tensor in weights.items() if torch.equal(tensor, averaged[name])}
         unpack_optimizer(optimizer, network, checkpoint.tensors("optimizer"), path, still)
     load_weights(network, weights, path)
+    if own and weighting is not None:
+        load_weights(weighting, own, path)
     for average, tensors in zip(averages, [averaged, *others], strict=True):
         average.load_state_dict(tensors, progress.ema_updates)
 
@@ -163,12 +177,14 @@ def averages_of(checkpoint: Checkpoint) -> dict[str, dict[str, Tensor]]:
     return found
 
 
-def check_storable(network: nn.Module) -> None:
-    """Refuse a network that a checkpoint of plain tensors could not bring back, before any work is done.
+def check_trainable(network: object) -> nn.Module:
+    """The network, unless it has nothing to train or a checkpoint of plain tensors could not bring it back.
 
     Raises:
-        ConfigError: a lazy parameter, or extra state that is no tensor.
+        ConfigError: no torch module with trained parameters, a lazy parameter, or extra state that is no tensor.
     """
+    if not isinstance(network, nn.Module) or not any(p.requires_grad for p in network.parameters()):
+        raise ConfigError("Trainer: the model's network has no parameters to train; give a torch module that has")
     for name, p in [*network.named_parameters(), *network.named_buffers()]:
         if is_lazy(p):
             raise ConfigError(f"Trainer: {name} has no shape yet; call the network once before")
@@ -178,6 +194,7 @@ def check_storable(network: nn.Module) -> None:
                 f"Trainer: {name} is a {type(value).__name__}, and a checkpoint holds tensors only; "
                 "keep it in a buffer, or let get_extra_state return a tensor"
             )
+    return network
 
 
 def weights_digest(network: nn.Module) -> str:

@@ -16,7 +16,7 @@ SAMPLERS = choices("sampler")
 TRAIN_ERRORS = [
     (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp"),
     (["data=digit"], 2, "did you mean digits?"),
-    (["network=une"], 2, "did you mean unet?); choose one of auto, mlp, unet"),
+    (["network=une"], 2, "did you mean unet?); choose one of auto, ddpmpp, dit"),
     (["objective=snrr"], 2, "choose one of edm, hybrid, likelihood, min-snr, score, simple, snr, vlb"),
     (["parameterization=w"], 2, "choose one of data, edm, noise, score, v, velocity"),
     (["trainer=x"], 2, "choose one of default"),
@@ -33,11 +33,15 @@ TRAIN_ERRORS = [
     (["sde=true"], 2, "sde=true is not a choice; choose one of cosine"),
     (["~sde=1"], 2, "~sde=1 is not a choice; choose one of cosine"),
     (["run=null", "seed=1", "data=null"], 2, "data=null is not a choice; choose one of array_file, checkerboard"),
-    (["network=null"], 2, "network=null is not a choice; choose one of auto, mlp, unet, or leave it out for auto"),
+    (
+        ["network=null"],
+        2,
+        "network=null is not a choice; choose one of auto, ddpmpp, dit, edm2, mlp",
+    ),
     (["parameterization=null"], 2, "or leave it out for noise"),
     (["objective=null"], 2, "or leave it out for simple"),
     (["trainer=null"], 2, "or leave it out for default"),
-    (["logger=null"], 2, "choose one of csv, tensorboard, or leave it out for csv"),
+    (["logger=null"], 2, "choose one of csv, mlflow, tensorboard, trackio, wandb, or leave it out for csv"),
     (["sampler=null"], 2, "sampler is not a setting; the groups and settings are class_conditional, data"),
     (
         ["hydra/launcher=null"],

@@ -154,7 +154,7 @@ def test_load_config_works_in_a_notebook_twice_and_with_a_folder_of_ones_own(tmp
         ("sde.beta_mim=1", r"sde\.beta_mim is not a setting \(did you mean sde\.beta_min\?\)"),
         (
             "network.width=16",
-            r"network\.width is a setting of network=unet, not of what is chosen here; add network=unet",
+            r"network\.width is a setting of network=ddpmpp, dit, edm2, ncsnpp, unet, not of what .* add network=unet",
         ),
         ("sde.sigma_max=9", r"sde\.sigma_max is a setting of sde=.*, not of what is chosen here"),
         ("sdee=vp", r"sdee is not a setting \(did you mean sde\?\)"),

@@ -31,6 +31,8 @@ def test_what_a_run_holds(command: Command) -> None:
         "config.yaml",
         "metrics.csv",
         "loss.png",
+        "levels.csv",
+        "levels.png",
         "samples/step_00000004.png",
         *(folder + name for name in (*stored, "manifest.json")),
     }

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from sde_gen.training import read_metrics
 from tests.commands.helpers import TINY, Command
 
 OWN = """
@@ -93,3 +94,17 @@ def test_an_average_is_chosen_after_training(command: Command) -> None:
     result = command("sample", *drawn, "weights=0.4", "out=none")
     assert result.code == 2
     assert "relative length must be" in result.err
+
+
+def test_losses_by_level_and_a_learned_weighting(command: Command) -> None:
+    settings = (*TINY, "objective=edm", "trainer.learned_weighting=true", "run=a")
+    assert command("train", *settings).code == 0
+    rows = read_metrics(Path("runs/a/levels.csv"), None)
+    assert [row["step"] for row in rows] == [2, 4]
+    assert all(len(row) > 3 for row in rows)
+    assert Path("runs/a/levels.png").is_file()
+    (means,) = [row["loss"] for row in read_metrics(Path("runs/a/metrics.csv")) if row["step"] == 4]
+    assert min(list(rows[1].values())[1:]) <= means <= max(list(rows[1].values())[1:])
+    assert command("train", "resume=a", "trainer.steps=6", "device=cpu").code == 0
+    assert [row["step"] for row in read_metrics(Path("runs/a/levels.csv"), None)] == [2, 4, 6]
+    assert "trainer.learned_weighting was" in command("train", "resume=a", "trainer.learned_weighting=false").err

@@ -67,6 +67,14 @@ def test_files_of_the_package_are_where_a_page_says(page: str) -> None:
             thing = getattr(thing, part)
 
 
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_a_page_outside_the_site_lead_somewhere(page: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page])]
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert links
+    assert not missing
+
+
 def test_the_commands_page_has_every_choice() -> None:
     rows = dict(re.findall(r"^\| `(\w+)` \| (.*) \|$", PAGES["commands.md"], re.MULTILINE))
     assert set(rows) <= set(GROUPS)

@@ -405,7 +405,7 @@ PROCESSES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("effort", [0.0, 0.003, 0.05, 0.3])
+@pytest.mark.parametrize("effort", [0.0, *(pytest.param(e, marks=pytest.mark.slow) for e in (0.003, 0.05, 0.3))])
 @pytest.mark.parametrize("p", PROCESSES, ids=str)
 def test_a_choice_under_every_process_at_every_effort(p: sg.Perturbation, effort: float) -> None:
     """With batches as small as they may be, of a wide law and of one point; under processes that end, within them."""
