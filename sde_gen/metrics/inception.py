@@ -1,5 +1,6 @@
 """Features of networks that papers compare images by; their weights come from their own projects, when asked for."""
 
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
@@ -23,7 +24,9 @@ def inception(weights: str | None = None) -> NetworkFeatures:
         MissingInputError: torch-fidelity is not installed, or the weights cannot be fetched.
         DataError: the file is not that of this network.
     """
-    library = _library("torch_fidelity.feature_extractor_inceptionv3", "torch-fidelity", "inception")
+    library = _library(
+        lambda: import_module("torch_fidelity.feature_extractor_inceptionv3"), "torch-fidelity", "inception"
+    )
     make = library.FeatureExtractorInceptionV3
     module = _made("inception", lambda: make("inception-v3-compat", ["2048"], feature_extractor_weights_path=weights))
     return NetworkFeatures(_First(module), INCEPTION, size=None, values="bytes")
@@ -45,7 +48,7 @@ def dinov2(
     Raises:
         MissingInputError: timm is not installed, or the weights cannot be fetched.
     """
-    timm = _library("timm", "timm", "dinov2")
+    timm = _library(lambda: import_module("timm"), "timm", "dinov2")
     module = _made("dinov2", lambda: timm.create_model(model, pretrained=pretrained, num_classes=0, img_size=size,
                                                        global_pool="token"))  # fmt: skip
     return NetworkFeatures(module, model.partition(".")[0].replace("_", "-"), size=size, values="imagenet")
@@ -62,9 +65,9 @@ class _First(nn.Module):
         return self.inner(x)[0]
 
 
-def _library(name: str, package: str, features: str) -> Any:
+def _library(load: Callable[[], Any], package: str, features: str) -> Any:
     try:
-        return import_module(name)
+        return load()
     except (ImportError, RuntimeError) as error:  # a torchvision of another torch raises the latter
         raise MissingInputError(f"features={features} needs {package}, which cannot be imported ({error}); run pip "
                                 "install 'sde_gen[fid]', or use features=efficientnet-lite0") from error  # fmt: skip
