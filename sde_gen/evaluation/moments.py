@@ -35,7 +35,7 @@ class Reference:
             MissingInputError, DataError: no such file, another one, or training data that are streamed.
         """
         found = training_statistics(data, features) if self.path is None else Statistics.read(self.path)
-        if self.protocol is not None and found.mean.numel() != 2048:
+        if self.protocol and self.path and found.mean.numel() != 2048:
             raise DataError(f"protocol={self.protocol} needs statistics of 2,048 features of Inception, not of "
                             f"{found.mean.numel()} as in {self.path}")  # fmt: skip
         return found

@@ -241,20 +241,20 @@ def test_stored_statistics_of_the_data_and_the_distance_from_them(trained: Comma
 
 
 def test_only_a_protocol_is_called_fid() -> None:
-    """Features of 2,048 numbers under the name of Inception's; the number of samples decides the name."""
+    """Other features under the name of Inception's: name and number of samples decide what a number is called."""
     data = sg.data.mixture(n=8, n_test=8)
 
-    class Wide(sg.metrics.Features):
+    class Named(sg.metrics.Features):
         def __init__(self, name: str) -> None:
             self.name = name
 
         def __call__(self, x):
-            return torch.cat([x.double(), torch.zeros(len(x), 2046, dtype=torch.float64)], 1)
+            return x.double()
 
     x = torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0))
     for name, n, title in (("inception-v3", 50_000, "FID-50k"), ("inception-v3", 49_999, "FD-inception-v3"),
                            ("other", 50_000, "FD-other")):  # fmt: skip
-        found = Reference(protocol="fid-50k").compared(x[:n], data, Wide(name))
+        found = Reference(protocol="fid-50k").compared(x[:n], data, Named(name))
         assert found["title"] == f"{title} from the training data"
         assert (found["name"] == "fid_50k") == (title == "FID-50k")
-    assert Reference().compared(x, data, Wide("inception-v3"))["title"].startswith("FD-inception-v3")
+    assert Reference().compared(x, data, Named("inception-v3"))["title"].startswith("FD-inception-v3")
