@@ -86,6 +86,9 @@ def rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         for end, interval in (("", metric.interval), ("real_", metric.real_interval)):
             row[f"{end}low"], row[f"{end}high"] = interval or (None, None)
         table.append(dict.fromkeys(COLUMNS) | row | {"seconds": round(metric.seconds, 3)})
+    if frechet := evaluation.about.get("frechet"):
+        row = {name: frechet[name] for name in ("name", "title", "value", "n")}
+        table.append(dict.fromkeys(COLUMNS) | row | {"m": frechet["reference_count"], "better": "lower"})
     return table
 
 

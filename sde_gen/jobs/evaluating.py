@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,12 +31,13 @@ from sde_gen.evaluation import (
     write_arrays,
 )
 from sde_gen.evaluation.columns_compared import compared_columns
+from sde_gen.evaluation.moments import PROTOCOLS, Reference, check_protocol, training_statistics
 from sde_gen.files import make_folder
 from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.calibrating import calibrated
 from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
 from sde_gen.jobs.viewing import View
-from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, Pixels, check_sizes, summary
+from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, Pixels, Statistics, check_sizes, summary
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
 
@@ -51,7 +52,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         SDEGenError: one of its subclasses, before any long work where possible.
     """
     values, arguments = settings(config)
-    cfg = typed(EvaluateConfig, values)
+    cfg = _by_protocol(typed(EvaluateConfig, values), arguments)
     likelihood = typed(LikelihoodSettings, cfg.nll, "nll")
     _check_metrics(cfg)
     features = build(cfg.features, trust=cfg.trust, where="features")
@@ -60,11 +61,14 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     data = stored_data(checkpoint, cfg.trust, cfg.data)
     if cfg.task is not None:
         return calibrated(cfg, what, data, _folder(cfg, checkpoint), arguments)
-    view = View.of(what, cfg.trust, cfg.space == "pixels" and bool(cfg.metrics))
+    drawing = bool(cfg.metrics or cfg.reference or cfg.protocol)
+    view = View.of(what, cfg.trust, cfg.space == "pixels" and (drawing or cfg.reference_out is not None))
     seen, decoding = view.data(data), view.codec is not None
     if data.codec is not None and not decoding and not isinstance(features, Pixels):
         raise ConfigError("features= are of pictures, and latents are none; use features=pixels, or space=pixels")
-    shown = read_samples(cfg.samples, seen, raw=decoding) if cfg.samples is not None and cfg.metrics else None
+    if isinstance(features, NetworkFeatures) and isinstance(features.module, nn.Module):
+        features.module.to(what.device)
+    shown = read_samples(cfg.samples, seen, raw=decoding) if cfg.samples is not None and drawing else None
     if cfg.metrics:
         drawn = cfg.num_samples if shown is None else len(shown)
         check_sizes(cfg.metrics, drawn, len(data.test), len(data.train), cfg.compared)
@@ -89,7 +93,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     with notes_said():
         likelihoods = _likelihoods(cfg, likelihood, what, data)
         model_x = None if decoding else shown
-        if cfg.metrics and shown is None:
+        if drawing and shown is None:
             model_x, drawn = _draw(cfg, what, data)
             about |= drawn
         elif shown is not None:
@@ -99,10 +103,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         Evaluation(about, likelihoods, []).write(folder)  # the distances may take long, or fail
         samples = view(model_x) if shown is None and model_x is not None else shown
         write_arrays(folder / "evaluation.npz", samples, seen.transform, likelihoods, model_x)
-        found = _distances(cfg, samples, seen, features, what.device) if samples is not None else []
+        found = _distances(cfg, samples, seen, features) if samples is not None else []
         if samples is not None and seen.columns:
             raw = (seen.transform.inverse(x).numpy() for x in (samples, seen.test))
             about["columns"] = compared_columns(seen.columns, *raw)
+        about.update(_against(cfg, samples, seen, features))
         evaluation = Evaluation(about, likelihoods, found)
         evaluation.write(folder)
         _picture(folder, samples, seen, found)
@@ -116,6 +121,36 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         return evaluation.to_dict()
 
     return processes.on_main(finish)
+
+
+def _by_protocol(cfg: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfig:
+    """`cfg` with what its protocol asks, and nothing else unless it was asked for."""
+    if cfg.reference_out is not None and not cfg.reference_out.endswith(".npz"):
+        raise ConfigError(f"reference_out={cfg.reference_out} must be a file that ends in .npz")
+    if cfg.reference is not None:
+        Statistics.read(cfg.reference)  # what cannot be used is known before anything is drawn
+    if cfg.protocol is None:
+        return cfg
+
+    def asked(name: str) -> bool:
+        return any(argument.lstrip("+").startswith((f"{name}=", f"{name}.")) for argument in arguments)
+
+    name = str(cfg.features.get("_target_"))
+    check_protocol(cfg.protocol, name, asked, cfg.num_samples)
+    features = cfg.features if name.endswith(".inception") else {"_target_": "sde_gen.metrics.inception"}
+    return replace(cfg, num_samples=PROTOCOLS[cfg.protocol], features=features,
+                   metrics=cfg.metrics if asked("metrics") else [],
+                   likelihood=cfg.likelihood if asked("likelihood") else "none")  # fmt: skip
+
+
+def _against(cfg: EvaluateConfig, samples: Tensor | None, data: Dataset, features: Features) -> dict[str, Any]:
+    """The distance from stored statistics, where one is asked for; statistics of the data, where they are."""
+    if cfg.reference_out is not None:
+        path = training_statistics(data, features).write(cfg.reference_out)
+        say(f"statistics of {features.name} of {data.size} training samples written to {path}")
+    if samples is None or not (cfg.reference or cfg.protocol):
+        return {}
+    return {"frechet": Reference(cfg.reference, cfg.protocol).compared(samples, data, features)}
 
 
 def _check_metrics(cfg: EvaluateConfig) -> None:
@@ -219,13 +254,8 @@ def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, di
     return torch.cat([x for x, _ in parts]), about | {"seconds": round(time.perf_counter() - began, 3)}
 
 
-def _distances(
-    cfg: EvaluateConfig, x: Tensor, data: Dataset, features: Features, device: torch.device
-) -> list[MetricResult]:
+def _distances(cfg: EvaluateConfig, x: Tensor, data: Dataset, features: Features) -> list[MetricResult]:
     """Each metric of the samples, and of as many training samples, against the held-out data."""
-    if isinstance(features, NetworkFeatures) and isinstance(features.module, nn.Module):
-        features.module.to(device)
-
     titles: list[str] = []
     bar = tqdm(total=len(cfg.metrics), unit="metric", disable=not draws_bars(), dynamic_ncols=True)
 

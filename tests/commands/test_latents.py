@@ -133,8 +133,8 @@ def test_a_latent_model_draws_digits(command: Command) -> None:
 
     Noise of one unit in latent space has an energy distance of more than 1; the codec alone one of about 0.1.
     """
-    save_codec(Codec(autoencoder(1500)), "ae")
-    done = command("train", "data=latents", "data.codec=ae", HERE, "run=l", "parameterization=v", "trainer.steps=1500",
+    save_codec(Codec(autoencoder(600)), "ae")
+    done = command("train", "data=latents", "data.codec=ae", HERE, "run=l", "parameterization=v", "trainer.steps=800",
                    "trainer.preview_samples=0", "network=unet", "network.width=32", "device=cpu")  # fmt: skip
     assert done.code == 0, done.err
     done = command("evaluate", "run=l", HERE, "sampler=dpmpp2m", "sampler.steps=20", "num_samples=360",
