@@ -65,6 +65,11 @@ def prepare(cfg: RunConfig) -> Prepared:
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde", stored=stored)
     parameterization = build(cfg.parameterization, trust=cfg.trust, where="parameterization", stored=stored)
     data = build(cfg.data, trust=cfg.trust, where="data", stored=stored)
+    if data is None:
+        raise ConfigError(
+            "data=null: what to train on is not known, as of a run that was imported without its data; add data=NAME, "
+            "such as data=digits, or data=image_folder data.path=FOLDER"
+        )
     if not stored:
         known_data.remember(cfg.data, data.fingerprint)
     given = {"num_classes": data.num_classes} if cfg.class_conditional else {}

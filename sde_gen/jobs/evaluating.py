@@ -19,7 +19,6 @@ from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import EvaluateConfig, LikelihoodSettings
 from sde_gen.config.typed import did_you_mean, typed
 from sde_gen.data import Dataset
-from sde_gen.diagnosis import diagnose
 from sde_gen.errors import ConfigError
 from sde_gen.evaluation import (
     Evaluation,
@@ -35,14 +34,13 @@ from sde_gen.evaluation.moments import PROTOCOLS, Reference, check_protocol, tra
 from sde_gen.files import make_folder
 from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.calibrating import calibrated
-from sde_gen.jobs.common import Trained, fresh_folder, notes_said, trained
+from sde_gen.jobs.common import Trained, diagnosed, fresh_folder, notes_said, trained
 from sde_gen.jobs.viewing import View
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, Pixels, Statistics, check_sizes, summary
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
 
 #: Held-out samples by which a network from elsewhere is judged.
-_DIAGNOSED = 64
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -89,7 +87,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         about |= {"likelihood_space": "latent", "space": "pixels" if decoding else "latent"}
         say(f"likelihoods are of latents, distances of {'decoded samples' if decoding else 'latents'}")
     if "imported" in checkpoint.state:
-        about |= {"diagnosis": processes.on_main(lambda: _diagnosis(what, data, cfg.seed))}
+        about |= {"diagnosis": processes.on_main(lambda: diagnosed(what.model, data, what.conditional, cfg.seed))}
     with notes_said():
         likelihoods = _likelihoods(cfg, likelihood, what, data)
         model_x = None if decoding else shown
@@ -170,19 +168,6 @@ def _folder(cfg: EvaluateConfig, checkpoint: Checkpoint) -> Path:
     if cfg.out is not None:
         return make_folder(Path(str(cfg.out)).expanduser(), "the output folder")
     return fresh_folder(checkpoint, "evaluated", f"step{checkpoint.step}")
-
-
-def _diagnosis(what: Trained, data: Dataset, seed: int) -> str:
-    """Whether a network from elsewhere is read as it was trained: its table is said, its verdict returned."""
-    rows = torch.randperm(len(data.test), generator=keyed_generator(seed, 3))[:_DIAGNOSED]
-    if len(rows) < 2:
-        return "too few held-out samples"
-    labels = None if data.test_labels is None or not what.conditional else data.test_labels[rows].to(what.device)
-    condition = {} if labels is None else {"label": labels}
-    found = diagnose(what.model, data.test[rows].to(what.device), seed=seed, condition=condition)
-    for line in repr(found).splitlines():
-        say(line)
-    return found.verdict
 
 
 def _likelihoods(

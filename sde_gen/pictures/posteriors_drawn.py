@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _BLUE, _GREY = "#27408b", "#9aa5b1"
+_TICKS = (0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 
 
 def posteriors_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
@@ -32,6 +33,9 @@ def posteriors_picture(rows: Sequence[Mapping[str, Any]]) -> "Image":
                 axes.plot(values, [k] * len(values), "o", color=_BLUE, alpha=0.5, markersize=5)
                 axes.plot([sum(values) / len(values)], [k], "|", color="black", markersize=16, markeredgewidth=2)
         axes.set_xscale("log")
+        low, high = axes.get_xlim()
+        axes.set_xticks([v for v in _TICKS if low <= v <= high], [f"{v:g}" for v in _TICKS if low <= v <= high])
+        axes.minorticks_off()
         axes.set_ylim(len(methods) - 0.5, -0.5)
         axes.set_yticks(range(len(methods)), methods if place == 0 else [""] * len(methods))
         axes.set_title(problem, fontsize=10)

@@ -8,6 +8,7 @@ import torch
 import sde_gen as sg
 from sde_gen.errors import CheckpointError, ConfigError
 from sde_gen.jobs.importing import run
+from sde_gen.jobs.training import run as train
 from tests.networks.references import inputs, reference
 
 DDPMPP = ("sde=vp", "network=ddpmpp", "network.width=16", "network.multipliers=[1,2,2]", "network.blocks=2",
@@ -47,5 +48,7 @@ def test_dit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported("dit", *DIT)
     x, index, label = inputs("dit_labels")
     torch.testing.assert_close(sg.load("runs/a").network(x, index, label), said, rtol=1e-5, atol=1e-5)
+    with pytest.raises(ConfigError, match="what to train on is not known.*; add data=NAME"):
+        train(sg.load_config("train", ["resume=a"]))
     with pytest.raises(ConfigError, match=r"told its noise level by other features; say network\.embedding=adm"):
         imported("dit", *(a for a in DIT if "embedding" not in a))
