@@ -48,7 +48,7 @@ def test_dit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     imported("dit", *DIT)
     x, index, label = inputs("dit_labels")
     torch.testing.assert_close(sg.load("runs/a").network(x, index, label), said, rtol=1e-5, atol=1e-5)
-    with pytest.raises(ConfigError, match="what to train on is not known.*; add data=NAME"):
+    with pytest.raises(ConfigError, match=r"what to train on is not known.*; add data=NAME"):
         train(sg.load_config("train", ["resume=a"]))
     with pytest.raises(ConfigError, match=r"told its noise level by other features; say network\.embedding=adm"):
         imported("dit", *(a for a in DIT if "embedding" not in a))
