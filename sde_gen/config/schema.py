@@ -131,6 +131,7 @@ class SampleConfig(_Observing, _FromCheckpoint):
     observation: str | None = None  # of a task: a picture, .npy or .npz, unless truth= is given
     truth: str | None = None  # a whole sample to make the observation of, and to show beside the draws
     metrics: bool = True  # compare with held-out data
+    pngs: bool = False  # images: a folder with a PNG of each, which tools for FID read
     animation: bool = False  # an animation of the reverse process
     forward: bool = False  # a strip of the forward process
 

@@ -20,7 +20,7 @@ from sde_gen.config.typed import typed
 from sde_gen.data import Dataset, Description
 from sde_gen.data.rows import decoded, write_csv
 from sde_gen.digests import digest
-from sde_gen.errors import CheckpointError, SDEGenError
+from sde_gen.errors import CheckpointError, ConfigError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import write_json
 from sde_gen.jobs.beforehand import said, say_cost, settled
@@ -65,6 +65,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.task is not None:
         return restored(cfg, what, arguments, labels)
     view = View.of(what, cfg.trust)
+    if cfg.pngs and view.about.kind != "image":
+        raise ConfigError(f"pngs=true is for images, and these are data of kind {view.about.kind}; leave it out")
     turns = None if labels is None else labels.rows(0, 64)
     what = settled(what, shape, turns)
     given = None
@@ -119,6 +121,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
+        if cfg.pngs:
+            pictures.save_each((view(b.x) for b in store.read_all()), target.path("_png"))
         if view.about.columns:
             write_csv(target.path(".csv"), view.about.columns, _rows(store, view, labels, about.classes))
         write_json(target.report, report)
