@@ -104,7 +104,8 @@ def chart(title: str, lines: Mapping[str, Line], x_title: str = "step") -> str:
 
 
 def _wider(low: float, high: float) -> tuple[float, float]:
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
+    around = max(0.5, 0.5 * abs(low))  # of what is huge, 0.5 is lost to rounding
+    return (low, high) if high > low else (low - around, high + around)
 
 
 def _thinned(line: Line) -> Line:

@@ -134,7 +134,7 @@ def test_a_sweep_over_what_is_no_choice(command: Command) -> None:
 
 EVALUATE_ERRORS = [
     (["sampler=null"], 2, "or leave it out for dpmpp2m"),
-    (["features=null"], 2, "choose one of efficientnet-lite0, network, pixels, or leave it out for pixels"),
+    (["features=null"], 2, "choose one of dinov2, efficientnet-lite0, inception, network, pixels, or leave"),
 ]
 
 

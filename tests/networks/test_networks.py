@@ -230,7 +230,17 @@ def test_construction_follows_the_global_seed(kind: str) -> None:
     assert not torch.equal(states[0], states[2])
 
 
-@pytest.mark.parametrize(("kind", "num_classes"), [*((kind, 2) for kind in sorted(MAKERS)), ("mlp", 0), ("unet", 0)])
+_QUICK = ("mlp", "unet", "dit")  # to trace
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_classes"),
+    [
+        *(pytest.param(k, 2, marks=[] if k in _QUICK else pytest.mark.slow) for k in sorted(MAKERS)),
+        ("mlp", 0),
+        ("unet", 0),
+    ],
+)
 def test_traces_without_graph_breaks(kind: str, num_classes: int) -> None:
     """The whole network becomes one graph (the compiler's back end is not needed to see that)."""
     make, shape = MAKERS[kind]
