@@ -9,7 +9,7 @@ adm         DDPM                                              noise of the index
 ddp         alphas_cumprod of the file                        as parameterization= says, of the index
 dit         DDPM                                              noise of the index
 sit         FlowMatching                                      minus the velocity of 1 - t
-edm         EDM, VP, VE, by the class in the file             as preconditioned there
+edm         EDM, VP, VE, a Table, by the class in the file    as preconditioned there
 ==========  ================================================  =====================================================
 
 score_sde: Song et al. 2021, arXiv:2011.13456; ncsnv2: Song & Ermon 2020, arXiv:2006.09011; adm: Dhariwal & Nichol 2021,
@@ -156,9 +156,9 @@ def _preconditioned(path: Path, outer: Shell) -> tuple[Perturbation, Parameteriz
         u = outer.state.get("_buffers", {}).get("u")
         if not isinstance(u, Tensor):
             raise CheckpointError(f"{path} holds {name} without its table of levels")
-        chain = NCSN(sigmas=tuple(sorted({float(v) for v in u.double() if v > 0})))
-        convention = Convention(chain, "index", rounded=True)
-        return chain, NoisePrediction(convention), {**more, "dropped": True}
+        # Its network is shown x/sqrt(1 + sigma^2), the states of a variance-preserving chain.
+        chain = Table(tuple(-math.log1p(v * v) for v in sorted({float(v) for v in u.double() if v > 0})))
+        return chain, NoisePrediction(Convention(chain, "index", rounded=True)), {**more, "dropped": True}
     raise CheckpointError(
         f"{path} holds {name}, which is none of EDMPrecond, Precond, VPPrecond, VEPrecond, iDDPMPrecond"
     )

@@ -1,9 +1,6 @@
 """Networks of research codes: what is read of their files, and that a model of them says what they say."""
 
-import collections
-import io
 import math
-import pickle
 import sys
 import types
 from pathlib import Path
@@ -16,6 +13,7 @@ from sde_gen.interop.pickled import read_pickle
 from sde_gen.interop.sniffing import family_of
 from sde_gen.jobs.importing import run
 from tests.interop.nets import states
+from tests.interop.pickles import write_edm
 
 X = states(4, 3)
 LIST = "import_weights"
@@ -157,47 +155,8 @@ def test_sniffing_and_what_load_says(tmp_path):
 # -- pickles -----------------------------------------------------------------------------------------------------------
 
 
-def _persistent(class_name, state, modules=()):
-    """An object as those codes pickle it: a name, its source, its state."""
-    state = {"_parameters": {}, "_buffers": {}, "_modules": collections.OrderedDict(modules), **state}
-    return _Reduced(
-        "torch_utils.persistence", "_reconstruct_persistent_obj",
-        ({"type": "class", "module_src": "raise SystemExit('ran')", "class_name": class_name, "state": state},),
-    )  # fmt: skip
-
-
-class _Reduced:
-    def __init__(self, module, name, arguments):
-        self.module, self.name, self.arguments = module, name, arguments
-
-
-class _Writer(pickle._Pickler):
-    """A pickler in Python, that writes names of modules which need not be there."""
-
-    def save(self, value, *rest, **more):
-        if isinstance(value, _Reduced):
-            self.write(f"c{value.module}\n{value.name}\n".encode())
-            super().save(value.arguments)
-            self.write(b"R")
-            return
-        super().save(value, *rest, **more)
-
-
-def _write(path, value):
-    file = io.BytesIO()
-    _Writer(file, 3).dump(value)
-    path.write_bytes(file.getvalue())
-
-
-def _edm(path, name="EDMPrecond", **given):
-    weight = torch.arange(6.0).reshape(2, 3)
-    inner = _persistent("SongUNet", {"_parameters": {"weight": weight}, "_init_kwargs": {"img_resolution": 8}})
-    _write(path, {"ema": _persistent(name, {"_init_kwargs": given, **given}, {"model": inner})})
-    return weight
-
-
 def test_a_pickle_of_edm_is_read_and_nothing_in_it_runs(tmp_path):
-    weight = _edm(tmp_path / "net.pkl", sigma_data=0.4)
+    weight = write_edm(tmp_path / "net.pkl", sigma_data=0.4)
     shell = read_pickle(tmp_path / "net.pkl")
     assert (shell.class_name, shell.arguments) == ("EDMPrecond", {"sigma_data": 0.4})
     assert shell.child("model").arguments == {"img_resolution": 8}
@@ -218,7 +177,7 @@ def test_a_pickle_of_edm_is_read_and_nothing_in_it_runs(tmp_path):
 def test_preconditionings(tmp_path, name, given, p, parameterization):
     from sde_gen.interop.families import read
 
-    _edm(tmp_path / "net.pkl", name, **given)
+    write_edm(tmp_path / "net.pkl", name, **given)
     found = read("edm", tmp_path / "net.pkl", sg.VP(), sg.NoisePrediction())
     assert (found.process, found.parameterization) == (p, parameterization)
 
