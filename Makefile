@@ -1,9 +1,11 @@
-# make demo        install into .venv, train VP on digits, sample with predictor-corrector, end in a picture
+# make demo        install into .venv, train VP on digits, draw samples, end in a picture
 # make test        the tests (without the slow ones), two at a time
 # make test-slow   the slow tests: real training
 # make test-faults crashes, kills, full disks, flipped bits, payloads, several processes: all of tests/faults
 # make test-peers  the comparison with other libraries, which it installs
 # make test-report the report of a comparison in headless Chromium, which it installs where it may (Debian's package)
+# make docs        this library's site, to be read without a network: docs/_build/html/index.html
+# make test-docs   the site in headless Chromium, and its links
 # make coverage    the tests once more, with a table of lines and branches that they do not reach
 # make mutation    how many small faults planted in the core the tests find (long); writes docs/verification/mutation.md
 # make lint        style, layers, types
@@ -33,7 +35,7 @@ PIP = PIP_DISABLE_PIP_VERSION_CHECK=1 $$($(PY) -m pip --version >/dev/null 2>&1 
 # torch has its own line: everything else is installed under the constraints without it.
 INSTALL = $(PIP) install --quiet -c $(VENV)/constraints.txt
 
-.PHONY: help demo test test-faults test-slow test-peers test-report coverage mutation lint style layers types format wheel-test clean clean-all
+.PHONY: help demo test test-faults test-slow test-peers test-report docs test-docs coverage mutation lint style layers types format wheel-test clean clean-all
 
 help:
 	@sed -n '/^#/!q; s/^# \{0,1\}//p' Makefile
@@ -68,7 +70,7 @@ $(VENV)/.dev: pyproject.toml $(VENV)/constraints.txt
 
 demo: $(VENV)/.demo
 	$(PY) -m sde_gen.train sde=vp data=digits run=$(DEMO_RUN) trainer.steps=100000 trainer.max_seconds=150
-	$(PY) -m sde_gen.sample sampler=pc run=$(DEMO_RUN) num_samples=360 sampler.steps=150
+	$(PY) -m sde_gen.sample run=$(DEMO_RUN) num_samples=360
 
 test: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) $(PYTEST_ARGS) $(TESTS)
@@ -89,13 +91,29 @@ $(VENV)/.peers: $(VENV)/.test
 test-peers: $(VENV)/.peers
 	$(PY) -m pytest $(PYTEST_ARGS) tests/peers
 
+$(VENV)/.docs: pyproject.toml $(VENV)/constraints.txt
+	@echo "== installing sde_gen with the extra docs"
+	@$(INSTALL) -e '.[docs]'
+	@touch $@ $(VENV)/.demo
+
+# The tutorials are run once for each state of the library's sources; docs/conf.py says where they are kept.
+docs: $(VENV)/.docs
+	@echo "== building docs/_build/html (some minutes where tutorials have to be run)"
+	OMP_NUM_THREADS=1 $(PY) -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+
 # Without Chromium the tests are skipped, and say so.
-test-report: $(VENV)/.test
-	@command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
+CHROMIUM = command -v chromium >/dev/null || command -v chromium-browser >/dev/null || command -v google-chrome >/dev/null || { \
 	if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then echo "== installing chromium"; \
 	apt-get install -y --no-install-recommends chromium >/dev/null || echo "chromium cannot be installed" >&2; \
 	else echo "no Chromium: install Debian's package chromium to run these tests" >&2; fi; }
+
+test-report: $(VENV)/.test
+	@$(CHROMIUM)
 	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/comparison/test_browser.py
+
+test-docs: docs $(VENV)/.test
+	@$(CHROMIUM)
+	$(PY) -m pytest -m slow $(PYTEST_ARGS) tests/docs
 
 coverage: $(VENV)/.test
 	$(PY) -m pytest -n $(WORKERS) --cov=sde_gen --cov-branch --cov-report=term-missing:skip-covered $(PYTEST_ARGS)
@@ -147,7 +165,7 @@ wheel-test: $(VENV)/.dev
 	echo "== the wheel works"
 
 clean:
-	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache docs/_build
+	rm -rf build dist htmlcov .coverage .pytest_cache .ruff_cache .hypothesis .import_linter_cache docs/_build docs/reference/api docs/reference/keys.md docs/reference/choices.md
 	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -exec rm -rf {} +
 
 clean-all: clean

@@ -3,6 +3,7 @@
     python benchmarks/budgets.py [--problems plane space] [--budgets 5 10 20 50 100] [--no-peers]
     python benchmarks/budgets.py --problems mixture0 mixture1 mixture2 mixture3
     python benchmarks/budgets.py --problems --run runs/NAME --shape 1 8 8 --label "digits, VP"
+    python benchmarks/budgets.py --quick [...]     what costs no more than seconds to calibrate, and nothing else
 
 Problems: the two mixtures of benchmarks/problems.py, exact score, VP(0.1, 20), float64; `mixtureN` are random ones of
 the same kind. Error: root mean square (and median over samples) of the distance per dimension between the final sample
@@ -32,6 +33,8 @@ BEGIN, END = "<!-- budgets: begin -->", "<!-- budgets: end -->"
 #: Start count by dimension: in few dimensions the error hangs on the few paths that change mode.
 STARTS = {2: 4000, 3: 4000}
 MANY = 2000
+#: What is compared with the best of the others.
+OURS = ("uncalibrated", "300 calls", "default", "auto")
 KEPT = 10  # configurations of other libraries that are written down, the best of a cell
 CLASSICAL = {
     "DDIM": sg.DDIM,
@@ -62,6 +65,14 @@ def ours(
 ) -> Iterator[dict[str, object]]:
     """Rows of the samplers of this package."""
     shape = tuple(start.shape[1:])
+    for name, auto in (("uncalibrated", sg.Auto(nfe=nfe, calls=0)), ("300 calls", sg.Auto(nfe=nfe))):
+        choice = auto.choose(model, shape)
+        result = auto(model, start=start)
+        yield {"sampler": name, "rule": type(choice.sampler).__name__, "nfe": result.nfe,
+               "calibration_nfe": choice.calibration_nfe, "calibration_seconds": choice.calibration_seconds,
+               **distance(result.x, truth)}  # fmt: skip
+    if args.quick:
+        return
     for name, make in CLASSICAL.items():
         result = make(steps=nfe)(model, start=start)
         yield {"sampler": name, "nfe": result.nfe, **distance(result.x, truth)}
@@ -89,7 +100,7 @@ def cells(name: str, law: sg.GaussianMixture, args: argparse.Namespace) -> Itera
     truth = exact_flow(law, p, start, p.t_max)
     for nfe in args.budgets:
         rows = [{"peer": False, **row} for row in ours(model, start, truth, nfe, args)]
-        if not args.no_peers:
+        if not (args.no_peers or args.quick):
             from peer_samplers import results
 
             theirs = [{"peer": True, "sampler": peer, "nfe": calls, **distance(x, truth)}
@@ -104,7 +115,7 @@ def summary(rows: list[dict]) -> str:
     others = [r for r in rows if r["peer"]]
     best = min(others, key=lambda r: r["rmse"]) if others else None
     parts = [] if best is None else [f"peers {best['rmse']:.3g} ({best['sampler']})"]
-    parts += [f"{r['sampler']} {r['rmse']:.3g}" for r in rows if r["sampler"] in ("default", "auto")]
+    parts += [f"{r['sampler']} {r['rmse']:.3g}" for r in rows if r["sampler"] in OURS]
     return "; ".join(parts)
 
 
@@ -139,7 +150,7 @@ def markdown(rows: list[dict], weak: list[dict]) -> str:
         made = (f"{auto[n]['calibration_nfe']:,} in {auto[n]['calibration_seconds']:.0f} s" if n in auto else ""
                 for n in budgets)  # fmt: skip
         lines.append("| its calibration calls | " + " | ".join(made) + " |")
-        for name in ("default", "auto"):
+        for name in OURS:
             by = {r["budget"]: r for r in mine if r["sampler"] == name}
             shares = (f"{by[n]['rmse'] / b['rmse']:.2f}" if (b := best[n]) and n in by else "" for n in budgets)
             if any(best.values()):
@@ -166,29 +177,29 @@ def best_peer(rows: list[dict], budget: int) -> dict | None:
 
 def decision(rows: list[dict]) -> str:
     """The table of docs/which_sampler.md, and how other mixtures compare."""
-    lines = ["| problem | calls | best of diffusers and azula | default | `Auto` |", "|---|---|---|---|---|"]
-    shares: dict[str, list[float]] = {"default": [], "auto": []}
+    columns = ("problem", "calls", "best of diffusers and azula", "`Auto(nfe, calls=0)`", "`Auto(nfe)`",
+               "one rule on `fit_grid`", "`Auto(nfe, effort=1)`")  # fmt: skip
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    shares: dict[str, list[float]] = {name: [] for name in OURS}
     for problem in dict.fromkeys(r["problem"] for r in rows):
         for n in sorted({r["budget"] for r in rows if r["problem"] == problem}):
             mine = [r for r in rows if r["problem"] == problem and r["budget"] == n]
             peer, by = best_peer(mine, n), {r["sampler"]: r for r in mine if not r["peer"]}
-            if not by.keys() >= shares.keys():
-                continue
             if problem.startswith("mixture"):
                 for name, values in shares.items():
-                    values += [by[name]["rmse"] / peer["rmse"]] if peer else []
+                    values += [by[name]["rmse"] / peer["rmse"]] if peer and name in by else []
                 continue
             first = "" if peer is None else f"{peer['rmse']:.2g} ({peer['sampler']})"
-            lines.append(f"| {problem} | {n} | {first} | {by['default']['rmse']:.2g} | {by['auto']['rmse']:.2g} |")
-    if shares["auto"]:
-        lines += [
-            "",
-            f"On other random mixtures, {len(shares['auto'])} cells, as shares of the best of diffusers and azula:",
-            "",
-        ]
+            mine = " | ".join(f"{by[name]['rmse']:.2g}" if name in by else "" for name in OURS)
+            lines.append(f"| {problem} | {n} | {first} | {mine} |")
+    if any(shares.values()):
+        lines += ["", "On other random mixtures, as shares of the best of diffusers and azula:", ""]
         for name, values in shares.items():
             largest = ", ".join(f"{v:.2f}" for v in sorted(values)[-3:])
-            lines.append(f"- {name}: median {statistics.median(values):.2f}, largest {largest}")
+            if values:
+                lines.append(
+                    f"- {name}: {len(values)} cells, median {statistics.median(values):.2f}, largest {largest}"
+                )
     return "\n".join(lines)
 
 
@@ -209,7 +220,7 @@ def picture(rows: list[dict], path: Path) -> None:
             axes.loglog(list(peers), list(peers.values()), "k--", linewidth=2, label="best of other libraries")
         for name in dict.fromkeys(r["sampler"] for r in mine if not r["peer"]):
             points = [r for r in mine if r["sampler"] == name and not r["peer"]]
-            bold = name in ("default", "auto")
+            bold = name in OURS
             axes.loglog([r["budget"] for r in points], [r["rmse"] for r in points], "o-" if bold else ".-",
                         linewidth=2.5 if bold else 0.9, label=name)  # fmt: skip
         axes.set(title=problem, xlabel="network calls", ylabel="RMSE per dimension")
@@ -247,6 +258,7 @@ def main() -> None:
     parser.add_argument("--budgets", type=int, nargs="+", default=[5, 10, 20, 50, 100])
     parser.add_argument("--problems", nargs="*", default=["plane", "space"])
     parser.add_argument("--no-peers", action="store_true")
+    parser.add_argument("--quick", action="store_true", help="only what is not searched for; peers stay as they were")
     parser.add_argument("--classical", action="store_true", help="only what is not fitted to the model")
     parser.add_argument("--run", type=Path)
     parser.add_argument("--label")
@@ -281,7 +293,7 @@ def add(rows: list[dict], path: Path) -> None:
 
     of = {key(r) for r in rows}
     rows = [r for r in known if key(r) not in of] + rows
-    order = [*CLASSICAL, "default", "auto"]
+    order = [*CLASSICAL, *OURS]
     rows.sort(key=lambda r: (r["problem"], r["budget"], r["peer"], 0 if r["peer"] else order.index(r["sampler"])))
     path.write_text(json.dumps(rows, indent=1))
 

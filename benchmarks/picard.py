@@ -26,7 +26,7 @@ from problems import PROBLEMS, exact_flow
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.samplers.flow import levels
+from sde_gen.samplers.flow import unit_curves
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.tuning.fitted import expand
 from sde_gen.tuning.search import usual
@@ -38,7 +38,7 @@ def picard(model: sg.ScoreModel, rule: sg.AdamsBashforth, lambdas: Tensor, start
     """The sample after each round: u_k = c_k u_0 + sum_j w_kj D(u_j) for all k at once, the D of the round before."""
     p = model.perturbation
     of_start, of_estimates = expand(p, rule, lambdas)
-    alpha, sigma = levels(lambdas)
+    alpha, sigma = unit_curves(lambdas)
     t = p.time(lambdas[0])
     first = start / float((p.alpha(t) ** 2 + p.sigma(t) ** 2) ** 0.5)
     count, batch = len(lambdas), len(start)

@@ -39,7 +39,7 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def load(
     path: str | os.PathLike[str],
     *,
-    weights: Literal["ema", "model"] = "ema",
+    weights: Literal["ema", "model"] | float = "ema",
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> ScoreModel:
@@ -48,7 +48,9 @@ def load(
     Args:
         path: folder of a run, of a checkpoint, of what `save` wrote, or of what diffusers wrote (which needs
             `pip install 'sde_gen[diffusers]'`); or a name on the Hugging Face hub, for which `sde_gen[hub]`.
-        weights: of a run or checkpoint "ema" for the averaged weights, "model" for the last ones.
+        weights: of a run or checkpoint "ema" for the averaged weights, "model" for the last ones; or a number, the
+            decay of another average that was kept (`trainer.ema`), or the relative length of one to be made of the
+            run's snapshots (`trainer.posthoc_every`, Karras et al. 2024, arXiv:2312.02696).
         device: where to put it.
         trust: modules of your own whose classes may be named besides the library's.
 
@@ -57,8 +59,8 @@ def load(
     """
     if not isinstance(path, str | os.PathLike):
         raise ConfigError(f"load: path must be the folder of a run or checkpoint, as text or Path, got {path!r}")
-    if weights not in ("ema", "model"):
-        raise ConfigError(f"load: weights must be 'ema' or 'model', got {weights!r}")
+    if weights not in ("ema", "model") and (not isinstance(weights, int | float) or isinstance(weights, bool)):
+        raise ConfigError(f"load: weights must be 'ema' or 'model', or a number, got {weights!r}")
     folder = Path(path).expanduser()
     if folder.is_file():
         raise ConfigError(f"load: {folder} is a file{_whose(folder)}")

@@ -273,6 +273,7 @@ class ScoreModel(nn.Module):
             batch, as they do a condition.
         no_density: why likelihoods refuse it: a guided model is the denoiser of no data. Empty for all others.
         starts_late: whether sampling begins from given data, noised in part, and not from noise.
+        always_labelled: whether each sample had a label in training, so that it knows nothing of "no label".
 
     Calling it, `model(x, t, condition={...})` or `model(x, t, label=...)`, with x (B, *shape) and t () or (B,) in
     [0, 1], returns a `Prediction`.
@@ -287,6 +288,7 @@ class ScoreModel(nn.Module):
     given: Condition = NOTHING
     no_density: str = ""
     starts_late: bool = False
+    always_labelled: bool = False
 
     def __init__(
         self,
@@ -343,6 +345,7 @@ class ScoreModel(nn.Module):
         other = ScoreModel(self.network, perturbation, self.parameterization)
         other.trained_under, other.training = self.trained_under, self.training
         other.shape, other.classes, other.transform = self.shape, self.classes, self.transform
+        other.always_labelled = self.always_labelled
         return other
 
     # -- asked by samplers, objectives, likelihoods ------------------------------------------------------------------

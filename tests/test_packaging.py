@@ -111,12 +111,11 @@ def test_console_script_has_a_main(script: str) -> None:
 
 def _direct_requirements() -> Iterator[Requirement]:
     optional = PROJECT["optional-dependencies"]
-    for extra, lines in {"": PROJECT["dependencies"], **optional}.items():
-        if extra != "docs":  # built with the newest of its tools; `make` does not install them
-            for line in lines:
-                requirement = Requirement(line)
-                if canonicalize_name(requirement.name) != "sde-gen":
-                    yield requirement
+    for lines in (PROJECT["dependencies"], *optional.values()):
+        for line in lines:
+            requirement = Requirement(line)
+            if canonicalize_name(requirement.name) != "sde-gen":
+                yield requirement
 
 
 def test_every_direct_dependency_has_an_exact_version_within_its_range() -> None:
@@ -161,6 +160,7 @@ def test_help_lists_the_groups_and_does_not_import_torch(command: str, tmp_path:
     assert not imported & {"torch", "scipy", "sklearn", "matplotlib"}
     groups = {"train": ("sde", "network", "objective", "data"), "sample": ("sde", "sampler")}
     groups["compare"] = ("experiment", "sde", "sampler", "network", "data")
-    for group in groups.get(command, ("sde", "sampler", "features")):
+    groups |= {"evaluate": ("sde", "sampler", "features"), "import_weights": ("sde", "data", "network"), "report": ()}
+    for group in groups[command]:
         assert re.search(rf"^\W*{group}\b", done.stdout, flags=re.MULTILINE), f"--help does not list {group}"
     assert list(tmp_path.iterdir()) == []  # and writes nothing

@@ -117,15 +117,18 @@ def without_nulls(name: str, arguments: Sequence[str]) -> list[str]:
     return [argument for argument in arguments if argument not in {f"{group}=null" for group in nulls}]
 
 
+_COMPARES = re.compile(r"^(formulations|posteriors):", re.MULTILINE)
+
+
 def check_experiment(name: str, arguments: Sequence[str]) -> None:
-    """Refuse a packaged experiment of another command: those of `compare` state formulations, all others are trained.
+    """Refuse a packaged experiment of another command: `compare` has those of formulations or posteriors, else `train`.
 
     Raises:
         ConfigError: saying which command it is for.
     """
     for experiment in (argument.partition("=")[2] for argument in arguments if argument.startswith("experiment=")):
         file = Path(packaged_config_dir(), "experiment", f"{experiment}.yaml")
-        compares = "\nformulations:" in file.read_text("utf-8") if file.is_file() else name == "compare"
+        compares = bool(_COMPARES.search(file.read_text("utf-8"))) if file.is_file() else name == "compare"
         if name in ("train", "compare") and compares != (name == "compare"):
             other = "compare" if compares else "train"
             raise ConfigError(f"experiment={experiment} is for python -m sde_gen.{other} experiment={experiment}")
@@ -225,6 +228,15 @@ def _default_choices(name: str) -> dict[str, str | None]:
     return dict(_composed(name, whole=True).hydra.runtime.choices)
 
 
+def chosen_groups(
+    name: str, overrides: Sequence[str] = (), config_dir: str | os.PathLike[str] | None = None
+) -> dict[str, str | None]:
+    """The groups of a command, and what is chosen of them with these arguments, as `load_config` takes them."""
+    search = [] if config_dir is None else [f"hydra.searchpath=[file://{os.path.abspath(config_dir)}]"]
+    composed = _composed(name, search + without_nulls(name, readable(overrides)), whole=True)
+    return {key: value for key, value in composed.hydra.runtime.choices.items() if not key.startswith("hydra/")}
+
+
 def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
     groups = _default_choices(name)
     chosen = [o for o in overrides if (pair := o.partition("="))[0] in groups and pair[2] in choices(pair[0])]
@@ -240,9 +252,12 @@ def _no_setting(key: str, name: str, overrides: Sequence[str] = ()) -> str:
     beside = {k.rpartition(".")[2]: k for k in known if setting and k.rpartition(".")[0] == group}
     short = setting or key  # lr for learning_rate
     alike = [k for k in (beside.values() if setting else known) if len(short) > 1 and _initials(k) == short]
+    alike += [k for k in known if not setting and len(key) > 2 and k.rpartition(".")[2].startswith(f"{key}_")]
     alike += [k for last, k in beside.items() if last.startswith(setting) or setting.startswith(last)]
+    having = [choice for choice in having if choice.islower()] or having  # files before classes
     if having and not alike:
-        return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={having[0]}"
+        first = "unet" if "unet" in having else having[0]  # which auto takes for images
+        return f"{key} is a setting of {group}={', '.join(having)}, not of what is chosen here; add {group}={first}"
     top = sorted({k.split(".")[0] for k in known})
     if near := nearest(setting, beside):
         alike.append(beside[near])

@@ -17,15 +17,16 @@ from sde_gen.errors import SDEGenError
 from sde_gen.files import make_folder, read_text, write_json
 
 _MOST = 10**7  # samples that a checkpoint may have drawn
-_PLACES = ("path", "root", "name")  # arguments that lead out of the package
+_PLACES = ("path", "root", "name", "codec")  # arguments that lead out of the package
 
 
 def remember(node: Mapping[str, Any], fingerprint: str) -> None:
     """Keep where the data of a fingerprint lie; a cache that cannot be written is left as it is."""
     node = dict(node)
-    for key in ("path", "root"):
-        if isinstance(node.get(key), str):
-            node[key] = os.path.abspath(os.path.expanduser(node[key]))
+    for key in ("path", "root", "codec", "source"):
+        text = node.get(key)
+        if isinstance(text, str) and (key in ("path", "root") or os.path.exists(os.path.expanduser(text))):
+            node[key] = os.path.abspath(os.path.expanduser(text))
     try:
         write_json(make_folder(_folder()) / f"{fingerprint}.json", node)
     except (SDEGenError, TypeError):

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
@@ -85,9 +86,12 @@ def launch(name: str, task: Callable[[DictConfig], object], argv: Sequence[str] 
             raise told from error
 
     try:
+        if not {"--help", "-h"}.isdisjoint(arguments):
+            say(_help(name, arguments))
+            return 0
         arguments = without_nulls(name, _readable(arguments))
         check_experiment(name, arguments)
-        per_job = _one_folder_per_job(name, arguments)
+        per_job = _after_its_group(_one_folder_per_job(name, arguments))
         with _process(per_job), _scratch(arguments) as more, completed_files():
             sys.argv += more
             hydra.main(version_base="1.3", config_path=config_dir(), config_name=name)(job)()
@@ -107,6 +111,20 @@ def launch(name: str, task: Callable[[DictConfig], object], argv: Sequence[str] 
             _tell(told)
         return told.exit_code
     return 0
+
+
+def _help(name: str, arguments: Sequence[str]) -> str:
+    """What `--help` says, of what the other arguments choose."""
+    folder, before = None, ""
+    for argument in arguments:
+        option, _, value = argument.partition("=")
+        if option in ("--config-dir", "-cd"):
+            folder = value or folder
+        elif before in ("--config-dir", "-cd"):
+            folder = argument
+        before = argument
+    settings = _readable([a for a in arguments if "=" in a and a[0] != "-"])
+    return import_module("sde_gen.config.help").command_help(name, settings, folder)
 
 
 def _open_streams() -> None:
@@ -194,6 +212,19 @@ def _one_folder_per_job(name: str, arguments: list[str]) -> list[str]:
         swept = any(mark in value for mark in ",(") or value in ("", "null")
         result.append(f"{argument}{joint}${{hydra:job.num}}" if found == key and not swept else argument)
     return result
+
+
+def _after_its_group(arguments: list[str]) -> list[str]:
+    """In a sweep over a group, its settings are left to the jobs: Hydra would first look for them in its default."""
+    if not _is_sweep(arguments):
+        return arguments
+    given = [OverridesParser.create().parse_override(a) if "=" in a and a[0] != "-" else None for a in arguments]
+    swept = tuple(f"{o.get_key_element()}." for o in given if o is not None and o.is_sweep_override())
+    return [
+        argument if parsed is None or parsed.is_sweep_override() or not argument.startswith(swept)
+        else "{0}=choice({2})".format(*argument.partition("="))
+        for argument, parsed in zip(arguments, given, strict=True)
+    ]  # fmt: skip
 
 
 def _wait_for_the_others() -> None:

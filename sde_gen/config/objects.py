@@ -17,6 +17,8 @@ from sde_gen.config.signatures import group_of, target_named, targets
 from sde_gen.config.typed import arguments, did_you_mean
 from sde_gen.errors import CheckpointError, ConfigError
 
+#: Parameters that the command alone may give.
+_FROM_COMMAND = {"sde_gen.codecs.latents": ("trust",)}
 #: Where a composed configuration keeps the arguments that it was composed with.
 ARGUMENTS = "_arguments_"
 
@@ -43,9 +45,11 @@ def build(node: Any, *, trust: Sequence[str] = (), where: str = "config", stored
     for key in node:
         if key.startswith("_") and key != "_target_":
             raise ConfigError(f"{where}.{key} is not allowed; only _target_ and its arguments are")
-    target = _find(name, trust, where, stored)
+    target = find_target(name, trust, where, stored)
     title = name.rpartition(".")[2]
     values = {key: _inner(value, trust, f"{where}.{key}", stored) for key, value in node.items() if key != "_target_"}
+    if "trust" in _FROM_COMMAND.get(name, ()):  # whatever the configuration says
+        values["trust"] = list(trust)
     made = target(**arguments(target, title, {**given, **values}, where))
     if hasattr(made, "state_dict"):  # a network does not say what it was made from
         made.described = {**given, **node}
@@ -121,7 +125,12 @@ def _inner(value: Any, trust: Sequence[str], where: str, stored: bool) -> Any:
     return value
 
 
-def _find(name: str, trust: Sequence[str], where: str, stored: bool) -> Any:
+def find_target(name: str, trust: Sequence[str], where: str, stored: bool) -> Any:
+    """The class or function that a `_target_` names, if the package exports it or its module is trusted.
+
+    Raises:
+        ConfigError: it is neither (a `CheckpointError` if it came with a checkpoint), or is not there.
+    """
     module, _, attribute = name.rpartition(".")
     ours = group_of(name) is not None
     if not ours and module not in trust:

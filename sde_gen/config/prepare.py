@@ -1,14 +1,15 @@
 """What a training run is made of, from its configuration; and the configuration of a run that is to be continued."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from sde_gen.config import known_data
-from sde_gen.config.objects import build
+from sde_gen.config.objects import build, find_target
 from sde_gen.config.restore import find_checkpoint, resolved_network
 from sde_gen.config.schema import RunConfig, TrainConfig
 from sde_gen.config.typed import typed
@@ -18,17 +19,19 @@ from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training import TrainerSettings
-from sde_gen.training.checkpoint import MANIFEST, has_interpolation
+from sde_gen.training.checkpoint import CODEC, MANIFEST, has_interpolation
+from sde_gen.training.optimizers import Factory, own_target
 from sde_gen.training.run_folder import run_path
 
 #: What is stored of a configuration: all that decides what is computed.
 _STORED = ("sde", "data", "parameterization", "objective", "trainer", "network", "seed", "class_conditional")
 #: Settings that may differ when a run is continued; all others change what is computed. Where the data lie does not:
 #: that they are the same is seen by their fingerprint.
-_FREE = frozenset({"data.path", "data.root", "data.workers"}) | frozenset(
+_FREE = frozenset({"data.path", "data.root", "data.codec", "data.source", "data.workers"}) | frozenset(
     f"trainer.{name}"
     for name in (
-        *("steps", "max_seconds", "compile", "accumulate", "strategy", "checkpoint_every", "keep_last", "keep_best"),
+        *("steps", "max_seconds", "compile", "accumulate", "checkpoint_activations", "strategy"),
+        *("checkpoint_every", "keep_last", "keep_best"),
         *("log_every", "eval_every", "preview_every", "preview_samples", "preview_steps"),
     )
 )
@@ -44,6 +47,8 @@ class Prepared:
     settings: TrainerSettings
     stored: dict[str, Any]
     """The configuration as plain data, as checkpoints hold it."""
+    optimizer: Factory | None = None
+    """Of the user's own, where the settings name one."""
 
 
 def prepare(cfg: RunConfig) -> Prepared:
@@ -60,6 +65,11 @@ def prepare(cfg: RunConfig) -> Prepared:
     perturbation = build(cfg.sde, trust=cfg.trust, where="sde", stored=stored)
     parameterization = build(cfg.parameterization, trust=cfg.trust, where="parameterization", stored=stored)
     data = build(cfg.data, trust=cfg.trust, where="data", stored=stored)
+    if data is None:
+        raise ConfigError(
+            "data=null: what to train on is not known, as of a run that was imported without its data; add data=NAME, "
+            "such as data=digits, or data=image_folder data.path=FOLDER"
+        )
     if not stored:
         known_data.remember(cfg.data, data.fingerprint)
     given = {"num_classes": data.num_classes} if cfg.class_conditional else {}
@@ -75,7 +85,16 @@ def prepare(cfg: RunConfig) -> Prepared:
         raise ConfigError(
             "a setting holds the text ${, which a checkpoint's configuration may not; choose another name"
         )
-    return Prepared(model, data, objective, settings, kept)
+    return Prepared(model, data, objective, settings, kept, _own_optimizer(settings, cfg.trust, stored))
+
+
+def _own_optimizer(settings: TrainerSettings, trust: Sequence[str], stored: bool) -> Factory | None:
+    choice = settings.optimizer
+    target = own_target(choice)
+    if target is None or isinstance(choice, str):
+        return None
+    made = find_target(target, trust, "trainer.optimizer", stored)
+    return partial(made, **{key: value for key, value in choice.items() if key != "_target_"})
 
 
 def continued(cfg: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
@@ -109,6 +128,14 @@ def continued(cfg: TrainConfig, overrides: Sequence[str]) -> TrainConfig:
         first, *rest = key.split(".")
         if first in _STORED:
             values[first] = _grafted(values.get(first), getattr(cfg, first), rest)
+    node = values.get("data")
+    if (
+        isinstance(node, Mapping)
+        and "codec" in node
+        and (path / CODEC).is_dir()
+        and not any(override.startswith("data.codec=") for override in overrides)
+    ):
+        values["data"] = {**node, "codec": str(path / CODEC)}
     known = {field.name for field in fields(cfg)}
     return replace(cfg, **{name: value for name, value in values.items() if name in known}, run=path.name,
                    runs_dir=str(path.parent))  # fmt: skip
@@ -139,8 +166,10 @@ class Difference:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[Difference]:
-    """Every setting of `new` that is not what it is in `old`."""
+    """Every setting of `new` that is not what it is in `old`, where the trainer's that it lacks are defaults."""
     result = []
+    if where == "trainer.":
+        old = {name: value for name, value in asdict(TrainerSettings()).items() if name in new} | dict(old)
     for key in [*old, *(key for key in new if key not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

@@ -1,6 +1,5 @@
 """Objects whose settings depend on others, and models that come back from a checkpoint."""
 
-import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -8,13 +7,17 @@ from typing import Any, Literal
 
 import torch
 
+from sde_gen import networks
 from sde_gen.config import known_data
 from sde_gen.config.objects import build
 from sde_gen.config.signatures import group_of
 from sde_gen.data import Affine, Dataset
 from sde_gen.errors import CheckpointError, ConfigError, DataError, MissingInputError, SDEGenError
 from sde_gen.model import ScoreModel
+from sde_gen.networks import MLP, UNet
+from sde_gen.networks.sizes import sized
 from sde_gen.training.checkpoint import (
+    CODEC,
     MANIFEST,
     Checkpoint,
     best_checkpoint,
@@ -22,6 +25,7 @@ from sde_gen.training.checkpoint import (
     newest_checkpoint,
     read_checkpoint,
 )
+from sde_gen.training.posthoc import averaged_weights
 from sde_gen.training.run_folder import newest_run, run_path
 from sde_gen.training.state import load_weights
 
@@ -65,40 +69,48 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
         if len(node) > 1:
             extra = ", ".join(f"network.{key}" for key in node if key != "_target_")
             raise ConfigError(f"{extra} cannot be set with network=auto; choose network=unet or network=mlp as well")
-        node = _automatic(data)
+        node = {"_target_": f"sde_gen.networks.{'MLP' if data.kind == 'vector' else 'UNet'}"}
+        if data.kind != "vector" and max(data.shape[1:]) > _SMALL:  # the defaults of UNet are those for smaller ones
+            node |= UNet.fitting(data.shape, len(data.train))
     if conditional and data.num_classes == 0:
         raise ConfigError(f"class_conditional=true, but the data set {data.name} has no labels")
-    target = node.get("_target_")
-    if target == "sde_gen.networks.UNet":
+    target = str(node.get("_target_"))
+    network = getattr(networks, target.removeprefix("sde_gen.networks."), None)
+    _fits(network, data)
+    if network is MLP:
+        node.setdefault("features", data.shape[0])
+    elif network is not None:
         node.setdefault("channels", data.shape[0])
+        if "size" in node:
+            _sizes(node, network, data)
         if data.kind != "image":
             node.setdefault("dimensions", max(1, len(data.shape) - 1))
-    elif target == "sde_gen.networks.MLP":
-        node.setdefault("features", data.shape[0])
     if conditional:
         node.setdefault("num_classes", data.num_classes)
-    _fits(str(target), data)
     return node
 
 
-def _automatic(data: Dataset) -> dict[str, Any]:
-    if data.kind == "vector":
-        return {"_target_": "sde_gen.networks.MLP"}
-    node: dict[str, Any] = {"_target_": "sde_gen.networks.UNet"}
-    side = max(data.shape[1:])
-    if side > _SMALL:  # one more level for each doubling of the size, and twice the blocks
-        more = math.ceil(math.log2(side / _SMALL))
-        node |= {"multipliers": [1, 2, 2] + [2] * more, "blocks": 2}
-    return node
+def _sizes(node: dict[str, Any], network: Any, data: Dataset) -> None:
+    """Write into `node` what its size says, or what fits the data where it has none; what it says itself stands."""
+    size = node.pop("size", None)
+    says = sized(network.__name__, network.sizes, size, dict.fromkeys(next(iter(network.sizes.values()))))
+    if size is None:
+        says = network.fitting(data.shape, len(data.train))
+        if levels := node.get("multipliers"):  # of which there may be fewer
+            says["attention"] = [level for level in says["attention"] if level < len(levels)] or [-1]
+    node |= {key: value for key, value in says.items() if node.get(key) is None}
 
 
-def _fits(target: str, data: Dataset) -> None:
-    if target.endswith((".UNet", ".MLP")) and target.endswith(".MLP") != (data.kind == "vector"):
+def _fits(network: Any, data: Dataset) -> None:
+    if network is not None and (network is MLP) != (data.kind == "vector"):
         wanted = "mlp" if data.kind == "vector" else "unet"
         raise ConfigError(
-            f"{target.rpartition('.')[2]} cannot take samples like those of {data.name}, of shape {data.shape}; "
+            f"{network.__name__} cannot take samples like those of {data.name}, of shape {data.shape}; "
             f"use network={wanted} or network=auto"
         )
+    if network is not None and data.kind not in ("image", "vector") and "dimensions" not in network().arguments:
+        raise ConfigError(f"{network.__name__} takes images, and {data.name} has samples of shape {data.shape}; use "
+                          "network=unet, network=dit or network=auto")  # fmt: skip
 
 
 def find_checkpoint(path: str | os.PathLike[str], best: bool = False) -> tuple[Checkpoint, list[str]]:
@@ -177,6 +189,8 @@ def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = (), given: Mappin
     if node is None and given is None:
         raise CheckpointError(f"the configuration of checkpoint {checkpoint.path} has no data; give data=...")
     known = given or known_data.place_of(wanted)
+    if given is None and known is not None and "codec" in known and (checkpoint.home / CODEC).is_dir():
+        known = {**known, "codec": str(checkpoint.home / CODEC)}  # the run's own, which nothing has moved
     if known is None:
         name = str(node.get("_target_", "")) if isinstance(node, Mapping) else ""
         if not (known_data.made_on_the_spot(node) or name.rpartition(".")[0] in trust):
@@ -197,7 +211,7 @@ def stored_data(checkpoint: Checkpoint, trust: Sequence[str] = (), given: Mappin
 def load_model(
     checkpoint: Checkpoint | str | os.PathLike[str],
     *,
-    weights: Literal["ema", "model"] = "ema",
+    weights: Literal["ema", "model"] | float = "ema",
     device: torch.device | str = "cpu",
     trust: Sequence[str] = (),
 ) -> ScoreModel:
@@ -211,11 +225,22 @@ def load_model(
     about = checkpoint.state.get("data")
     if isinstance(about, Mapping) and not checkpoint.state.get("conditional"):
         about = {**about, "classes": (), "num_classes": 0}  # of a network that was not given them
-    tensors = checkpoint.tensors(weights)
+    tensors = checkpoint.tensors(weights) if isinstance(weights, str) else averaged_weights(checkpoint, weights)
     check_size(checkpoint.config.get("network"), tensors, f"of checkpoint {checkpoint.path}")
     model = build_model(checkpoint.config, f"of checkpoint {checkpoint.path}", trust=trust, about=about)
     load_weights(model.network, tensors, checkpoint.path)  # type: ignore[arg-type]
+    model.always_labelled = always_labelled(checkpoint)
     return model.to(device).eval()
+
+
+def always_labelled(checkpoint: Checkpoint) -> bool:
+    """Whether each sample that a network of ours was trained on had a label, which none was told not to see."""
+    state, objective = checkpoint.state, checkpoint.config.get("objective")
+    if not state.get("conditional") or "imported" in state or not isinstance(objective, Mapping):
+        return False
+    about = state.get("data")
+    some = isinstance(about, Mapping) and about.get("unlabelled")
+    return not objective.get("label_dropout") and not some
 
 
 def check_size(node: Any, tensors: Mapping[str, torch.Tensor], whose: str) -> None:

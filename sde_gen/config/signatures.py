@@ -27,11 +27,12 @@ GROUPS = {
     "grid": (("samplers",), ("TimeGrid",)),
     "network": (("networks", "interop", "interop.diffusers"), ("Module",)),
     "features": (("metrics",), ("Features", "-> NetworkFeatures")),
-    "data": (("data",), ("-> Dataset",)),
+    "data": (("data", "codecs"), ("-> Dataset",)),
+    "codec": (("codecs",), ("Module",)),
     "guidance": (("guidance",), ("Extrapolated", "Bounded")),
 }
 #: Rooms whose members are named in the room, all others in `sde_gen`.
-_NAMESPACES = ("networks", "interop", "interop.diffusers", "metrics", "data", "guidance")
+_NAMESPACES = ("networks", "interop", "interop.diffusers", "metrics", "data", "guidance", "codecs")
 _AT_THE_MARGIN = re.compile(r"^(?=[A-Za-z_@])", re.MULTILINE)
 _ABSTRACT = re.compile(r"\bABC\b|\bProtocol\b|abstractmethod|raise NotImplementedError$", re.MULTILINE)
 #: Parameters that the program fills in: what follows from the data, and the model that is guided.
@@ -39,6 +40,7 @@ _FROM_DATA = {
     "network": {"channels", "features", "num_classes", "dimensions"},
     "objective": {"num_classes"},
     "guidance": {"model"},
+    "data": {"trust"},
 }
 
 

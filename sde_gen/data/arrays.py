@@ -61,8 +61,8 @@ def array_file(
         random_flip: see `image_folder`.
         random_crop: see `image_folder`.
         stream: whether images stay in their file and are read batch by batch, in the same order: of bytes, or of any
-            numbers with `low` and `high`, in a `.npy` or an uncompressed `.npz`; None: where they would take more than
-            4 GiB of memory, and can be.
+            numbers with `low` and `high`, which then count as continuous, in a `.npy` or an uncompressed `.npz`; None:
+            where they would take more than 4 GiB of memory, and can be.
         workers: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.

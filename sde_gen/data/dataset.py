@@ -49,6 +49,8 @@ class Description:
         unlabelled: training samples without a label; None where that is not known.
         columns: of a table, the columns that its features belong to.
         fingerprint: `Dataset.fingerprint`, "" where that is not known.
+        codec: digest of what the samples are latents of, "" where they are none.
+        pixels: what latents decode into.
     """
 
     name: str
@@ -60,6 +62,8 @@ class Description:
     fingerprint: str = ""
     unlabelled: int | None = None
     columns: tuple[Column, ...] = ()
+    codec: str = ""
+    pixels: "Description | None" = None
 
     @property
     def num_classes(self) -> int:
@@ -77,6 +81,7 @@ class Description:
             **{name: list(getattr(self, name)) for name in ("shape", "classes", "counts")},
             "columns": [column.to_dict() for column in self.columns],
             "transform": self.transform.to_dict(),
+            **({} if self.pixels is None else {"codec": self.codec, "pixels": self.pixels.to_dict()}),
         }
 
     @classmethod
@@ -103,9 +108,11 @@ class Description:
             if columns and (sum(column.width for column in columns),) != shape:
                 raise ValueError(f"shape {shape}, but columns of {sum(column.width for column in columns)} features")
             transform = Affine.from_dict(given["transform"])
+            pixels = None if given.get("pixels") is None else cls.from_dict(given["pixels"])
         except (KeyError, TypeError, ValueError) as error:
             raise DataError(f"the description of the data cannot be used ({type(error).__name__}: {error})") from None
-        return cls(texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled, columns)
+        known = (texts[0], texts[1], shape, transform, classes, counts, texts[2], unlabelled, columns)
+        return cls(*known, str(given.get("codec", "")), pixels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -129,6 +136,8 @@ class Dataset:
         augment: what is done to training images each time.
         source: where training batches are read from instead of `train`, which is then what of them is held in memory
             for whoever compares: central windows, or the first of samples that are streamed.
+        codec: of latents, what encodes and decodes them: `sde_gen.codecs.Codec`.
+        pixels: of latents, the data that they were made of, sample by sample.
 
     Raises:
         DataError: anything of the above that does not hold; a NaN is named with its sample.
@@ -147,6 +156,8 @@ class Dataset:
     columns: tuple[Column, ...] = ()
     augment: Augment | None = None
     source: Source | None = None
+    codec: Any = None
+    pixels: "Dataset | None" = None
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -211,9 +222,15 @@ class Dataset:
 
     @cached_property
     def fingerprint(self) -> str:
-        """SHA-256, in hexadecimal, of the samples, the labels and the transform: equal for equal content."""
+        """SHA-256, in hexadecimal, of the samples, the labels and the transform: equal for equal content.
+
+        Of latents it is that of what they were made of, and of the codec: they are rounded as a machine does it.
+        """
         digest = hashlib.sha256()
         head: dict[str, Any] = {"kind": self.kind, "num_classes": self.num_classes}
+        if self.pixels is not None:
+            head["latents of"] = [self.pixels.fingerprint, self.codec.digest, self.transform == self.codec.transform]
+            return hashlib.sha256(json.dumps(head, sort_keys=True).encode()).hexdigest()
         head["transform"] = self.transform.to_dict()
         if self.augment is not None:
             head["augment"] = asdict(self.augment)
@@ -235,7 +252,9 @@ class Dataset:
         counts = tuple(self.class_counts().values())
         loose = self.size - sum(counts) if counts else None
         head = (self.name, self.kind, self.shape, self.transform, self.classes)
-        return Description(*head, counts, self.fingerprint, loose, self.columns)
+        pixels = None if self.pixels is None else self.pixels.description
+        codec = "" if self.codec is None else self.codec.digest
+        return Description(*head, counts, self.fingerprint, loose, self.columns, codec, pixels)
 
     def class_counts(self) -> dict[str, int]:
         """Training samples of each class; those without a label are what is missing to the number of samples."""

@@ -93,8 +93,8 @@ def hub(
         return from_raw(short, "image", raw, labels, PIXELS, held_out, seed, classes, test_from, **augment)
     if image_size is not None or channels is not None or random_flip or random_crop is not None or stream:
         raise ConfigError(
-            f"{where}: image_size, channels, random_flip, random_crop and stream are for images, but column {columns[0]!r} "
-            "holds numbers"
+            f"{where}: image_size, channels, random_flip, random_crop and stream are for images, but column "
+            f"{columns[0]!r} holds numbers"
         )
     raw = _vectors(where, table, columns)
     return from_raw(Path(where).name, "vector", raw, labels, None, held_out, seed, classes, test_from)

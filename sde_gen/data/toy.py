@@ -26,7 +26,9 @@ def two_moons(*, n: int = 8192, n_test: int = 2048, noise: float = 0.05, seed: i
     """Two interleaved half circles of radius 1, with Gaussian noise; the moon is the label.
 
     Args:
-        n: training samples. n_test: held-out samples. seed: picks them.
+        n: training samples.
+        n_test: held-out samples.
+        seed: picks them.
         noise: standard deviation of the noise, >= 0, in units of the radius.
 
     Raises:
@@ -48,7 +50,9 @@ def checkerboard(*, n: int = 8192, n_test: int = 2048, seed: int = 0) -> Dataset
     """The uniform law on the 8 dark squares of a 4 by 4 board over [-2, 2]^2; no labels.
 
     Args:
-        n: training samples. n_test: held-out samples. seed: picks them.
+        n: training samples.
+        n_test: held-out samples.
+        seed: picks them.
     """
 
     def draw(count: int, rng: np.random.Generator) -> tuple[Points, NDArray[np.int64]]:
@@ -64,7 +68,9 @@ def swiss_roll(*, n: int = 8192, n_test: int = 2048, noise: float = 0.25, seed: 
     """A spiral, (a cos a, a sin a) with a uniform in [1.5 pi, 4.5 pi], with Gaussian noise; no labels.
 
     Args:
-        n: training samples. n_test: held-out samples. seed: picks them.
+        n: training samples.
+        n_test: held-out samples.
+        seed: picks them.
         noise: standard deviation of the noise, >= 0; the arms are 2 pi apart.
     """
     noise = number("swiss_roll", "noise", noise, low=0)
@@ -81,7 +87,9 @@ def rings(*, n: int = 8192, n_test: int = 2048, count: int = 3, noise: float = 0
     """`count` circles of radius 1, 2, ..., equally likely, with Gaussian noise; the ring is the label.
 
     Args:
-        n: training samples. n_test: held-out samples. seed: picks them.
+        n: training samples.
+        n_test: held-out samples.
+        seed: picks them.
         count: number of rings, at least 1.
         noise: standard deviation of the noise, >= 0; the rings are 1 apart.
     """
@@ -115,7 +123,9 @@ def mixture(
     deviation of each feature to 0 and 1.
 
     Args:
-        n: training samples. n_test: held-out samples. seed: picks them.
+        n: training samples.
+        n_test: held-out samples.
+        seed: picks them.
         weights: (K,) > 0, scaled to sum to 1; None: equal, or the built-in ones.
         means: (K, D); None: the built-in mixture, which takes no covariances either.
         covariances: (K, D, D), symmetric and positive definite.

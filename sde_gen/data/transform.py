@@ -34,8 +34,8 @@ class Affine:
         high: largest raw value there can be (16 for digits, 255 for 8-bit images), None where there is no bound.
         levels: number of discrete raw values, evenly spaced from `low` to `high` (17 for digits, 256 for 8-bit images);
             None for continuous data. Likelihoods need it for dequantisation and bits per dimension.
-        axis: along which dimension of x the D numbers go: -1, or -2 for the channels of series (C, L), -4 for those of
-            volumes (C, D, H, W).
+        axis: along which dimension of x the D numbers go: -1, or -2 for the channels of series (C, L), -3 for those of
+            images (C, H, W), -4 for those of volumes (C, D, H, W).
 
     Raises:
         DataError: numbers that are not finite, scale <= 0, low >= high, levels < 2 or without bounds, another axis.
@@ -71,8 +71,8 @@ class Affine:
                 raise DataError(str(error)) from None
             if self.low is None:
                 raise DataError(f"data transform: levels={self.levels} needs low and high")
-        if self.axis not in (-1, -2, -4) or isinstance(self.axis, bool):
-            raise DataError(f"data transform: axis must be -1, -2 or -4, got {self.axis!r}")
+        if self.axis not in (-1, -2, -3, -4) or isinstance(self.axis, bool):
+            raise DataError(f"data transform: axis must be -1, -2, -3 or -4, got {self.axis!r}")
 
     @classmethod
     def to_unit(cls, low: float, high: float, levels: int | None = None) -> "Affine":

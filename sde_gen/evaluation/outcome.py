@@ -72,6 +72,7 @@ def rows(evaluation: Evaluation) -> list[dict[str, Any]]:
     table = []
     for found in evaluation.likelihoods:
         what = "by the ODE" if found.kind == "ode" else "bound"
+        what += " of latents" if evaluation.about.get("likelihood_space") == "latent" else ""
         common = {"n": found.n, "better": "lower", "seconds": round(found.seconds, 3)}
         exact = {"real_against_real": found.exact_nll, "real_standard_error": found.exact_nll_error}
         for name, title, value, error, more in (
@@ -85,6 +86,9 @@ def rows(evaluation: Evaluation) -> list[dict[str, Any]]:
         for end, interval in (("", metric.interval), ("real_", metric.real_interval)):
             row[f"{end}low"], row[f"{end}high"] = interval or (None, None)
         table.append(dict.fromkeys(COLUMNS) | row | {"seconds": round(metric.seconds, 3)})
+    if frechet := evaluation.about.get("frechet"):
+        row = {name: frechet[name] for name in ("name", "title", "value", "n")}
+        table.append(dict.fromkeys(COLUMNS) | row | {"m": frechet["reference_count"], "better": "lower"})
     return table
 
 
@@ -102,12 +106,13 @@ def _number(value: float) -> str:
     return f"{value:.4f}" if abs(value) < 1e4 else f"{value:.4g}"
 
 
-def read_samples(given: str, data: Dataset) -> Tensor:
+def read_samples(given: str, data: Dataset, raw: bool = False) -> Tensor:
     """Samples that were drawn before, on the model's scale.
 
     Args:
         given: the folder of a sample run, or a .npz (of which `model_x` is taken, else the raw `x`) or a .npy (raw).
         data: of which they are samples.
+        raw: take `x` also where there is `model_x`, which are then latents.
 
     Raises:
         MissingInputError: no such file.  DataError: no numbers of the data's shape in it.
@@ -125,7 +130,7 @@ def read_samples(given: str, data: Dataset) -> Tensor:
         raise DataError(
             f"{path} cannot be read as an array ({error}); give a .npz with x or model_x, or a .npy"
         ) from error
-    name = "model_x" if "model_x" in arrays else "x"
+    name = "model_x" if "model_x" in arrays and not raw else "x"
     if name not in arrays:
         raise DataError(f"{path} holds neither x nor model_x, but {', '.join(arrays) or 'nothing'}")
     array = arrays[name]
@@ -136,11 +141,20 @@ def read_samples(given: str, data: Dataset) -> Tensor:
     return (x if name == "model_x" else data.transform.forward(x)).float()
 
 
-def write_arrays(path: Path, x: Tensor | None, transform: Affine, likelihoods: Sequence[HeldOutLikelihood]) -> None:
-    """Write the samples, and the likelihood of every held-out sample, to `path`, a .npz."""
+def write_arrays(
+    path: Path,
+    x: Tensor | None,
+    transform: Affine,
+    likelihoods: Sequence[HeldOutLikelihood],
+    model_x: Tensor | None = None,
+) -> None:
+    """Write the samples, and the likelihood of every held-out sample, to `path`, a .npz.
+
+    Samples on the model's scale are `model_x`; of latents these are given, and `x` is what they decode into.
+    """
     arrays: dict[str, Any] = {}
     if x is not None:
-        arrays |= {"x": transform.inverse(x).numpy(), "model_x": x.numpy()}
+        arrays |= {"x": transform.inverse(x).numpy(), "model_x": (x if model_x is None else model_x).numpy()}
     for found in likelihoods:
         arrays |= {f"{found.kind}_{name}": value.numpy() for name, value in found.arrays.items()}
         arrays[f"{found.kind}_index"] = found.indices.numpy()

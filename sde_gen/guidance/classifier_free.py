@@ -104,4 +104,8 @@ def _null(model: ScoreModel, null: Mapping[str, Any] | int | None) -> dict[str, 
         why = "has no classes" if classes == 0 else "does not say with num_classes which label stands for none"
         raise ConfigError(f"{where}: {type(asked).__name__} {why}; take a network that was trained with labels, some "
                           "of them dropped, or give null={'label': ...}")  # fmt: skip
+    if model.always_labelled:
+        raise ConfigError(f"{where}: it asks the network without a label too, which training never did: each of its "
+                          "samples had one; train with objective.label_dropout=0.1, or give null=LABEL, a class to go "
+                          "away from")  # fmt: skip
     return {"label": classes}

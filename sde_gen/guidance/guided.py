@@ -33,6 +33,7 @@ class Guided(ScoreModel):
         self.base, self.given = base, base.given
         self.trained_under, self.training = base.trained_under, base.training
         self.shape, self.classes, self.transform = base.shape, base.classes, base.transform
+        self.always_labelled = base.always_labelled
 
     def under(self, perturbation: Perturbation) -> "Guided":
         raise NotImplementedError

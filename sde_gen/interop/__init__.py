@@ -2,6 +2,7 @@
 
 diffusers               networks, schedulers and folders of Hugging Face's diffusers, both ways
 families, called        files and networks of research codes: score_sde, ncsnv2, ADM, EDM, DiT, ...
+published_weights       weights of NCSN++, DDPM++ and DiT under the names of the package's own
 sniffing                what lies at a path
 weight_files, pickled   tensors of files, and what a pickle says; nothing in them is executed
 

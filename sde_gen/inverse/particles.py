@@ -33,9 +33,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_gen import checks
+from sde_gen.bars import shown
 from sde_gen.checks import checked
 from sde_gen.conditions import NOTHING, Condition, Rows, gathered
 from sde_gen.errors import CollapseWarning, ConfigError, NonFiniteError
@@ -224,7 +224,7 @@ class TwistedSMC:
         effective, sound = [], []
         x = (source(wide, -1, 0) * float(sigma[0])).reshape(flat)
         asked: Any = levels
-        for k in tqdm(range(steps - 1), desc="TwistedSMC", leave=False) if progress else range(steps - 1):
+        for k in shown(range(steps - 1), "TwistedSMC") if progress else range(steps - 1):
             denoised, proposal, potential, rate = asked.twist(k, x)
             weights = weights + self._rows(potential - before + gains[k] * rate)
             before = potential

@@ -16,9 +16,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_gen import checks
+from sde_gen.bars import shown
 from sde_gen.checks import checked
 from sde_gen.errors import ConfigError, NonFiniteError
 from sde_gen.inverse.particles import middle_steps
@@ -85,7 +85,7 @@ class SplitGibbs(Sampler):
         plans, sums = {rho: self._plan(levels, rho, x) for rho in rhos}, []
         if job.callback is not None:
             job.callback(0, float(p.time(-math.log(rhos[0]))), x[: job.count])
-        for i, rho in enumerate(tqdm(rhos, desc="SplitGibbs", leave=False) if job.progress else rhos):
+        for i, rho in enumerate(shown(rhos, "SplitGibbs") if job.progress else rhos):
             first = i * (self.steps + 1)
             if i:
                 split = exact and rho == rhos[-1]

@@ -36,7 +36,9 @@ class Labels:
         if int(test.sum()) < 2 or not bool(train.any()):
             return None
         name = f"{data.name} ({', '.join(self.names[:_SHOWN])})"
-        return Dataset(name, data.kind, data.train[train], data.test[test], data.transform)
+        pixels = None if data.pixels is None else self.part(data.pixels)
+        return Dataset(name, data.kind, data.train[train], data.test[test], data.transform, codec=data.codec,
+                       pixels=pixels)  # fmt: skip
 
 
 def chosen(said: Any, about: Description, dropped: bool | None) -> Labels | None:

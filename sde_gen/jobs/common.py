@@ -12,15 +12,17 @@ from sde_gen.config.launch import say
 from sde_gen.config.objects import build
 from sde_gen.config.restore import chosen_checkpoint, load_model, pick_device
 from sde_gen.config.schema import EvaluateConfig, RunConfig, SampleConfig, TrainConfig
+from sde_gen.data import Dataset
+from sde_gen.diagnosis import diagnose
 from sde_gen.distributed import Processes, start
 from sde_gen.errors import BetweenNodesWarning
 from sde_gen.jobs.origins import resolved
 from sde_gen.model import ScoreModel
-from sde_gen.rng import check_seed
+from sde_gen.rng import check_seed, keyed_generator
 from sde_gen.samplers import Sampler
 from sde_gen.training import Checkpoint, RunDirectory, read_checkpoint
 
-QUIET_SECONDS = 5.0  # between two lines of progress, where there is no terminal
+_DIAGNOSED = 64  # held-out samples that an imported network is looked at with
 
 
 def begin(cfg: TrainConfig | SampleConfig | EvaluateConfig) -> tuple[Processes, torch.device]:
@@ -87,9 +89,20 @@ def run_folder(cfg: RunConfig, label: str) -> RunDirectory:
 
 def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
     """A new folder for results, `kind/<date>-<time>_<label>` in the run of a checkpoint."""
-    home = checkpoint.path.parent  # a checkpoint may lie in a run, in `checkpoints` of a run, or alone
-    home = home.parent if home.name == "checkpoints" else home
-    return RunDirectory.fresh(home / kind, label).path
+    return RunDirectory.fresh(checkpoint.home / kind, label).path
+
+
+def diagnosed(model: ScoreModel, data: Dataset, conditional: bool, seed: int) -> str:
+    """Whether a network from elsewhere is read as it was trained: the table is said, the verdict returned."""
+    rows = torch.randperm(len(data.test), generator=keyed_generator(seed, 3))[:_DIAGNOSED]
+    if len(rows) < 2:
+        return "too few held-out samples"
+    labels = None if data.test_labels is None or not conditional else data.test_labels[rows].to(model.device)
+    condition = {} if labels is None else {"label": labels}
+    found = diagnose(model, data.test[rows].to(model.device), seed=seed, condition=condition)
+    for line in repr(found).splitlines():
+        say(line)
+    return found.verdict
 
 
 @contextmanager

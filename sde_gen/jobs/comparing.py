@@ -9,20 +9,22 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from sde_gen.bars import QUIET_SECONDS, ticking
 from sde_gen.comparison import Comparison, Results
 from sde_gen.comparison.study import from_spec
 from sde_gen.config.launch import say
 from sde_gen.config.objects import settings
 from sde_gen.config.restore import pick_device
-from sde_gen.config.schema import CompareSettings
+from sde_gen.config.schema import CompareSettings, PosteriorSettings
 from sde_gen.config.typed import arguments, typed
 from sde_gen.errors import ConfigError, DataError, MissingInputError
 from sde_gen.files import make_folder, read_text
-from sde_gen.jobs.common import QUIET_SECONDS
+from sde_gen.jobs import posteriors
 from sde_gen.jobs.origins import resolved
 
 #: Settings that say where and how to run, not what is compared.
 _RUNNING = ("workers", "out", "cell", "part", "parts", "spec")
+_LINE_SECONDS = 5.0  # between two lines, where cells are quick
 
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,6 +39,10 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     asked = {name: value for name, value in values.items() if name not in running}
     if isinstance(asked.get("checkpoint"), str):
         asked["checkpoint"] = resolved(asked["checkpoint"], "runs")
+    if cfg.posteriors is not None:
+        folder = _folder(cfg, "posteriors")
+        make_folder(folder, "the folder of the report")
+        return posteriors.compared(typed(PosteriorSettings, cfg.posteriors, "posteriors"), folder, _command(cfg, given))
     comparison = _comparison(cfg, asked)
     if cfg.cell is not None:
         return _one_cell(comparison, _as_written("cell", cfg.cell, given), cfg.cache)
@@ -47,7 +53,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         make_folder(folder, "the folder of the report")
     say(f"{comparison.name}: {len(cells)} cells in mode {comparison.mode}, {workers} at a time; cache {cfg.cache}")
     progress = _Progress(len({cell.key for cell in cells}))
-    results = comparison.run(cfg.cache, workers=workers, tell=progress, part=part)
+    with ticking(progress.tick):
+        results = comparison.run(cfg.cache, workers=workers, tell=progress, part=part)
     progress.finish()
     if part is not None:
         say("part done; run the same command without part= and parts= for the report")
@@ -140,7 +147,12 @@ class _Progress:
             loss = result.get("held_out_loss")
             how = f"held-out loss {loss:.4g}" if loss is not None else result.get("reason", "")
             say(f"  trained {label}: {how}")
-        if time.monotonic() - self._said > QUIET_SECONDS:
+        if time.monotonic() - self._said > _LINE_SECONDS:
+            self._say()
+
+    def tick(self) -> None:
+        """A line while a cell takes long; called from a thread of its own."""
+        if time.monotonic() - self._said >= QUIET_SECONDS:
             self._say()
 
     def _say(self) -> None:

@@ -40,7 +40,7 @@ def guided(what: Trained, cfg: SampleConfig) -> Trained:
     return replace(what, model=model)
 
 
-def told(cfg: SampleConfig, label: Any, model: ScoreModel, dropped: bool | None) -> Any:
+def told(label: Any, model: ScoreModel) -> Any:
     """What `label=` asks for where guidance strengthens a label.
 
     Raises:
@@ -50,11 +50,6 @@ def told(cfg: SampleConfig, label: Any, model: ScoreModel, dropped: bool | None)
         model = model.base
     if not isinstance(model, ClassifierFree):
         return label
-    if dropped is False and cfg.guidance is not None and cfg.guidance.get("null") is None:
-        raise ConfigError(
-            "guidance=cfg asks the network without a label too, which training never did: each of its samples had one; "
-            "train with objective.label_dropout=0.1, or give guidance.null=LABEL to go away from a class"
-        )
     if label == "none":
         raise ConfigError("label=none leaves guidance=cfg nothing to strengthen; give a class, or label=cycle")
     return "cycle" if label is None else label

@@ -5,14 +5,17 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
+from sde_gen.codecs import Codec, read_codec
+from sde_gen.codecs.stored import keep_codec
 from sde_gen.config.objects import build, describe
 from sde_gen.config.schema import ImportConfig
 from sde_gen.data import Affine, Dataset, Description
 from sde_gen.errors import ConfigError
 from sde_gen.files import sha256
-from sde_gen.interop import Called, families
+from sde_gen.interop import Called, families, published_weights
 from sde_gen.interop.diffusers import from_pretrained
 from sde_gen.interop.diffusers.folders import fetched
 from sde_gen.interop.weight_files import by_position
@@ -56,9 +59,12 @@ def write(
     stored: Mapping[str, Any],
     about: Mapping[str, Any],
     sources: list[Path],
+    codec: Codec | None = None,
 ) -> Path:
-    """The checkpoint of what was read."""
+    """The checkpoint of what was read, and the codec of its latents beside it."""
     files = {path.name: sha256(path) for path in sources}
+    if codec is not None:
+        keep_codec(codec, checkpoints.parent if checkpoints.name == "checkpoints" else checkpoints)
     return save_checkpoint(
         checkpoints, 0, tensors, stored,
         {
@@ -73,8 +79,12 @@ def write(
     )  # fmt: skip
 
 
-def read_origin(cfg: ImportConfig, origin: str) -> tuple[Parts, dict[str, Any], dict[str, Any], list[Path]]:
-    """Weights, configuration, data and files of what `from=` names.
+#: Weights, configuration, data, files, and the codec of latents.
+Origin = tuple[Parts, dict[str, Any], dict[str, Any], list[Path], Codec | None]
+
+
+def read_origin(cfg: ImportConfig, origin: str) -> Origin:
+    """What `from=` names; a pipeline's vae is the codec of its latents.
 
     Raises:
         SDEGenError: one of its subclasses, naming the setting.
@@ -82,9 +92,10 @@ def read_origin(cfg: ImportConfig, origin: str) -> tuple[Parts, dict[str, Any], 
     kind, _, text = origin.partition(":")
     if kind not in FORMATS or not text:
         raise ConfigError(f"from={origin} must be FORMAT:PATH with one of {', '.join(FORMATS)}")
-    path = Path(text).expanduser()
+    path, codec = Path(text).expanduser(), None
     if kind == "diffusers":
         path = path if path.is_dir() else fetched(text)
+        codec = read_codec(path) if cfg.data is None and (path / "vae").is_dir() else None
         model = from_pretrained(path)
         tensors: Parts = {part: dict(_weights_of(model)) for part in ("model", "ema")}
         sources = list(_files(path))
@@ -92,7 +103,8 @@ def read_origin(cfg: ImportConfig, origin: str) -> tuple[Parts, dict[str, Any], 
         model, tensors = _of_family(cfg, kind, path)
         sources = [path]
     data = None if cfg.data is None else build(cfg.data, trust=cfg.trust, where="data")
-    about = _about(cfg, model, data)
+    about = _about(cfg, model, data) if codec is None else decoded_into(codec, model)
+    codec = data.codec if data is not None else codec
     stored = {
         "sde": describe(model.trained_under, "sde"),
         "parameterization": describe(model.parameterization, "parameterization"),
@@ -100,7 +112,15 @@ def read_origin(cfg: ImportConfig, origin: str) -> tuple[Parts, dict[str, Any], 
         **{name: getattr(cfg, name) for name in ("data", "objective", "trainer", "seed")},
         "class_conditional": bool(about["classes"]),
     }
-    return tensors, stored, about, sources
+    return tensors, stored, about, sources, codec
+
+
+def decoded_into(codec: Codec, model: ScoreModel) -> dict[str, Any]:
+    """What is known of latents whose data are not here: into what pictures they decode."""
+    shape = tuple(codec.decode(torch.zeros(1, *model.shape)).shape[1:])
+    pictures = Description("pictures", _KINDS[len(shape)], shape, Affine.to_unit(0, 255, 256), model.classes)
+    return Description("latents", _KINDS[len(model.shape)], model.shape, codec.transform, model.classes,
+                       codec=codec.digest, pixels=pictures).to_dict()  # fmt: skip
 
 
 def _weights_of(model: ScoreModel) -> Iterator[tuple[str, Tensor]]:
@@ -127,7 +147,17 @@ def _of_family(cfg: ImportConfig, kind: str, path: Path) -> tuple[ScoreModel, Pa
             raise ConfigError(f"from={kind} needs the class of the network: network._target_=MODULE.CLASS and its "
                               f"arguments, with trust=[MODULE]{told}")  # fmt: skip
         node = {"_target_": f"{cfg.trust[0]}.{name}", **given}
+    if str(node.get("_target_")).startswith("sde_gen.networks."):
+        node = published_weights.read_off(found.weights) | node
     network = build(node, trust=cfg.trust, where="network")
+    named = published_weights.ours(kind, found.weights, network)
+    if named is not None:  # one of ours, which is called as it is
+        means = found.averaged or found.weights
+        if isinstance(means, list | tuple):
+            means = published_weights.averaged(kind, means, found.weights)
+        load_weights(network, named, path)
+        averages = published_weights.ours(kind, means, network)
+        return ScoreModel(network, found.process, found.parameterization), {"model": named, "ema": averages or named}
     load_weights(network, found.weights, path)
     if isinstance(found.averaged, list | tuple):
         averaged = by_position(found.averaged, network, str(path))

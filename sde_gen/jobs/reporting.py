@@ -89,6 +89,8 @@ def _evaluated(path: Path) -> dict[str, Cell]:
         }
         for metric in told.get("metrics", []):
             found[str(metric["name"])] = (float(metric["value"]), metric.get("standard_error"))
+        if isinstance(frechet := told.get("frechet"), Mapping):
+            found[str(frechet["name"])] = (float(frechet["value"]), None)
         return found
     except (OSError, ValueError, TypeError, KeyError, AttributeError, SDEGenError) as error:
         say(f"passed over: {path} cannot be used ({type(error).__name__})")

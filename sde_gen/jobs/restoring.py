@@ -60,6 +60,9 @@ def restored(cfg: SampleConfig, what: Trained, arguments: Sequence[str], labels:
     model, shape, transform = what.model, what.model.shape, what.model.transform
     if transform is None:
         raise CheckpointError(f"checkpoint {what.checkpoint.path} does not describe its data")
+    if what.checkpoint.state["data"].get("codec"):
+        raise ConfigError(f"task={cfg.task} observes what the model draws, and this one draws latents; train on data "
+                          "themselves, or leave task out")  # fmt: skip
     if cfg.start is not None or what.processes.world > 1:
         raise ConfigError(f"task={cfg.task} starts from noise in one process; leave start out, and torchrun")
     task = _task(cfg, transform, shape)
@@ -74,7 +77,7 @@ def restored(cfg: SampleConfig, what: Trained, arguments: Sequence[str], labels:
         one = len(labels.values) == 1
         named["label"] = labels.values[0] if one else labels.rows(0, cfg.num_samples).to(what.device)
     result: Samples = sampler(posterior, (cfg.num_samples, *shape), seed=cfg.seed, chunk=cfg.chunk, device=what.device,
-                              **named)  # fmt: skip
+                              progress=True, **named)  # fmt: skip
     x = result.x.detach().float().cpu()
     report = {"task": cfg.task, "operator": repr(task.operator), "method": cfg.method, "noise_std": cfg.noise_std,
               "sampler": repr(sampler), **what.about(), **made_of(cfg), "weights": cfg.weights, "seed": cfg.seed,

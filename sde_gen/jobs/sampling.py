@@ -1,7 +1,6 @@
 """Draw samples from a trained run, with a picture and a report: the work of `python -m sde_gen.sample`."""
 
 import math
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
@@ -18,20 +17,20 @@ from sde_gen.config.objects import settings
 from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
-from sde_gen.data import Affine, Dataset, Description
-from sde_gen.data.columns import Column
+from sde_gen.data import Dataset, Description
 from sde_gen.data.rows import decoded, write_csv
 from sde_gen.digests import digest
-from sde_gen.errors import CheckpointError, SDEGenError
+from sde_gen.errors import CheckpointError, ConfigError, SDEGenError
 from sde_gen.evaluation.distances import distances
 from sde_gen.files import write_json
+from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.classes import Labels, chosen, columns_for
 from sde_gen.jobs.common import Trained, notes_said, table, trained
 from sde_gen.jobs.given import read_samples
 from sde_gen.jobs.guiding import guided, made_of, started, told
 from sde_gen.jobs.restoring import restored
 from sde_gen.jobs.target import Target
-from sde_gen.model import ScoreModel
+from sde_gen.jobs.viewing import View
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
 from sde_gen.streaming import BlockStore, block_length, draw_blocks, write_npz
@@ -60,12 +59,19 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
     about, dropped = _training_labels(what)
-    labels = chosen(told(cfg, cfg.label, model, dropped), about, dropped)
+    labels = chosen(told(cfg.label, model), about, dropped)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
     if cfg.task is not None:
         return restored(cfg, what, arguments, labels)
-    given = None if cfg.start is None else read_samples(cfg.start, "start", transform, shape)
+    view = View.of(what, cfg.trust)
+    if cfg.pngs and view.about.kind != "image":
+        raise ConfigError(f"pngs=true is for images, and these are data of kind {view.about.kind}; leave it out")
+    turns = None if labels is None else labels.rows(0, 64)
+    what = settled(what, shape, turns)
+    given = None
+    if cfg.start is not None:
+        given = view.encoded(read_samples(cfg.start, "start", view.about.transform, view.about.shape))
     data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
@@ -81,16 +87,19 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             processes.on_main(target.check_free)
         processes.on_main(lambda: held.enter_context(store.open()))
         source = f"checkpoint {checkpoint.path} under {model.perturbation}"
-        say(f"sampling {cfg.num_samples} from {source} with {what.sampler}")
-        frames = Frames(model) if cfg.animation and processes.is_main else None
+        say(f"sampling {cfg.num_samples} from {source} with {said(what.sampler)}")
+        say_cost(what, shape, turns, cfg.num_samples, block)
+        frames = Frames(model, view) if cfg.animation and processes.is_main else None
         _draw_all(cfg, what, store, labels, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
         data = _data(checkpoint, cfg, labels) if data is None else data
+        shown = view(head)
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
             **what.about(),
+            **view.told(),
             **made_of(cfg),
             "weights": cfg.weights,
             "seed": cfg.seed,
@@ -102,21 +111,26 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         if labels is not None:
             report["label"] = list(labels.names) or "none"
         if cfg.metrics and data is not None:
-            report |= distances(head, data)
-        size = (cfg.num_samples, *shape)
+            report |= distances(shown, view.data(data))
         arrays: dict[str, Any] = {
-            "x": (size, str(transform.inverse(head[:1]).numpy().dtype),
-                  (transform.inverse(b.x).numpy() for b in store.read_all())),
-            "model_x": (size, "float32", (b.x.numpy() for b in store.read_all())),
+            "x": ((cfg.num_samples, *view.about.shape), str(view.raw(head[:1]).numpy().dtype),
+                  (view.raw(b.x).numpy() for b in store.read_all())),
+            "model_x": ((cfg.num_samples, *shape), "float32", (b.x.numpy() for b in store.read_all())),
         }  # fmt: skip
         if labels is not None:
             pieces = (labels.rows(*store.rows(i)).numpy() for i in range(len(store)))
             arrays["label"] = ((cfg.num_samples,), "int64", pieces)
         write_npz(target.path(".npz"), arrays)
-        if about.columns:
-            write_csv(target.path(".csv"), about.columns, _rows(store, transform, labels, about.classes))
+        if cfg.pngs:
+            pictures.save_each((view(b.x) for b in store.read_all()), target.path("_png"))
+        if view.about.columns:
+            write_csv(target.path(".csv"), view.about.columns, _rows(store, view, labels, about.classes))
         write_json(target.report, report)
-        _draw(target, model, head, data, frames, cfg, labels, about.columns)
+        seen = None if data is None else view.data(data)
+        _draw(target, shown, seen, frames, labels, view.about)
+        if cfg.forward and data is not None and (data.test.ndim > 3 or pictures.has_matplotlib()):
+            strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
+            pictures.save_image(strip, target.path("_forward.png"))
         store.remove()
     _tell(report, target)
     return report
@@ -145,7 +159,7 @@ def _draw_all(
             first=first,
             condition=condition,
             callback=frames if first == 0 else None,
-            progress=what.processes.is_main and sys.stderr.isatty(),
+            progress=what.processes.is_main,
             chunk=size,
             device=what.device,
         )
@@ -177,12 +191,12 @@ def _summary(store: "BlockStore") -> tuple[Tensor, int, float]:
 
 
 def _rows(
-    store: BlockStore, transform: Affine, labels: Labels | None, classes: Sequence[str]
+    store: BlockStore, view: View, labels: Labels | None, classes: Sequence[str]
 ) -> Iterator[tuple[NDArray[np.floating], list[str]]]:
     """Raw samples block by block, each with the names of its classes."""
     for index, block in enumerate(store.read_all()):
         taken = [] if labels is None else labels.rows(*store.rows(index)).tolist()
-        yield transform.inverse(block.x).numpy(), [(*classes, "")[label] for label in taken]
+        yield view.raw(block.x).numpy(), [(*classes, "")[label] for label in taken]
 
 
 def _training_labels(what: Trained) -> tuple[Description, bool | None]:
@@ -213,32 +227,27 @@ def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> D
 
 def _draw(
     target: Target,
-    model: ScoreModel,
     x: Tensor,
     data: Dataset | None,
     frames: Frames | None,
-    cfg: SampleConfig,
     labels: Labels | None,
-    table: Sequence[Column],
+    about: Description,
 ) -> None:
     if x.ndim < 4 and not pictures.has_matplotlib():
         say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
         return
     real = None if data is None else data.test
     columns = None if labels is None else columns_for(len(labels.values), min(len(x), _SHOWN))
-    if table and model.transform is not None:
+    if about.columns:
         raw = {"samples": x} if real is None else {"samples": x, "data": real}
-        drawn = {title: decoded(table, model.transform.inverse(part).numpy()) for title, part in raw.items()}
+        drawn = {title: decoded(about.columns, about.transform.inverse(part).numpy()) for title, part in raw.items()}
         tables = {title: {column.name: values for column, values in rows} for title, rows in drawn.items()}
-        picture = pictures.pairs(tables, {column.name: column.values for column in table if column.values})
+        picture = pictures.pairs(tables, {column.name: column.values for column in about.columns if column.values})
     else:
         picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
         frames.save(target.path("_animation.gif"))
-    if cfg.forward and data is not None:
-        strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
-        pictures.save_image(strip, target.path("_forward.png"))
 
 
 def _tell(report: Mapping[str, Any], target: Target) -> None:

@@ -36,7 +36,7 @@ class Target:
         Raises:
             OutputError: naming the first file.
         """
-        files = (self.path(".npz"), self.report, self.path(".png"), self.path(".csv"))
+        files = (self.path(".npz"), self.report, self.path(".png"), self.path(".csv"), self.path("_png"))
         there = [path for path in files if path.exists()]
         if there:
             raise OutputError(f"{there[0]} is there already; give another out=PATH, or overwrite=true to replace it")

@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_gen import checks
+from sde_gen.bars import shown
 from sde_gen.conditions import Condition, gathered
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, NonFiniteError, SDEGenError
@@ -116,12 +116,10 @@ def log_likelihood(
         size = max(1, _CHUNK_NUMBERS // (max(1, x[0].numel()) * (1 + min(vectors, 64))))
     checks.integer(_WHERE, "chunk", size)
     starts = range(0, len(x), size)
-    if progress:
-        starts = tqdm(starts, desc="likelihood", leave=False)
     told = Condition.of(_WHERE, gathered(_WHERE, model.network, condition, named, log_likelihood), len(x))
     parts = []
     with evaluating(model):
-        for start in starts:
+        for start in shown(starts, "likelihood") if progress else starts:
             rows = slice(start, start + size)
             parts.append(plan.solve(x[rows], told[rows], first + start, transform))
     result = concatenated(parts)

@@ -1,9 +1,10 @@
-"""How much of one set lies where the other is: improved precision and recall."""
+"""How much of one set lies where the other is: improved precision and recall, density and coverage."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from sde_gen import checks
 from sde_gen.metrics.jackknife import blocks, euclidean, pair
@@ -38,11 +39,58 @@ def covered(x: Any, by: Any, k: int = 3) -> float:
     Raises:
         DataError: sets that are too small, hold NaN, or differ in their number of features.  ConfigError: `k` < 1.
     """
-    from sklearn.neighbors import NearestNeighbors
-
     k = checks.integer("precision_recall", "k", k)
     a, b = pair(x, by, least=k + 1)
-    # Asked without points, it leaves each point out of its own neighbours.
-    distances, _ = NearestNeighbors(n_neighbors=k).fit(b.numpy()).kneighbors()
-    radii = torch.from_numpy(distances[:, -1])
+    radii = _radii(b, k)
     return sum(int((euclidean(block, b) <= radii).any(1).sum()) for block in blocks(a, b)) / len(a)
+
+
+@dataclass(frozen=True)
+class DensityCoverage:
+    """How densely the samples lie where real points are, and how many of those have one nearby.
+
+    Attributes:
+        density: 1 in the mean for two sets of one law; it may be larger.
+        density_error: its standard error over the samples, the balls held fixed.
+        coverage: in [0, 1]; of two sets of n points of one law about 1 - 2^-k.
+    """
+
+    density: float
+    density_error: float
+    coverage: float
+
+
+def density_coverage(samples: Any, real: Any, k: int = 5) -> DensityCoverage:
+    """Density and coverage: of M samples y and N real points x, each with the ball B_i to its k-th neighbour among x,
+
+        density = 1/(k M) sum_j #{i: y_j in B_i},        coverage = 1/N #{i: some y_j in B_i}.
+
+    Unlike precision, density does not call everything real that lies in the ball of one outlier.
+    Naeem et al. (2020), arXiv:2002.09797.
+
+    Args:
+        samples, real: points or features (M, ...) and (N, ...), at least k + 1 of each; flattened.
+        k: neighbours, at least 1.
+
+    Raises:
+        DataError: sets that are too small, hold NaN, or differ in their number of features.  ConfigError: `k` < 1.
+    """
+    k = checks.integer("density_coverage", "k", k)
+    y, x = pair(samples, real, least=k + 1)
+    radii, counts = _radii(x, k), []
+    reached = torch.zeros(len(x), dtype=torch.bool)
+    for block in blocks(y, x):
+        inside = euclidean(block, x) <= radii
+        counts.append(inside.sum(1))
+        reached |= inside.any(0)
+    each = torch.cat(counts).double() / k
+    return DensityCoverage(float(each.mean()), float(each.std() / len(each) ** 0.5), float(reached.double().mean()))
+
+
+def _radii(x: Tensor, k: int) -> Tensor:
+    """Of each point, how far its k-th nearest neighbour among the others is."""
+    from sklearn.neighbors import NearestNeighbors
+
+    # Asked without points, it leaves each point out of its own neighbours.
+    distances, _ = NearestNeighbors(n_neighbors=k).fit(x.numpy()).kneighbors()
+    return torch.from_numpy(distances[:, -1])

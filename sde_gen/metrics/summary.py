@@ -12,7 +12,7 @@ from sde_gen import checks
 from sde_gen.errors import DataError
 from sde_gen.metrics.features import Features, Pixels
 from sde_gen.metrics.jackknife import Estimate, pair, wilson
-from sde_gen.metrics.manifold import covered
+from sde_gen.metrics.manifold import covered, density_coverage
 from sde_gen.metrics.sample_distances import (
     energy_distance,
     frechet_distance,
@@ -192,6 +192,16 @@ def _precision(x: Tensor, y: Tensor, seed: int) -> Estimate:
     return Estimate(share, None, wilson(share, len(x)))
 
 
+def _density(x: Tensor, y: Tensor, seed: int) -> Estimate:
+    found = density_coverage(x, y)
+    return Estimate(found.density, found.density_error)
+
+
+def _coverage(x: Tensor, y: Tensor, seed: int) -> Estimate:
+    share = density_coverage(x, y).coverage
+    return Estimate(share, None, wilson(share, len(y)))
+
+
 #: Name of every metric, in the order in which they are reported.
 METRICS: dict[str, Metric] = {
     "sliced_wasserstein": Metric(
@@ -204,4 +214,6 @@ METRICS: dict[str, Metric] = {
     "kernel_distance": Metric("kernel distance", kernel_distance.estimate, of_features=True),
     "precision": Metric("precision", _precision, "higher", of_features=True, smallest=4),
     "recall": Metric("recall", lambda x, y, seed: _precision(y, x, seed), "higher", of_features=True, smallest=4),
+    "density": Metric("density", _density, "higher", of_features=True, smallest=6),
+    "coverage": Metric("coverage", _coverage, "higher", of_features=True, smallest=6),
 }

@@ -35,6 +35,27 @@ def fourier_features(c_noise: Tensor, size: int) -> Tensor:
     return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
 
 
+def looked_up(owner: str, table: Tensor, label: Tensor | int | None, like: Tensor) -> Tensor:
+    """Rows of a table (classes + 1, size), the last of which is for no label, one for each row of `like`.
+
+    Raises:
+        ConfigError: labels of another kind, number or range.
+    """
+    most, batch = len(table) - 1, len(like)
+    label = torch.as_tensor(most if label is None else label, device=like.device)
+    if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
+        raise ConfigError(f"{owner}: label must hold whole numbers (int64), got {label.dtype}")
+    if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
+        raise ConfigError(f"{owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
+    try:
+        return F.embedding(label.to(torch.int64).expand(batch), table)
+    except IndexError:
+        low, high = label.aminmax()
+        raise ConfigError(
+            f"{owner}: labels are 0..{most - 1}, or {most} for no label; got {int(low)}..{int(high)}"
+        ) from None
+
+
 class ConditionEmbedding(nn.Module):
     """Noise level and optional class label to one vector: MLP(fourier(c_noise)) + table[label], then SiLU.
 
@@ -44,6 +65,9 @@ class ConditionEmbedding(nn.Module):
         owner: name used in error messages.
     """
 
+    #: Of the noise level, (B,) -> (B, count).
+    features = staticmethod(fourier_features)
+
     def __init__(self, size: int, num_classes: int, owner: str) -> None:
         super().__init__()
         self.size, self.num_classes, self.owner = size, num_classes, owner
@@ -51,36 +75,25 @@ class ConditionEmbedding(nn.Module):
         self.second = nn.Linear(size, size)
         self.table = nn.Embedding(num_classes + 1, size) if num_classes else None
 
-    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int) -> Tensor:
+    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int, more: Tensor | None = None) -> Tensor:
         """(B, size) in the dtype of the weights; see the networks for the shapes of `c_noise` and `label`.
 
         A missing label becomes `num_classes`, which means "no label". The values are not checked here, since that would
-        wait for the device on every call; the table's own bounds check speaks up.
+        wait for the device on every call; the table's own bounds check speaks up. `more` is added to the vector.
         """
         if c_noise.dim() > 1 or (c_noise.dim() == 1 and len(c_noise) != batch):
             raise ConfigError(f"{self.owner}: c_noise must have shape () or ({batch},), one number a sample, got "
                               f"{tuple(c_noise.shape)}")  # fmt: skip
-        features = fourier_features(c_noise.expand(batch), self.size).to(self.first.weight.dtype)
+        features = self.features(c_noise.expand(batch), self.first.in_features).to(self.first.weight.dtype)
         vector = self.second(F.silu(self.first(features)))
+        vector = vector if more is None else vector + more
         if self.table is None:
             if label is not None:
                 raise ConfigError(
                     f"{self.owner}: got a label, but was built with num_classes=0; build it with num_classes >= 1"
                 )
             return F.silu(vector)
-        label = torch.as_tensor(self.num_classes if label is None else label, device=c_noise.device)
-        if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
-            raise ConfigError(f"{self.owner}: label must hold whole numbers (int64), got {label.dtype}")
-        if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
-            raise ConfigError(f"{self.owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
-        try:
-            return F.silu(vector + self.table(label.to(torch.int64).expand(batch)))
-        except IndexError:
-            low, high = label.aminmax()
-            raise ConfigError(
-                f"{self.owner}: labels are 0..{self.num_classes - 1}, or {self.num_classes} for no label; "
-                f"got {int(low)}..{int(high)}"
-            ) from None
+        return F.silu(vector + looked_up(self.owner, self.table.weight, label, vector))
 
 
 class _ResidualBlock(nn.Module):

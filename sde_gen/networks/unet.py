@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -9,7 +10,9 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
+from sde_gen.networks.attention import attended
 from sde_gen.networks.mlp import ConditionEmbedding
+from sde_gen.networks.sizes import Sizes, fitting_unet, levels, sized
 
 _CONVOLUTION: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -66,12 +69,8 @@ class _Attention(nn.Module):
         self.out = _zeroed(_CONVOLUTION[dimensions](channels, channels, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        batch, channels = x.shape[:2]
-        qkv = self.qkv(self.norm(x)).reshape(batch, 3, self.heads, channels // self.heads, -1)
-        query, key, value = qkv.transpose(3, 4).unbind(1)
-        h = F.scaled_dot_product_attention(query, key, value)
-        h = h.transpose(2, 3).reshape(x.shape)
-        return (x + self.out(h)) * math.sqrt(0.5)
+        h = self.out(attended(self.qkv(self.norm(x)), self.heads))
+        return (x + h) * math.sqrt(0.5)
 
 
 class _Stage(nn.Module):
@@ -94,11 +93,21 @@ class UNet(nn.Module):
     Residual blocks of GroupNorm, SiLU and convolutions of width 3, modulated by the embedded noise level (and label)
     through a scale and a shift; one skip connection from every block on the way down to one on the way up; a stride-2
     convolution between levels, and nearest-neighbour upsampling *to the size of the skip* on the way back, so that odd
-    sizes need no padding. The output convolution starts at zero: a new network returns zeros. The default has about 0.8
-    million parameters and is meant for 8x8 digits.
+    sizes need no padding. The output convolution starts at zero: a new network returns zeros.
+
+    ==========  =======================================================================================  ==========
+    size        what it says                                                                             parameters
+    ==========  =======================================================================================  ==========
+    digits      for 8x8; the default                                                                     0.8 M
+    cifar10     that of DDPM for CIFAR-10 (Ho et al. 2020, arXiv:2006.11239), which itself has 35.7 M    29.7 M
+    imagenet64  that of ADM for ImageNet 64x64 (Dhariwal & Nichol 2021, arXiv:2105.05233), of 295.9 M    228.1 M
+    ==========  =======================================================================================  ==========
+
+    Both of the papers' have a third skip connection a level, and with it one block more on the way up.
 
     Args:
         channels: channels of the samples, in and out.
+        size: one of the above, which says what of the next five is None.
         width: channels at the first level (full resolution).
         multipliers: channels of each level as multiples of `width`; each level halves the resolution, rounding up.
         blocks: residual blocks a level, on the way down and on the way up.
@@ -119,41 +128,50 @@ class UNet(nn.Module):
     """
 
     noise_dtype = torch.float32  # as for the MLP
+    sizes: ClassVar[Sizes] = {
+        "digits": {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (-1,), "dropout": 0.0},
+        "cifar10": {"width": 128, "multipliers": (1, 2, 2, 2), "blocks": 2, "attention": (1,), "dropout": 0.1},
+        "imagenet64": {"width": 192, "multipliers": (1, 2, 3, 4), "blocks": 3, "attention": (1, 2, 3), "dropout": 0.1},
+    }
+    fitting = staticmethod(fitting_unet)
 
     def __init__(
         self,
         channels: int = 1,
         *,
-        width: int = 32,
-        multipliers: Sequence[int] = (1, 2, 2),
-        blocks: int = 1,
-        attention: Sequence[int] = (-1,),
-        dropout: float = 0.0,
+        size: str | None = None,
+        width: int | None = None,
+        multipliers: Sequence[int] | None = None,
+        blocks: int | None = None,
+        attention: Sequence[int] | None = None,
+        dropout: float | None = None,
         num_classes: int = 0,
         learned_variance: bool = False,
         dimensions: int = 2,
     ) -> None:
         super().__init__()
+        scale = sized("UNet", self.sizes, size, {
+            "width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention, "dropout": dropout,
+        })  # fmt: skip
         self.arguments = {  # what `sde_gen.save` writes down
-            "channels": channels, "width": width, "multipliers": multipliers, "blocks": blocks, "attention": attention,
-            "dropout": dropout, "num_classes": num_classes, "learned_variance": learned_variance,
-            "dimensions": dimensions,
+            "channels": channels, "size": size, **scale, "num_classes": num_classes,
+            "learned_variance": learned_variance, "dimensions": dimensions,
         }  # fmt: skip
         self.channels = checks.integer("UNet", "channels", channels, low=1)
-        width = checks.integer("UNet", "width", width, low=4)
-        widths = [width * m for m in checks.integers("UNet", "multipliers", multipliers, low=1)]
-        self.blocks = checks.integer("UNet", "blocks", blocks, low=1)
-        dropout = checks.number("UNet", "dropout", dropout, low=0.0, high=1.0, open_high=True)
+        width = checks.integer("UNet", "width", scale["width"], low=4)
+        widths = [width * m for m in checks.integers("UNet", "multipliers", scale["multipliers"], low=1)]
+        self.blocks = checks.integer("UNet", "blocks", scale["blocks"], low=1)
+        dropout = checks.number("UNet", "dropout", scale["dropout"], low=0.0, high=1.0, open_high=True)
         self.num_classes = checks.integer("UNet", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("UNet", "learned_variance", learned_variance)
         self.dimensions = dimensions = checks.integer("UNet", "dimensions", dimensions, low=1, high=3)
         convolution = _CONVOLUTION[dimensions]
         if not widths:
             raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
-        attends = _levels(attention, len(widths))
+        attends = levels("UNet", scale["attention"], len(widths))
 
-        size = 4 * width
-        self.embedding = ConditionEmbedding(size, self.num_classes, "UNet")
+        told = 4 * width
+        self.embedding = ConditionEmbedding(told, self.num_classes, "UNet")
         self.stem = convolution(channels, widths[0], 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -161,14 +179,14 @@ class UNet(nn.Module):
             if level:
                 self.shrink.append(convolution(widths[level - 1], wide, 3, stride=2, padding=1))
             for _ in range(self.blocks):
-                self.down.append(_Stage(wide, wide, size, dropout, level in attends, dimensions))
+                self.down.append(_Stage(wide, wide, told, dropout, level in attends, dimensions))
 
-        self.middle = _Stage(widths[-1], widths[-1], size, dropout, len(widths) - 1 in attends, dimensions)
+        self.middle = _Stage(widths[-1], widths[-1], told, dropout, len(widths) - 1 in attends, dimensions)
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
             for _ in range(self.blocks):
-                self.up.append(_Stage(2 * wide, wide, size, dropout, level in attends, dimensions))
+                self.up.append(_Stage(2 * wide, wide, told, dropout, level in attends, dimensions))
             if level:
                 self.grow.append(convolution(wide, widths[level - 1], 3, padding=1))
 
@@ -196,12 +214,3 @@ class UNet(nn.Module):
                 h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
             h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
         return self.head(F.silu(self.head_norm(h))).to(x.dtype)
-
-
-def _levels(attention: Sequence[int], count: int) -> set[int]:
-    """The levels that attend, negative ones counted from the end; raises ConfigError for a level that is not there."""
-    levels = checks.integers("UNet", "attention", attention, low=-count)
-    for level in levels:
-        if level >= count:
-            raise ConfigError(f"UNet: attention names level {level}, but multipliers give levels 0..{count - 1}")
-    return {level % count for level in levels}

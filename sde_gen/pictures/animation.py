@@ -1,6 +1,6 @@
 """The forward process as a strip of pictures, the reverse process as an animation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,10 +26,11 @@ class Frames:
 
     Args:
         model: that is sampled.
+        seen: what a state is drawn as, such as what latents decode into; itself by default.
     """
 
-    def __init__(self, model: ScoreModel) -> None:
-        self._model, self._every = model, 1
+    def __init__(self, model: ScoreModel, seen: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._model, self._every, self._seen = model, 1, seen or (lambda x: x)
         self._states: list[tuple[float, Tensor]] = []
 
     def __call__(self, step: int, t: float, x: Tensor) -> None:
@@ -50,7 +51,7 @@ class Frames:
             WriteError, OutputError: it could not be written.
         """
         states = self._states[:: -max(1, len(self._states) // _FRAMES)][::-1]
-        save_animation(_drawn([(f"t = {t:.3f}", state) for t, state in states]), path)
+        save_animation(_drawn([(f"t = {t:.3f}", self._seen(state)) for t, state in states]), path)
 
 
 def _drawn(states: Sequence[tuple[str, Tensor]]) -> list["Image"]:

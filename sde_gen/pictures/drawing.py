@@ -4,7 +4,9 @@ Every function that writes does it in one rename, so that a viewer never meets h
 """
 
 import math
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +15,7 @@ from torch import Tensor
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError, DataError
-from sde_gen.files import publish
+from sde_gen.files import held, publish, temporary_name, writing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -65,6 +67,32 @@ def image_grid(images: Tensor, columns: int | None = None, zoom: int | None = No
 def save_image(picture: "Image", path: Path) -> Path:
     """Write a Pillow image; the format follows from the ending."""
     return publish(path, lambda temporary: picture.save(temporary), "the picture")
+
+
+def save_each(images: Iterable[Tensor], folder: Path) -> Path:
+    """Each image as a PNG of its own, 000000.png and so on, as tools for FID read them; a folder there is replaced.
+
+    Args:
+        images: batches as `image_grid` takes them.
+        folder: of the files; it is there when all of them are.
+
+    Raises:
+        DataError: what is no image.  WriteError, OutputError: it could not be written.
+    """
+    temporary, count = temporary_name(folder), 0
+    with writing(folder, "the pictures"):
+        try:
+            with held(temporary, folder=True):
+                for batch in images:
+                    for image in batch:
+                        image_grid(image[None], 1, zoom=1, gap=0).save(temporary / f"{count:06d}.png")
+                        count += 1
+                shutil.rmtree(folder, ignore_errors=True)
+                os.replace(temporary, folder)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return folder
 
 
 def save_animation(frames: Sequence["Image"], path: Path, seconds: float = 4.0) -> Path:

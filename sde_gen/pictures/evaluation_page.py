@@ -70,5 +70,5 @@ def _bars(axes: Any, metric: MetricResult) -> None:
     axes.set_title(metric.title, fontsize=8)
     axes.set_xlabel(better, fontsize=7)
     if metric.better != "lower":
-        axes.set_xlim(0, 1)
+        axes.set_xlim(0, max(1.0, 1.1 * float(values.max())))
     axes.axvline(0.5 if metric.better == "half" else 0.0, color="black", linewidth=0.5)

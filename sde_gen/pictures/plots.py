@@ -154,6 +154,28 @@ def loss_curve(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
     return save_image(rendered(figure), path)
 
 
+def loss_by_level(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """Training loss against half log-SNR, from the rows of a levels.csv: means of five parts of a run."""
+    figure = new_figure(6.0, 4.0)
+    axes = figure.add_subplot()
+    parts = min(5, len(rows))
+    for part in range(parts):
+        some = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
+        names = sorted({name for row in some for name in row if name != "step"}, key=float)
+        values = [[row[name] for row in some if name in row] for name in names]
+        means = [sum(found) / len(found) for found in values]
+        shade = 0.25 + 0.75 * (part + 1) / parts
+        label = f"up to step {int(some[-1]['step'])}"
+        axes.plot([float(name) for name in names], means, "o-", color=BLUE, alpha=shade, label=label, markersize=3)
+        if all(mean > 0 for mean in means):
+            axes.set_yscale("log")
+    axes.set_xlabel("half log-SNR (noise on the left, data on the right)")
+    axes.set_ylabel("training loss")
+    if rows:
+        axes.legend(fontsize=7)
+    return save_image(rendered(figure), path)
+
+
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> Path:
     """Held-out loss of several runs against steps, from the rows of their metrics.csv."""
     figure = new_figure(7.0, 4.5)

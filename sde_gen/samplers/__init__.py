@@ -2,6 +2,7 @@
 
 one_step            one combination of state, estimate and noise: Euler-Maruyama, reverse diffusion, ancestral, DDIM
 multistep           exponential rules that remember estimates: Adams-Bashforth, UniPC; their names in named_multistep
+limited             UniPC of all orders, each taken for what it is worth in a sample
 singlestep          exponential rules with calls within the step: DPM-Solver 2S, 3S
 heun                Heun's method, with churn
 stochastic          exponential rules of the reverse SDE: SDE-DPM-Solver++, stochastic Heun
@@ -26,6 +27,7 @@ from sde_gen.samplers.grids import (
 from sde_gen.samplers.heun import EDMChurn, Heun
 from sde_gen.samplers.langevin import AnnealedLangevin, Corrector, Langevin
 from sde_gen.samplers.langevin_dynamics import LangevinDynamics
+from sde_gen.samplers.limited import LimitedUniPC
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.named_multistep import DEIS, LMS, PLMS, DPMSolverPP2M, DPMSolverPP3M
 from sde_gen.samplers.noise import NoiseSource, SeededNoise, ShiftedNoiseSource
@@ -61,6 +63,7 @@ __all__ = [
     "KarrasRho",
     "Langevin",
     "LangevinDynamics",
+    "LimitedUniPC",
     "NoiseSource",
     "OneStepSampler",
     "PredictorCorrector",

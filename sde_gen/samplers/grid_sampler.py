@@ -17,9 +17,9 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sde_gen import checks
+from sde_gen.bars import shown
 from sde_gen.errors import ConfigError, NonFiniteError
 from sde_gen.model import Levels, ScoreModel
 from sde_gen.perturbations import Chain, Perturbation
@@ -175,7 +175,8 @@ class GridSampler(Sampler):
         memory: Any = None
         if callback is not None:
             callback(0, listed[0], x[: job.count])
-        for k in tqdm(numbers, desc=type(self).__name__, leave=False) if job.progress else numbers:
+        title = f"{type(self).__name__}, sample {job.first + 1} to {job.first + job.count}"
+        for k in shown(numbers, title) if job.progress else numbers:
             rule = step if k < intervals else last
             try:
                 x, memory = rule(k, x, memory)  # pyright: ignore[reportOptionalCall]

@@ -114,9 +114,12 @@ def _twice(
 
 
 def polynomial_table(
-    p: Perturbation, times: Tensor, prediction: str, variable: str, order: int, corrector: bool
+    p: Perturbation, times: Tensor, prediction: str, variable: str, order: int, corrector: bool, twice: bool = True
 ) -> Table:
-    """The rule of this order: predictor through `order` values, or through one less and corrected."""
+    """The rule of this order: predictor through `order` values, or through one less and corrected.
+
+    Without `twice` order 4 makes no second call at its start.
+    """
     steps = len(times) - 1
     onto_data = steps if float(p.sigma(times[-1])) > 0 else steps - 1  # steps that do not land on sigma = 0
     inner = Points.of(p, times[: onto_data + 1])
@@ -142,7 +145,7 @@ def polynomial_table(
         before = [0.0, *(predict[0] if k == 1 else _plus(predict[k - 1], whole[-1], carry[k - 1]))]
         change = _plus(taken[0].tolist(), before, -1.0)
         whole.append(taken[0].tolist())
-        if k == 1 and order == 4:
+        if twice and k == 1 and order == 4:
             again = change[0], change[1], whole[0][0]
         else:
             weights[k] = _plus(predict[k], change, carry[k])

@@ -227,6 +227,9 @@ class Sampler(abc.ABC):
             raise ConfigError(f"{where}: give either shape=(B, ...) or start=, a state to begin from")
         if first:
             first = checks.integer(where, "first", first, low=0)
+        if start is None and model.starts_late:
+            raise ConfigError(f"{where}: this model begins from given data, noised in part: give start=, such as "
+                              "edited.start(x0)")  # fmt: skip
         if start is not None:
             if not isinstance(start, Tensor) or not start.is_floating_point() or start.ndim < 2:
                 what = f"{start.dtype} {tuple(start.shape)}" if hasattr(start, "dtype") else type(start).__name__

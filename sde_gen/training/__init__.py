@@ -4,6 +4,7 @@ from sde_gen.errors import Interrupted, TrainingFault
 from sde_gen.training.checkpoint import Checkpoint, best_checkpoint, newest_checkpoint, read_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
 from sde_gen.training.metrics_file import MetricsFile, read_metrics
+from sde_gen.training.posthoc import PowerEMA, averaged_weights
 from sde_gen.training.progress import Progress
 from sde_gen.training.run_folder import RunDirectory, newest_run
 from sde_gen.training.settings import TrainerSettings
@@ -15,12 +16,14 @@ __all__ = [
     "Checkpoint",
     "Interrupted",
     "MetricsFile",
+    "PowerEMA",
     "Progress",
     "RunDirectory",
     "StopFlag",
     "Trainer",
     "TrainerSettings",
     "TrainingFault",
+    "averaged_weights",
     "best_checkpoint",
     "newest_checkpoint",
     "newest_run",

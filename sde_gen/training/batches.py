@@ -53,6 +53,10 @@ class Batches:
         channels_last: memory layout of images.
         dequantise: whether discrete levels are spread out by uniform noise, new at each step.
 
+    Attributes:
+        share: as given.
+        drawn: the times of this process's share of the newest batch, on the host.
+
     Raises:
         ConfigError: levels are to be spread out that the data does not have.
     """
@@ -94,6 +98,7 @@ class Batches:
         count = share.stop - share.start
         cuts = [count * part // accumulate for part in range(accumulate + 1)]
         self._parts = [slice(a, b) for a, b in pairwise(cuts)]
+        self.drawn = torch.empty(0, dtype=torch.float64)
 
     def indices(self, step: int) -> Tensor:
         """Which training samples the batch of 0-based `step` holds, in order."""
@@ -108,7 +113,7 @@ class Batches:
         """This process's share of the batch of `step`, in as many parts as asked for."""
         indices = batch_indices(self._data.size, self._size, step, self._seed)[self.share]
         generator = keyed_generator(self._seed, step, TIMES)
-        t = self._objective.times(self._model, self._size, generator=generator, device="cpu")[self.share]
+        self.drawn = t = self._objective.times(self._model, self._size, generator=generator, device="cpu")[self.share]
         if self._device.type != "cpu":
             t = _sent(t, self._device)
             if self._samples.device.type != "cpu":

@@ -9,6 +9,7 @@ from torch import Tensor
 from sde_gen.distributed import Processes
 from sde_gen.errors import TrainingFault
 from sde_gen.training.batches import Batches
+from sde_gen.training.levels import LossByLevel
 
 #: Skipped updates in a row that end a run.
 MOST_IN_A_ROW = 3
@@ -43,9 +44,12 @@ class Record:
         batches: of this run; tell which samples a fault concerns.
         processes: of the job.
         device: where the losses are.
+        levels: sorts the losses.
 
     Attributes:
         losses: (length, samples of this process), where the steps put theirs.
+        times: of these, of one step each, on the host.
+        levels: the losses read since the last row by noise level.
         norms: (length,), of their gradients; not finite for an update that was skipped.
         count: steps in these.
         faults: how many updates were skipped because a loss or gradient was not finite.
@@ -53,12 +57,15 @@ class Record:
             of losses and norms. Added in the order of the steps, so that a run that was stopped writes the same rows.
     """
 
-    def __init__(self, length: int, batches: Batches, processes: Processes, device: torch.device) -> None:
+    def __init__(
+        self, length: int, batches: Batches, processes: Processes, device: torch.device, levels: LossByLevel
+    ) -> None:
         self.losses = torch.zeros(length, batches.share.stop - batches.share.start, device=device)
+        self.times: list[Tensor] = []
         self.norms = torch.zeros(length, device=device)
         self.count = 0
         self.since_row = (0, 0, 0.0, 0.0)
-        self._batches, self._processes = batches, processes
+        self._batches, self._processes, self.levels = batches, processes, levels
         self.faults = FaultCount()
 
     def read(self, step: int) -> None:
@@ -71,15 +78,19 @@ class Record:
         if count == 0:
             return
         losses, norms = self.losses[:count].cpu(), self.norms[:count].tolist()
+        times, self.times = self.times, []
         place = self.faults.add([not math.isfinite(norm) for norm in norms])
         if place is not None:
             raise self._fault(step - count, place, losses)
         steps, good, loss, norm = self.since_row
-        for of_losses, of_norm in zip(
-            self._processes.sum(losses.sum(1, dtype=torch.float64)).tolist(), norms, strict=True
+        by_level = self.levels.sorted(losses, torch.stack(times)).flatten(1)
+        totals = self._processes.sum(torch.cat([losses.sum(1, dtype=torch.float64)[:, None], by_level], 1))
+        for of_losses, of_levels, of_norm in zip(
+            totals[:, 0].tolist(), totals[:, 1:].view(count, 2, -1), norms, strict=True
         ):
             if math.isfinite(of_norm):
                 good, loss, norm = good + 1, loss + of_losses, norm + of_norm
+                self.levels.add(of_levels)
         self.since_row = (steps + count, good, loss, norm)
 
     def row(self, size: int) -> dict[str, float]:

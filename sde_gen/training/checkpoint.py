@@ -2,6 +2,7 @@
 
     step_00001000/
         model.safetensors  ema.safetensors  optimizer.safetensors     tensors
+        averages.safetensors                                          of runs that keep more averages than one
         config.json  state.json                                       plain data
         manifest.json                                                 size and SHA-256 of each of the others
 
@@ -29,10 +30,11 @@ from sde_gen.files import fsync_file, fsync_folder, held, make_folder, read_text
 
 FORMAT = 1
 MANIFEST = "manifest.json"
+CODEC = "codec"  # the folder, within a run, of what its latents are decoded by
 _JSON_FILES = ("config.json", "state.json")
 _NAME = re.compile(r"step_(\d{8,})")
 # A manifest may name these files and no others, so it can never point outside its own folder.
-_FILE = re.compile(r"(config|state)\.json|(model|ema|optimizer)\.safetensors")
+_FILE = re.compile(r"(config|state)\.json|(model|ema|optimizer|averages|weighting)\.safetensors")
 
 
 @dataclass(frozen=True)
@@ -55,12 +57,18 @@ class Checkpoint:
         return int(self.state["step"])
 
     @property
+    def home(self) -> Path:
+        """The run that it lies in, in `checkpoints` or at the top; or where it lies alone."""
+        folder = self.path.parent
+        return folder.parent if folder.name == "checkpoints" else folder
+
+    @property
     def digest(self) -> str:
         """SHA-256 of its manifest, and so of everything in it."""
         return sha256(self.path / MANIFEST)
 
     def tensors(self, name: str) -> dict[str, Tensor]:
-        """The tensors of `model`, `ema` or `optimizer`, on the CPU."""
+        """The tensors of `model`, `ema`, `optimizer` or `averages`, on the CPU."""
         path = self.path / f"{name}.safetensors"
         if not path.is_file():
             raise CheckpointError(f"checkpoint {self.path} holds no {path.name}; it cannot be used for this")
@@ -86,7 +94,7 @@ def save_checkpoint(
     Args:
         folder: the run's `checkpoints` folder, made if it is not there.
         step: optimiser steps done.
-        tensors: file stem (`model`, `ema`, `optimizer`) to named tensors.
+        tensors: file stem (`model`, `ema`, `optimizer`, `averages`) to named tensors.
         config, state: plain data for the two JSON files.
 
     Raises:
@@ -132,7 +140,8 @@ def read_checkpoint(path: Path) -> Checkpoint:
     files = manifest.get("files")
     if manifest.get("format") != FORMAT or not isinstance(files, dict):
         raise CheckpointError(f"{path / MANIFEST} is not a manifest of format {FORMAT}; use another checkpoint")
-    for name in (*_JSON_FILES, "model.safetensors"):
+    kept_alone = "averages.safetensors" in files and "ema.safetensors" not in files
+    for name in (*_JSON_FILES, *([] if kept_alone else ["model.safetensors"])):
         if name not in files:
             raise CheckpointError(f"{path / MANIFEST} does not list {name}; use another checkpoint")
     for name, entry in files.items():

@@ -42,6 +42,11 @@ class EMA:
         self._local_shadow = [local(shadow) for shadow in self._shadow]
         self._module = module
 
+    @property
+    def label(self) -> str:
+        """What a checkpoint calls it."""
+        return f"decay={self.decay!r}"
+
     def next_decay(self) -> float:
         """The decay d_n that the next update uses."""
         n = self.updates
@@ -65,6 +70,10 @@ class EMA:
             with torch.no_grad():
                 torch._foreach_copy_(self._local_params, trained)
 
+    def averages(self) -> dict[str, Tensor]:
+        """The averaged weights alone, as `LABEL/NAME`, so that those of several averages go into one file."""
+        return {f"{self.label}/{name}": shadow for name, shadow in self._named.items()}
+
     def state_dict(self) -> dict[str, Tensor]:
         """A complete state dict of the network with the averaged weights in it."""
         state = {name: tensor.detach() for name, tensor in self._module.state_dict().items()}
@@ -77,9 +86,17 @@ class EMA:
         Raises:
             CheckpointError: a tensor is missing or of another shape; nothing was restored then.
         """
-        for name, shadow in self._named.items():
-            if name not in state or state[name].shape != shadow.shape:
-                raise CheckpointError(f"the averaged weights lack {name} of shape {tuple(shadow.shape)}")
+        self.check(state)
         for name, shadow in self._named.items():
             put(shadow, state[name])
         self.updates = int(updates)
+
+    def check(self, state: Mapping[str, Tensor], source: str = "the averaged weights") -> None:
+        """Refuse a state that lacks an averaged weight.
+
+        Raises:
+            CheckpointError: naming the first.
+        """
+        for name, shadow in self._named.items():
+            if name not in state or state[name].shape != shadow.shape:
+                raise CheckpointError(f"{source} lack {name} of shape {tuple(shadow.shape)}")

@@ -1,4 +1,4 @@
-"""`metrics.csv`: one row per line of progress."""
+"""`metrics.csv`, and `levels.csv`: one row per line of progress."""
 
 import csv
 import io
@@ -26,24 +26,25 @@ class MetricsFile:
         path: the file. One that cannot be read as metrics, such as one that a crash has emptied or a spreadsheet has
             changed, is renamed, and a new one begun.
         step: rows after this step are dropped: they belong to steps that will be done again.
+        columns: of the file, the first of them `step`.
 
     Attributes:
         set_aside: where the file went that could not be read; None if there was none.
     """
 
-    def __init__(self, path: Path, step: int = 0) -> None:
-        self.path, self.set_aside = path, None
+    def __init__(self, path: Path, step: int = 0, columns: Sequence[str] = METRIC_COLUMNS) -> None:
+        self.path, self.set_aside, self._columns = path, None, tuple(columns)
         self._waiting: list[dict[str, float]] = []
         self._failures = 0
         kept: list[dict[str, float]] = []
         if os.path.lexists(path):
             try:
-                kept = [row for row in read_metrics(path) if row["step"] <= step]
+                kept = [row for row in read_metrics(path, self._columns) if row["step"] <= step]
             except SDEGenError:
                 self.set_aside = path.with_name(f"damaged-{path.stem}-{secrets.token_hex(4)}{path.suffix}")
                 with writing(path, "the metrics file"):
                     path.rename(self.set_aside)
-        write_text(path, _text(kept, header=True), "the metrics file")
+        write_text(path, _text(kept, self._columns, header=True), "the metrics file")
 
     def add(self, row: Mapping[str, float]) -> bool:
         """Append one row; columns that `row` lacks stay empty.
@@ -53,9 +54,9 @@ class MetricsFile:
         Raises:
             WriteError: the third time in a row.
         """
-        if unknown := set(row) - set(METRIC_COLUMNS):
+        if unknown := set(row) - set(self._columns):
             raise ConfigError(
-                f"metrics.csv has no column {sorted(unknown)}; its columns are {', '.join(METRIC_COLUMNS)}"
+                f"{self.path.name} has no column {sorted(unknown)}; its columns are {', '.join(self._columns)}"
             )
         self._waiting.append(dict(row))
         try:
@@ -71,7 +72,7 @@ class MetricsFile:
 
     def _append(self) -> None:
         with self.path.open("ab", buffering=0) as stream:
-            whole, data = stream.tell(), _text(self._waiting).encode()
+            whole, data = stream.tell(), _text(self._waiting, self._columns).encode()
             try:
                 while data:
                     data = data[stream.write(data) :]
@@ -81,8 +82,12 @@ class MetricsFile:
         self._waiting.clear()
 
 
-def read_metrics(path: Path) -> list[dict[str, float]]:
+def read_metrics(path: Path, expected: Sequence[str] | None = METRIC_COLUMNS) -> list[dict[str, float]]:
     """The rows of a `metrics.csv`; empty cells are left out, and so are rows that a crash or a fault has damaged.
+
+    Args:
+        path: the file.
+        expected: its columns; None: any, such as those of a `levels.csv`.
 
     Raises:
         MissingInputError: it cannot be read.  DataError: it is no such file.
@@ -96,8 +101,11 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     rows = []
     try:
         columns = tuple(reader.fieldnames or ())
-        if columns != METRIC_COLUMNS[: max(_FEWEST_COLUMNS, len(columns))]:
-            raise DataError(f"{path} is not a metrics file of a run: its first line must be {','.join(METRIC_COLUMNS)}")
+        fewest = _FEWEST_COLUMNS if expected is METRIC_COLUMNS else len(expected or ())
+        if columns[:1] != ("step",) or (expected and columns != tuple(expected)[: max(fewest, len(columns))]):
+            raise DataError(
+                f"{path} is not a metrics file of a run: its first line must be {','.join(expected or ('step',))}"
+            )
         for cells in reader:
             if None not in cells and None not in cells.values() and cells["step"].isdigit():
                 with suppress(ValueError):
@@ -107,9 +115,9 @@ def read_metrics(path: Path) -> list[dict[str, float]]:
     return rows
 
 
-def _text(rows: Sequence[Mapping[str, float]], header: bool = False) -> str:
+def _text(rows: Sequence[Mapping[str, float]], columns: Sequence[str], header: bool = False) -> str:
     buffer = io.StringIO()
-    writer = csv.DictWriter(buffer, METRIC_COLUMNS, lineterminator="\n")
+    writer = csv.DictWriter(buffer, columns, lineterminator="\n")
     if header:
         writer.writeheader()
     writer.writerows({k: int(v) if k == "step" else float(v) for k, v in row.items()} for row in rows)

@@ -25,6 +25,7 @@ class Progress:
         held_out_loss: of this step, where it was measured.
         metrics: the newest row of metrics.
         since_row: what the next row has so far: steps, those that count, sums of their losses and gradient norms.
+        levels: the same by noise level: sums of losses and their numbers; nothing where there is nothing.
         imported: where the weights came from if they were not trained here; there is no optimiser state then.
     """
 
@@ -38,6 +39,7 @@ class Progress:
     held_out_loss: float | None = None
     metrics: Mapping[str, float] = field(default_factory=dict)
     since_row: tuple[int, int, float, float] = (0, 0, 0.0, 0.0)
+    levels: tuple[float, ...] = ()
     imported: Any = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -74,6 +76,7 @@ class Progress:
             return replace(
                 found, seconds=float(found.seconds), ema_updates=counts[0], skipped=(counts[1], counts[2]),
                 metrics=dict(found.metrics), since_row=(counts[3], counts[4], float(losses), float(norms)),
+                levels=tuple(float(n) for n in found.levels),
             )  # fmt: skip
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path / 'state.json'} cannot be used ({error}); use another checkpoint") from error

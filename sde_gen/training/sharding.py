@@ -1,15 +1,17 @@
 """One network on several processes: a copy on each (DDP), or a shard on each (FSDP2); tensors to and from shards."""
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from sde_gen.distributed import Processes, talking
+from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.training.batches import Batches
@@ -53,6 +55,8 @@ class Parallel:
             # Shards are contiguous; and torch knows no such layout for a network of volumes.
             if settings.channels_last and all(p.dim() < 5 for p in network.parameters()):
                 network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if settings.checkpoint_activations:
+            _recompute(network)
         unreached = processes.world > 1 and not sharded and self._some_unreached(objective, processes)
         if settings.compile:
             network.compile()
@@ -91,6 +95,36 @@ class Parallel:
         unreached = any(p.requires_grad and p.grad is None for p in network.parameters())
         network.zero_grad(set_to_none=True)
         return bool(processes.sum(torch.tensor(int(unreached))))
+
+
+def _recompute(network: nn.Module) -> None:
+    """Let each block of a network, a child of its lists and sequences, keep its inputs alone for the backward pass."""
+    found = list(_outer_blocks(network))
+    if not found:
+        raise ConfigError(
+            "trainer.checkpoint_activations=true needs a network with blocks in an nn.ModuleList or nn.Sequential, "
+            f"and {type(network).__name__} has none; leave it out"
+        )
+    for block in found:
+        block.forward = _recomputing(getattr(block.forward, "plain", block.forward))  # type: ignore[method-assign]
+
+
+def _recomputing(plain: Callable[..., Any]) -> Callable[..., Any]:
+    def forward(*values: Any, **named: Any) -> Any:
+        if not torch.is_grad_enabled():
+            return plain(*values, **named)
+        return checkpoint(plain, *values, use_reentrant=False, **named)
+
+    forward.plain = plain  # type: ignore[attr-defined]
+    return forward
+
+
+def _outer_blocks(module: nn.Module) -> Iterator[nn.Module]:
+    for child in module.children():
+        if isinstance(module, nn.ModuleList | nn.Sequential) and any(p.requires_grad for p in child.parameters()):
+            yield child
+        else:
+            yield from _outer_blocks(child)
 
 
 def _shard(network: nn.Module, processes: Processes, device: torch.device) -> None:

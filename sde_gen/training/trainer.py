@@ -1,4 +1,4 @@
-"""The training loop: Adam, warm-up, clipping, averaged weights, checkpoints, on one process or many.
+"""The training loop: warm-up, clipping, averaged weights, checkpoints, on one process or many.
 
 Data order, times, noise and dropout of step k are functions of (seed, k), so that a resumed run needs no state of a
 random generator and goes on bit for bit. The loop waits for the device only where it writes a row of metrics.
@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_gen.data import Dataset
 from sde_gen.distributed import Processes, Pulse, talking
@@ -25,11 +25,13 @@ from sde_gen.rng import check_seed
 from sde_gen.training.batches import Batches, data_set_of
 from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
 from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from sde_gen.training.ema import EMA
+from sde_gen.training.levels import LossByLevel, learned_weighting
+from sde_gen.training.optimizers import Factory, make_optimizer
+from sde_gen.training.posthoc import all_averages, save_snapshot
 from sde_gen.training.progress import Progress
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.sharding import Parallel, training_mode
-from sde_gen.training.state import check_storable, packed, unpack, weights_digest
+from sde_gen.training.state import check_trainable, packed, unpack, weights_digest
 from sde_gen.training.update import Update
 
 _MOST_FAILED_SAVES = 3
@@ -59,17 +61,21 @@ class Trainer:
         checkpoints: folder for checkpoints; None saves nothing.
         config: plain data that is stored with each checkpoint.
         stop: asked before each step; true saves and ends training.
-        listeners: called as `listener(event, trainer, values)` with "log" (a row of metrics), "checkpoint", "save
-            failed" and "preview". What one cannot write (an `OSError`) does not end training.
+        listeners: called as `listener(event, trainer, values)` with "log" (a row of metrics), "levels" (mean loss by
+            half log-SNR), "checkpoint", "save failed" and "preview". What one cannot write (an `OSError`) does not end
+            training.
         processes: of the job, from `sde_gen.distributed.start`; one by default.
         retry_seconds: pause between tries of the last save.
+        optimizer: makes a torch optimiser of groups of parameters, instead of the one that the settings name.
 
     Attributes:
         step: optimiser steps done.
         seconds: of training, all parts together.
         network: the network that is trained.
         ema: its averaged weights; `with trainer.ema.applied():` puts them into the network.
-        optimizer: Adam.
+        averages: all that are kept, `ema` first.
+        weighting: of the noise levels, where it is learned.
+        optimizer: of `settings.optimizer`, or what `optimizer` made.
         faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
         interrupted: whether `stop` ended training before its last step.
@@ -95,21 +101,15 @@ class Trainer:
         listeners: Sequence[Listener] = (),
         processes: Processes | None = None,
         retry_seconds: float = 1.0,
+        optimizer: Factory | None = None,
     ) -> None:
         self.settings = s = TrainerSettings() if settings is None else settings
         self.processes = processes = Processes() if processes is None else processes
-        network = model.network
-        if not isinstance(network, nn.Module) or not any(p.requires_grad for p in network.parameters()):
-            raise ConfigError("Trainer: the model's network has no parameters to train; give a torch module that has")
-        check_storable(network)
+        network = check_trainable(model.network)
         self.data = data = data if isinstance(data, Dataset) else data_set_of(data)
         if conditional and data.train_labels is None:
             raise ConfigError(f"Trainer: the data set {data.name} has no labels, so a network cannot be given them")
-        if s.batch_size < processes.world * s.accumulate:
-            raise ConfigError(
-                f"trainer.batch_size={s.batch_size} is too small for {processes.world} processes with "
-                f"trainer.accumulate={s.accumulate}; it must be at least {processes.world * s.accumulate}"
-            )
+        s.check_parts(processes.world)
         self.model, self.objective = model, DenoisingScoreMatching() if objective is None else objective
         self.seed, self.conditional = check_seed(seed), conditional
         self.device = model.device if device is None else torch.device(device)
@@ -131,11 +131,12 @@ class Trainer:
         )  # fmt: skip
         self._parallel = Parallel(model, self.batches, self.objective, s, processes, self.device)
         self.network = network
-        self._params = [p for p in self.network.parameters() if p.requires_grad]
-        self._update = Update(self._params, s.clip, self.device, processes.world == 1)
-        self.optimizer = self._update.optimizer
-        self.ema = EMA(self.network, s.ema)
-        self._record = Record(s.log_every, self.batches, processes, self.device)
+        self.optimizer = make_optimizer(s.optimizer, network, s.weight_decay, self.device, optimizer)
+        self.weighting = learned_weighting(self.optimizer, self.device, processes) if s.learned_weighting else None
+        self._update = Update(self.optimizer, s.clip, self.device, processes.world == 1)
+        self.averages = all_averages(network, s.ema, posthoc=s.posthoc_every > 0)
+        self.ema = self.averages[0]
+        self._record = Record(s.log_every, self.batches, processes, self.device, LossByLevel(model.perturbation))
         self.faults = self._record.faults
         self._failed_saves = 0
         self._held_out: tuple[int, float] = (-1, math.nan)  # step, loss
@@ -166,6 +167,8 @@ class Trainer:
                 if self._update.bad_in_a_row >= MOST_IN_A_ROW:
                     self._record.read(self.step)
                 stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
+                if _due(self.step, s.posthoc_every):
+                    self._snapshot()
                 if self.step >= s.steps or stop:
                     break  # the end does all of the following
                 self._log_if_due()
@@ -199,15 +202,20 @@ class Trainer:
                 losses = self.objective(
                     parallel.model, part.x0, part.condition, t=part.t, noise=part.noise, generator=part.generator
                 )
-                loss = losses.sum() * scale
+                trained = losses
+                if self.weighting is not None:
+                    trained = self.weighting(losses, self.model.perturbation.half_log_snr(part.t))  # type: ignore[arg-type]
+                loss = trained.sum() * scale
                 if not self._update.checked_here:
                     # The factor is 1, and NaN where the loss is not finite: then so is the gradient, in all processes.
                     loss = loss * (1 + 0 * loss.detach())
                 loss.backward()
             row[part.rows].copy_(losses.detach())
+        record.times.append(self.batches.drawn)
         record.norms[record.count].copy_(self._update(self.settings.rate(self.step, self.seconds), row))
         record.count += 1
-        self.ema.update()
+        for average in self.averages:
+            average.update()
         self.step += 1
 
     # -- what is measured --------------------------------------------------------------------------------------------
@@ -232,6 +240,8 @@ class Trainer:
         if measured or held_out:
             self.last = {**self.last, **row}
             self._tell("log", row)
+        if levels := self._record.levels.row():
+            self._tell("levels", {"step": self.step} | levels)
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -280,6 +290,7 @@ class Trainer:
             self.step, self.seconds, self.seed, self.data.to_dict(), self.conditional, self.ema.updates,
             (self.faults.total, self.faults.in_a_row),
             self._held_out[1] if self._held_out[0] == self.step else None, self.last, self._record.since_row,
+            self._record.levels.state(),
         )  # fmt: skip
 
     def save(self) -> Path | None:
@@ -291,7 +302,7 @@ class Trainer:
         progress, folder, s = self.progress(), self.checkpoints, self.settings
         if folder is None:
             return None
-        tensors = packed(self.network, self.ema, self.optimizer, keep=self.processes.is_main)
+        tensors = packed(self.network, self.averages, self.optimizer, self.weighting, keep=self.processes.is_main)
 
         def write() -> Path:
             if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
@@ -302,6 +313,13 @@ class Trainer:
         path = self.processes.on_main(write)
         self._tell("checkpoint", {"path": path})
         return path
+
+    def _snapshot(self) -> None:
+        """Keep the power-function averages of this step; one that is not written costs the fit, not the run."""
+        try:
+            save_snapshot(self.checkpoints, self.step, self.averages, self.processes)
+        except WriteError as error:
+            self._tell("save failed", {"error": str(error)})
 
     def resume(self, checkpoint: Checkpoint | None = None) -> Checkpoint | None:
         """Continue from `checkpoint`, by default the newest sound one of this trainer's folder; which, if there is one.
@@ -318,10 +336,11 @@ class Trainer:
         if checkpoint is None:
             return None
         found = Progress.of(checkpoint, self.seed, self.data)
-        unpack(checkpoint, found, self.network, self.ema, self.optimizer)
+        unpack(checkpoint, found, self.network, self.averages, self.optimizer, self.weighting)
         self.step, self.seconds, self.last = found.step, found.seconds, dict(found.metrics)
         self.faults.total, self.faults.in_a_row = found.skipped
         self._record.since_row = found.since_row
+        self._record.levels.restore(found.levels)
         return checkpoint
 
 

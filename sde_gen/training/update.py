@@ -1,17 +1,16 @@
-r"""One optimiser step: Adam, of a gradient g that is clipped, unless a loss or the gradient is not finite.
+r"""One optimiser step, of a gradient g that is clipped, unless a loss or the gradient is not finite.
 
 With the norm :math:`n = |g|` over all parameters and the limit c, the step is made with :math:`g \min(1, c/n)`. The
 one norm serves both: it is finite if every number of g is (up to overflow, itself a fault). It costs one pass over the
-gradient. The host of a GPU does not wait for it: the fused optimiser reads both the divisor :math:`\max(1, n/c)` and
+gradient. The host of a GPU does not wait for it: a fused optimiser reads both the divisor :math:`\max(1, n/c)` and
 whether to do anything where it runs, in the pass that it makes anyway. A CPU has nothing to wait for, and touches the
-gradient only where it is too long.
+gradient only where it is too long; so it is with optimisers that are not fused, wherever they run.
 """
 
 import math
-from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_gen.training.sharding import shared_by, whole
 
@@ -20,23 +19,22 @@ class Update:
     """Moves the weights.
 
     Args:
-        params: the trained parameters, whole or shards.
+        optimizer: of the trained parameters, whole or shards.
         clip: largest norm of the gradient; None switches clipping off.
         device: where the parameters are.
         alone: whether there is one process.
 
     Attributes:
-        optimizer: Adam, fused where that can be.
+        optimizer: as given.
         checked_here: whether the losses are looked at here. Elsewhere they reach this place through the gradient: a
             loss that is not finite must be made to spoil it, so that all processes know and no device is waited for.
         bad_in_a_row: updates skipped since the last that was not, as far as known without waiting for a device.
     """
 
-    def __init__(self, params: Sequence[nn.Parameter], clip: float | None, device: torch.device, alone: bool) -> None:
-        self._params, self._clip = list(params), clip
-        fused = device.type in ("cpu", "cuda") and not any(p.is_complex() for p in self._params)
-        self.optimizer = torch.optim.Adam(self._params, fused=fused)
-        self._on_device = device.type == "cuda" and fused
+    def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None, device: torch.device, alone: bool) -> None:
+        self.optimizer, self._clip = optimizer, clip
+        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        self._on_device = device.type == "cuda" and bool(optimizer.defaults.get("fused"))
         self.checked_here = device.type == "cpu" and alone
         self.bad_in_a_row = 0
 

@@ -2,7 +2,7 @@
 
 from sde_gen.tuning.auto import Auto, Choice
 from sde_gen.tuning.fitted import Fitted
+from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.grid import fit_grid
-from sde_gen.tuning.quick import FittedSteps
 
 __all__ = ["Auto", "Choice", "Fitted", "FittedSteps", "fit_grid"]

@@ -24,18 +24,22 @@ from sde_gen.errors import ConfigError, SolverError
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
+from sde_gen.samplers.limited import LimitedUniPC
 from sde_gen.samplers.multistep import AdamsBashforth, UniPC
 from sde_gen.samplers.sampler import Job, Sampler, Solved
 from sde_gen.tuning.fitted import Fitted
+from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.kept import kept
-from sde_gen.tuning.quick import FittedSteps, quick
+from sde_gen.tuning.quick import Solution, quick
 from sde_gen.tuning.reference import calibrate
 from sde_gen.tuning.search import search
 from sde_gen.tuning.uncalibrated import uncalibrated
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
-_CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps)}
+_CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC)}
+#: Changed where what is kept is no longer read or found as before.
+_FORM = 2
 #: Calls of the quick calibration.
 _CALLS = 300
 
@@ -128,7 +132,7 @@ class Auto(Sampler):
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
         """What is kept for these, or measured now; `of_rows` if it has to be measured with the condition's rows."""
         settings = (self, shape, id(model.network), digest(_shared(condition.parts)))
-        rows = [(name, leaf) for name, leaf in condition.leaves() if isinstance(leaf, Rows)]
+        rows = _rows(condition)
         with _LOCK:
             choices, before = _KEPT.setdefault(model, {}), parts(model, digest_here)
             measured_with, decisive, choice = choices.get(settings, (None, {"": ""}, None))
@@ -153,8 +157,12 @@ class Auto(Sampler):
 
         def measure() -> dict[str, Any]:
             before = parts(model, digest_here)
+            solved = _SOLVED.get(model)
+            if solved is None or solved[0] != before:  # fine solutions are of this very content
+                solved = _SOLVED[model] = before, {}
+            told = shape, digest(_shared(condition.parts)), digest(_rows(condition))
             with torch.inference_mode(False), torch.no_grad(), evaluating(model):
-                choice = self._measure(model, shape, condition)
+                choice = self._measure(model, shape, condition, solved[1].setdefault(told, {}))
             after = parts(model, digest_here)
             fields = {k: v for k, v in asdict(choice.sampler).items() if k != "grid"}
             if not isinstance(choice.sampler, Fitted | FittedSteps):
@@ -163,7 +171,7 @@ class Auto(Sampler):
             passing = [name for name, value in before.items() if after.get(name) != value]
             return {**asdict(choice), "sampler": sampler, "passing": passing}
 
-        about = (model, replace(self, folder=None), shape, condition)
+        about = (_FORM, model, replace(self, folder=None), shape, condition)
         body = dict(kept("Auto", self.folder, "auto", about, measure))
         passing, fields = body.pop("passing"), dict(body["sampler"])
         kind = _CLASSES[fields.pop("name")]
@@ -172,11 +180,15 @@ class Auto(Sampler):
         tried = tuple((label, error) for label, error in body["tried"])
         return Choice(**{**body, "sampler": kind(**fields), "tried": tried}), passing
 
-    def _measure(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> Choice:
+    def _measure(
+        self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, solved: dict[tuple[int, int], Solution]
+    ) -> Choice:
         began = time.perf_counter()
         if self.nfe is not None and self.effort is None and self.count is None:
             most = _CALLS if self.calls is None else self.calls
-            sampler, error, tried, made = quick(model, shape, condition, self.seed, self.nfe, most, self.seconds)
+            sampler, error, tried, made = quick(
+                model, shape, condition, self.seed, self.nfe, most, self.seconds, solved
+            )
             return Choice(sampler, self.nfe, error, made, time.perf_counter() - began, tuple(tried))
         effort = 1.0 if self.effort is None else self.effort
         c = calibrate(model, shape, condition, self.seed, self.count, self.nfe or BUDGETS[-1])
@@ -193,6 +205,10 @@ class Auto(Sampler):
         )  # fmt: skip
 
 
+def _rows(condition: Condition) -> list[tuple[str, Rows]]:
+    return [(name, leaf) for name, leaf in condition.leaves() if isinstance(leaf, Rows)]
+
+
 def _shared(value: Any) -> Any:
     """A condition in digests, without what differs between samples."""
     if isinstance(value, Mapping):
@@ -204,6 +220,10 @@ def _shared(value: Any) -> Any:
 
 #: For a model and settings: digest of the rows that it was measured with, the parts of the model that decide, a choice.
 _KEPT: weakref.WeakKeyDictionary[ScoreModel, dict[Any, tuple[str, dict[str, str], Choice]]] = (
+    weakref.WeakKeyDictionary()
+)
+#: The content of a model, and fine solutions of it by shape and condition, then seed and length.
+_SOLVED: weakref.WeakKeyDictionary[ScoreModel, tuple[dict[str, str], dict[Any, dict[tuple[int, int], Solution]]]] = (
     weakref.WeakKeyDictionary()
 )
 _LOCK = threading.RLock()

@@ -23,7 +23,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.exponential import from_state_and_data
 from sde_gen.samplers.flow import unit_curves
-from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, estimate, require_finite
+from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, require_finite
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import Multistep
 from sde_gen.tuning.reference import Calibration
@@ -75,20 +75,22 @@ class Fitted(GridSampler):
         size = (e.alpha.square() + e.sigma.square()).sqrt()
         after = torch.cat([size[1:], torch.ones_like(size[:1])])
         start = torch.tensor(self.of_start, dtype=torch.float64) * after / size[0]
-        scale, kept = estimate(e.skip, e.out)
-        scales, raw = scale.tolist(), e.raw
-        rows = [[w * n * s for w, s in zip(row, scales, strict=False)]
-                for row, n in zip(self.of_estimates, after.tolist(), strict=True)]  # fmt: skip
         require_finite(self, run.perturbation, run.times, start)
-        of_start = start.tolist()
+        n = len(start)
+        # Of the start and the raw estimates, in one product a step: x_{k+1} = weights[k] @ (x_0, D_0, ..., D_k).
+        weights = torch.zeros(n, n + 1, dtype=torch.float64)
+        weights[:, 0] = start
+        for k, row in enumerate(self.of_estimates):
+            weights[k, 1 : k + 2] = torch.tensor(row, dtype=torch.float64) * after[k]
+        skip, out, raw = e.skip.tolist(), e.out.tolist(), e.raw
+        weights = weights.to(run.state)
 
         def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            first, known = (x, ()) if memory is None else memory
-            known = (*known, kept(k, x, raw(k, x)))
-            new = torch.mul(first, of_start[k])
-            for w, d in zip(rows[k], known, strict=True):
-                new.add_(d, alpha=w)
-            return new, (first, known)
+            known = x.new_empty((n + 1, *x.shape)) if memory is None else memory
+            if memory is None:
+                known[0].copy_(x)
+            torch.mul(x, skip[k], out=known[k + 1]).add_(raw(k, x), alpha=out[k])
+            return (weights[k, : k + 2] @ known[: k + 2].flatten(1)).reshape(x.shape), known
 
         return step
 

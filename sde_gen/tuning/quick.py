@@ -1,102 +1,91 @@
-r"""Calibration within some hundred batch calls: weights of a multistep rule, fitted step by step along a fine solution.
+r"""Calibration within some hundred batch calls: a weighted `LimitedUniPC`, fitted step by step along a fine solution.
 
-In :math:`u = x/\sqrt{\alpha^2+\sigma^2}` a rule that interpolates the velocity N steps by
-:math:`u_{k+1} = u_k + \sum_j w_{kj} N_{k-j}`. One run over a batch of starts fits all of its weights: at each step they
-are what takes the states the run itself has come to nearest to those of a fine solution, in least squares with a pull
-towards the rule they begin from, in which a start that is on its way to another mode counts little. So noise levels are
-tried with weights of their own at the price of one run, which is N calls, and one fine solution serves all of them.
+One run over a batch of starts fits the weights of all steps (`FittedSteps`): at each step they are what takes the
+states the run itself has come to nearest to those of a fine solution, in least squares with a pull towards the rule,
+in which a start that is on its way to another mode counts little. So noise levels are tried with weights of their own
+at the price of one run, which is N calls, and one fine solution serves all of them, and all numbers of calls.
 """
 
+import logging
 import math
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from scipy.interpolate import make_interp_spline
+from scipy.interpolate import BSpline, make_interp_spline
 from torch import Tensor
 
 from sde_gen.conditions import Condition
-from sde_gen.errors import ConfigError, NonFiniteError
+from sde_gen.errors import NonFiniteError
 from sde_gen.model import ScoreModel
-from sde_gen.perturbations import Perturbation
 from sde_gen.rng import SeededNoise
 from sde_gen.samplers.flow import unit_curves
 from sde_gen.samplers.grid_sampler import GridSampler
-from sde_gen.samplers.grids import GivenLambdas
-from sde_gen.samplers.multistep import Multistep, Table, UniPC
-from sde_gen.tuning.uncalibrated import CENTRE, WIDTH, levels, order_for, uncalibrated
+from sde_gen.samplers.limited import LimitedUniPC, Velocities
+from sde_gen.tuning.fitted_steps import FittedSteps
+from sde_gen.tuning.uncalibrated import levels, uncalibrated
 
-#: Starts, those of them that fit, and estimates that a step combines.
-STARTS, _FITS, _DEPTH = 64, 44, 4
-#: Pull towards the rule; what a start counts falls off beyond so many medians of the distance.
-_RIDGE, _FAR = 1e-4, 4.0
-#: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on.
-_BETTER = 0.95
+_LOG = logging.getLogger("sde_gen")
+#: Starts, and those of them that fit.
+STARTS, _FITS = 64, 44
+#: Calls of the fine solution at least, and for each call of the sampler.
+_FINE, _FINER = 60, 3
+#: Numbers of a fine solution that is kept for other numbers of calls.
+_KEPT = 2**24
+#: Pull towards the rule, for each weight; what a start counts falls off beyond so many medians of the distance.
+_RIDGE, _FAR = 0.1, 4.0
+#: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on, with a second batch
+#: and without.
+_BETTER, _SURE = 0.95, 0.75
 
 
 @dataclass(frozen=True)
-class FittedSteps(Multistep):
-    """A multistep rule of the velocity with given noise levels and weights, for the model they were fitted to.
+class Solution:
+    """Where the starts of a seed end, and their way there, u as a spline in lambda."""
 
-    Args:
-        lambdas: N half log-SNRs, ascending; the first is that of the start.
-        of_velocities: of each of the N - 1 steps the weights of its last 1 to 4 velocities, newest first.
-
-    Raises:
-        ConfigError: if the lengths do not fit, or steps, grid or denoise are given too.
-    """
-
-    lambdas: Sequence[float] = ()
-    of_velocities: Sequence[Sequence[float]] = ()
-
-    interpolates = "velocity"
-
-    def __post_init__(self) -> None:
-        lengths = [len(row) for row in self.of_velocities]
-        if len(lengths) != len(self.lambdas) - 1 or any(not 1 <= v <= k + 1 for k, v in enumerate(lengths)):
-            raise ConfigError(
-                "FittedSteps: expected N lambdas and N - 1 rows of weights, of which row k has 1 to k + 1, got "
-                f"{len(self.lambdas)} and rows of {lengths}"
-            )
-        grid = GivenLambdas(tuple(self.lambdas))
-        if self.steps is not None or self.grid not in (None, grid) or self.denoise is not True:
-            raise ConfigError("FittedSteps: its steps are its lambdas; give neither steps, nor grid, nor denoise")
-        rows = tuple(tuple(map(float, row)) for row in self.of_velocities)
-        for name, value in (("lambdas", grid.values), ("grid", grid), ("of_velocities", rows)):
-            object.__setattr__(self, name, value)
-        super().__post_init__()
-
-    def table(self, p: Perturbation, times: Tensor) -> Table:
-        size = p.size(times)
-        weights = [[w * after for w in row] for row, after in zip(self.of_velocities, size[1:].tolist(), strict=True)]
-        return Table((size[1:] / size[:-1]).tolist(), weights)
+    sample: Tensor
+    path: BSpline
+    calls: int
+    numbers: int
 
 
 class _Batch:
-    """Starts, their fine solution as a function of lambda, and the calls made."""
+    """Starts, their fine solution as a function of lambda, and the calls made.
+
+    Attributes:
+        calls: as if every solution had been made for this batch, so that one that is there changes nothing but time.
+        spared: calls that were not made, since the solution was there.
+    """
 
     def __init__(
-        self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, fine: int, order: int
-    ) -> None:
-        self.order = order
+        self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, fine: int,
+        solved: dict[tuple[int, int], Solution],
+    ) -> None:  # fmt: skip
         p = model.perturbation
-        high = model.times_within()[1]
         self.model, self.condition = model, condition.tiled(STARTS)
         like = torch.empty((), dtype=torch.float64, device=model.device).expand(STARTS, *shape)
-        self.start = SeededNoise(seed)(like, -1, 0) * float(p.sigma(high))
-        grid, states = levels(model, max(2 * fine, 100), fine), []
+        self.start = SeededNoise(seed)(like, -1, 0) * float(p.sigma(model.times_within()[1]))
+        known = solved.get((seed, fine))
+        self.spared = 0 if known is None else known.calls
+        if known is None:
+            known = self._solve(fine)
+            if known.numbers <= _KEPT:
+                solved[seed, fine] = known
+        self.calls = known.calls
+        self.sample, self._path = known.sample, known.path
+
+    def _solve(self, fine: int) -> Solution:
+        rule, states, p = uncalibrated(self.model, fine), [], self.model.perturbation
 
         def record(step: int, t: float, x: Tensor) -> None:
             if step < fine:
                 states.append((x / float(p.size(t))).flatten(1).cpu())
 
-        rule = UniPC(order=4, prediction="velocity", grid=grid)
-        result = rule(model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
-        self.calls, self.sample = result.nfe, result.x
-        self._path = make_interp_spline(np.array(grid.values), torch.stack(states).numpy(), k=5)
+        result = rule(self.model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
+        path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
+        return Solution(result.x, path, result.nfe, fine * self.start.numel())
 
     def at(self, half_log_snr: float) -> Tensor:
         """u of the fine solution, (STARTS, *shape)."""
@@ -115,98 +104,135 @@ class _Batch:
         self.calls += result.nfe
         return self.distances(result.x)
 
-    def fitted(self, grid: GivenLambdas) -> tuple[FittedSteps, Tensor]:
-        """The solver on these levels, and its distances, by one run."""
-        p, lam = self.model.perturbation, torch.tensor(grid.values, dtype=torch.float64)
-        times = p.time(lam)
-        size, (alpha, sigma) = p.size(times), unit_curves(lam)
-        begin = [UniPC(order=order, prediction="velocity").table(p, times).weights for order in (3, self.order)]
-        begin = (
-            begin[1][:1] + begin[0][1:2] + begin[1][2:]
-        )  # order 4 looks twice at its second time, which a run cannot
-        u = self.start / float(size[0])
-        at = self.model.levels(alpha, sigma, u, self.condition)
-        known: list[Tensor] = []
-        rows: list[list[float]] = []
-        for k in range(len(lam) - 1):
-            known.insert(0, (float(alpha[k]) * u - at.denoised(k, u)) / float(sigma[k]))
-            del known[_DEPTH:]
-            weights = [w / float(size[k + 1]) for w in begin[k]]
-            weights += [0.0] * (len(known) - len(weights))
-            for w, velocity in zip(weights, known, strict=True):
-                u = u.add(velocity, alpha=w)
-            change = _least_squares(known, self.at(float(lam[k + 1])) - u)
-            for w, velocity in zip(change, known, strict=True):
-                u = u.add(velocity, alpha=w)
-            rows.append([w + v for w, v in zip(weights, change, strict=True)])
-        x = at.denoised(len(lam) - 1, u)
+    def fitted(self, rule: LimitedUniPC) -> tuple[FittedSteps, Tensor]:
+        """The solver on the levels of a rule, and its distances, by one run."""
+        p, lam = self.model.perturbation, rule.grid.values
+        times = p.time(torch.tensor(lam, dtype=torch.float64))
+        size, (carry, weights) = p.size(times).tolist(), rule.plan(p, times)
+        at = self.model.levels(*p.curves(times), self.start, self.condition)
+        remember, x, rows = Velocities(at, self.start, weights), self.start, []
+        for k, of_x in enumerate(carry):
+            velocity, terms = remember(k, x, rule.limit)
+            terms = [velocity * size[k + 1], *terms]
+            x = of_x * x + sum(terms[1:])
+            change = _least_squares(terms, self.at(lam[k + 1]) * size[k + 1] - x)
+            for w, term in zip(change, terms, strict=True):
+                x = x.add(term, alpha=w)
+            rows.append([change[0], *(1 + w for w in change[1:])])
+        x = at.denoised(len(lam) - 1, x)
         self.calls += at.calls
-        return FittedSteps(lambdas=grid.values, of_velocities=rows), self.distances(x)
+        return FittedSteps(
+            lambdas=lam, of_terms=rows, least=rule.least, order=rule.order, limit=rule.limit
+        ), self.distances(x)
 
 
-def _least_squares(known: list[Tensor], missing: Tensor) -> list[float]:
-    """Weights of the velocities that make up what is missing on the starts to fit on."""
-    a = torch.stack([v[:_FITS].flatten(1) for v in known], -1)  # (starts, numbers, velocities)
+def _least_squares(terms: list[Tensor], missing: Tensor) -> list[float]:
+    """Weights of the terms that make up what is missing on the starts to fit on."""
+    a = torch.stack([v[:_FITS].flatten(1) for v in terms], -1)  # (starts, numbers, terms)
     b = missing[:_FITS].flatten(1)
     share = b.square().mean(1)
     counts = 1 / (1 + share / (_FAR**2 * share.median().clamp_min(1e-300)))
     normal = torch.einsum("nik,nil,n->kl", a, a, counts)
     right = torch.einsum("nik,ni,n->k", a, b, counts)
-    pull = _RIDGE * normal.diagonal().mean().clamp_min(1e-300)
-    identity = torch.eye(len(known), dtype=normal.dtype, device=normal.device)
-    return torch.linalg.solve(normal + pull * identity, right).tolist()
+    size = normal.diagonal().sqrt().clamp_min(1e-150)
+    identity = torch.eye(len(terms), dtype=normal.dtype, device=normal.device)
+    return (torch.linalg.solve(normal / size / size[:, None] + _RIDGE * identity, right / size) / size).tolist()
 
 
 def quick(
     model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, nfe: int, calls: int,
-    seconds: float | None,
+    seconds: float | None, solved: dict[tuple[int, int], Solution],
 ) -> tuple[GridSampler, float, list[tuple[str, float]], int]:  # fmt: skip
     """The best sampler found within a budget, its error, the finalists' errors, and the batch calls made.
 
-    It is the uncalibrated one unless another errs less by `_BETTER`, on the starts that were not fitted on and on all,
-    in a mean that no single start decides; and no more than it in the plain mean over all.
+    Fine solutions are found in `solved`, by seed and calls, and left there.
+
+    It is the uncalibrated one unless another errs less by `_BETTER`, on starts that were not fitted on (a second batch
+    too, where the budget has room for its fine solution), in a mean that no single start decides; and no more than it
+    in the plain mean.
     """
     began, usual = time.perf_counter(), uncalibrated(model, nfe)
-    fine = min(max(40, 4 * nfe), max(calls - 3 * nfe, 0))
-    if fine < max(40, 2 * nfe) or nfe < 2:
+    price = _price(model, shape, condition)  # calls of a step
+    fine = _fine(nfe, calls // price)
+    if fine is None:
         return usual, math.nan, [("uncalibrated", math.nan)], 0
-    c = _Batch(model, shape, condition, seed, fine, order_for(model, nfe))
-    each = {"uncalibrated": c.of(usual)}
-    found: dict[str, GridSampler] = {"uncalibrated": usual}
-    cap = float(each["uncalibrated"].median()) * _FAR**2
+    _LOG.info("Auto: calibration makes at most %d network calls, of %d samples of shape %s each; Auto(nfe=%d, calls=0) "
+              "makes none", calls, STARTS, shape, nfe)  # fmt: skip
+    c = _Batch(model, shape, condition, seed, fine, solved)
+    first = c.of(usual)
+    far = _FAR**2 * float(first.median())
+    second = price * (fine + 2 * nfe)  # held back for other starts
+    second = second if calls - c.calls - second >= 2 * nfe * price else 0
+    found: dict[str, tuple[LimitedUniPC, Tensor]] = {}
 
-    def score(label: str, rows: slice) -> float:
-        """Root mean square in which one start in another mode is no more than far."""
-        return float(each[label][rows].clamp_max(cap).mean().sqrt())
+    def try_at(place: tuple[float, ...]) -> float:
+        grid = levels(model, nfe, nfe, place[0], math.exp(place[1]), place[2])
+        label = f"fitted steps to {grid.values[-1]:.2f}, later {place[0]:.2f}, wider {math.exp(place[1]):.2f}"
+        found[label] = c.fitted(replace(usual, grid=grid))
+        return _robust(found[label][1], far)
 
     def spent() -> bool:
-        return c.calls + nfe > calls or (seconds is not None and time.perf_counter() - began > seconds)
+        late = seconds is not None and time.perf_counter() - began > seconds
+        return late or c.calls + price * nfe + second > calls
 
-    chosen = "uncalibrated"
-    place, step, best = [CENTRE, math.log(WIDTH), 0.0], [0.5, 0.3, 0.5], math.inf
-    tried: set[tuple[float, ...]] = set()
-    queue: list[list[float]] = [place]
-    while not spent():
-        if not queue:
-            step = [v / 2 for v in step]
-            queue = [[v + s * step[i] * (i == j) for j, v in enumerate(place)] for i in (2, 0, 1) for s in (1, -1)]
-            if step[0] < 0.02:
-                break
-        at = queue.pop(0)
-        key = tuple(round(v, 6) for v in at)
-        if key in tried:
-            continue
-        tried.add(key)
-        grid = levels(model, nfe, nfe, at[0], math.exp(at[1]), at[2])
-        label = f"fitted steps to {grid.values[-1]:.2f}, centre {at[0]:.2f}, width {math.exp(at[1]):.2f}"
-        found[label], each[label] = c.fitted(grid)
-        if (now := score(label, slice(0, STARTS))) < best:
-            best, place, chosen = now, at, label
-            queue = [] if len(tried) > 1 and len(queue) > 3 else queue
-    final = "uncalibrated"
-    held = slice(_FITS, STARTS)
-    clear = all(score(chosen, rows) < _BETTER * score(final, rows) for rows in (held, slice(0, STARTS)))
-    if clear and bool(each[chosen].mean() <= each[final].mean()):
-        final = chosen
-    finalists: list[Any] = sorted((float(v.mean().sqrt()), k) for k, v in each.items())[:6]
-    return found[final], float(each[final].mean().sqrt()), [(k, v) for v, k in finalists], c.calls
+    _descend(try_at, spent)
+    if not found:
+        return usual, float(first.mean().sqrt()), [("uncalibrated", float(first.mean().sqrt()))], c.calls - c.spared
+    label, (sampler, distances) = min(found.items(), key=lambda item: _robust(item[1][1], far))
+    made, pairs = c.calls - c.spared, [(first[_FITS:], distances[_FITS:])]
+    if second and not (seconds is not None and time.perf_counter() - began > seconds):
+        other = _Batch(model, shape, condition, seed + 1, fine, solved)
+        pairs.append((other.of(usual), other.of(sampler)))
+        made += other.calls - other.spared
+    margin = _BETTER if len(pairs) > 1 else _SURE
+    before, after = (torch.cat(part) for part in zip(*pairs, strict=True))
+    better = _robust(after, far) < margin * _robust(before, far) and float(after.mean()) <= float(before.mean())
+    errors = {"uncalibrated": float(before.mean().sqrt()), label: float(after.mean().sqrt())}
+    kept = label if better else "uncalibrated"
+    tried = sorted(errors.items(), key=lambda item: item[0] != kept)
+    return sampler if better else usual, errors[kept], tried, made
+
+
+def _price(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
+    """Network calls of a step: 1, or for a guided model what it makes at lambda = 0, of one sample."""
+    if getattr(model, "base", None) is None:
+        return 1
+    like = torch.zeros((1, *shape), dtype=torch.float64, device=model.device)
+    at = model.levels(*unit_curves(torch.zeros(1, dtype=torch.float64)), like, condition.tiled(1))
+    at.denoised(0, like)
+    return max(at.calls, 1)
+
+
+def _fine(nfe: int, calls: int) -> int | None:
+    """Calls of the fine solution; None where there are too few to judge by one."""
+    fine = min(max(_FINE, _FINER * nfe), calls - 3 * nfe)
+    return None if nfe < 2 or fine < max(40, 2 * nfe) else fine
+
+
+def _robust(distances: Tensor, far: float) -> float:
+    """Root mean square in which one start in another mode is no more than far."""
+    return float(distances.clamp_max(far).mean().sqrt())
+
+
+def _descend(try_at: Callable[[tuple[float, ...]], float], spent: Callable[[], bool]) -> None:
+    """Steps along one number at a time, halved when none leads down."""
+    place: tuple[float, ...] = (0.0, 0.0, 0.0)
+    step = [0.5, 0.3, 0.6]
+    if spent():
+        return
+    tried: set[tuple[float, ...]] = {place}
+    best = try_at(place)
+    while step[0] > 0.02:
+        moved = False
+        for i in (2, 0, 1):
+            for sign in (1, -1):
+                at = tuple(round(v + sign * step[i] * (i == j), 6) for j, v in enumerate(place))
+                if at in tried:
+                    continue
+                if spent():
+                    return
+                tried.add(at)
+                if (now := try_at(at)) < best:
+                    best, place, moved = now, at, True
+                    break
+        step = step if moved else [v / 2 for v in step]

@@ -15,6 +15,7 @@ from sde_gen.rng import SeededNoise
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.multistep import AdamsBashforth
+from sde_gen.tuning.uncalibrated import is_exact
 
 #: Steps of the reference solution; at order 4 its error is far below that of any sampler it is to judge.
 _REFERENCE = 400
@@ -81,7 +82,7 @@ def calibrate(
     """
     size = math.prod(shape)
     if count is None:
-        numbers, least = (_EXACT, _CHECKED_EXACT) if model.network is None else (_NUMBERS, _CHECKED)
+        numbers, least = (_EXACT, _CHECKED_EXACT) if is_exact(model) else (_NUMBERS, _CHECKED)
         chosen_on = min(max(numbers // (size * nfe), _FEWEST), _MOST) // 2
         count = chosen_on + max(chosen_on, least)
     else:

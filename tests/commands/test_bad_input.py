@@ -16,7 +16,7 @@ SAMPLERS = choices("sampler")
 TRAIN_ERRORS = [
     (["sde=vpp"], 2, "did you mean vp?); choose one of cosine, ddpm, edm, flow, linear, ncsn, subvp, table, ve, vp"),
     (["data=digit"], 2, "did you mean digits?"),
-    (["network=une"], 2, "did you mean unet?); choose one of auto, mlp, unet"),
+    (["network=une"], 2, "did you mean unet?); choose one of auto, ddpmpp, dit"),
     (["objective=snrr"], 2, "choose one of edm, hybrid, likelihood, min-snr, score, simple, snr, vlb"),
     (["parameterization=w"], 2, "choose one of data, edm, noise, score, v, velocity"),
     (["trainer=x"], 2, "choose one of default"),
@@ -33,11 +33,15 @@ TRAIN_ERRORS = [
     (["sde=true"], 2, "sde=true is not a choice; choose one of cosine"),
     (["~sde=1"], 2, "~sde=1 is not a choice; choose one of cosine"),
     (["run=null", "seed=1", "data=null"], 2, "data=null is not a choice; choose one of array_file, checkerboard"),
-    (["network=null"], 2, "network=null is not a choice; choose one of auto, mlp, unet, or leave it out for auto"),
+    (
+        ["network=null"],
+        2,
+        "network=null is not a choice; choose one of auto, ddpmpp, dit, edm2, mlp",
+    ),
     (["parameterization=null"], 2, "or leave it out for noise"),
     (["objective=null"], 2, "or leave it out for simple"),
     (["trainer=null"], 2, "or leave it out for default"),
-    (["logger=null"], 2, "choose one of csv, tensorboard, or leave it out for csv"),
+    (["logger=null"], 2, "choose one of csv, mlflow, tensorboard, trackio, wandb, or leave it out for csv"),
     (["sampler=null"], 2, "sampler is not a setting; the groups and settings are class_conditional, data"),
     (
         ["hydra/launcher=null"],
@@ -80,9 +84,9 @@ TRAIN_ERRORS = [
 
 SAMPLE_ERRORS = [
     (["sampler=pcc"], 2, "did you mean pc?); choose one of " + ", ".join(SAMPLERS)),
-    (["sampler=null"], 2, ", unipc, or leave it out for pc"),
-    (["sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
-    (["sampler.corrector.snr=-1"], 2, "snr"),
+    (["sampler=null"], 2, ", unipc, or leave it out for uncalibrated"),
+    (["sampler=pc", "sampler.steps=0"], 2, "steps must be a whole number, at least 1"),
+    (["sampler=pc", "sampler.corrector.snr=-1"], 2, "snr"),
     (["sampler=ancestral", "sampler.variance=tiny"], 2, "variance"),
     (["sampler=ode", "sampler.steps=10"], 2, "chooses its own steps"),
     (["num_samples=0"], 2, "num_samples must be a whole number, at least 1, got 0"),
@@ -130,7 +134,7 @@ def test_a_sweep_over_what_is_no_choice(command: Command) -> None:
 
 EVALUATE_ERRORS = [
     (["sampler=null"], 2, "or leave it out for dpmpp2m"),
-    (["features=null"], 2, "choose one of efficientnet-lite0, network, pixels, or leave it out for pixels"),
+    (["features=null"], 2, "choose one of dinov2, efficientnet-lite0, inception, network, pixels, or leave"),
 ]
 
 
@@ -185,7 +189,7 @@ def test_no_cuda_here(command: Command, monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_an_output_that_cannot_be_written_is_known_before_sampling(trained: Command) -> None:
     Path("file").write_text("")
-    result = trained("sample", "out=file/x", "sampler.steps=1000000")
+    result = trained("sample", "out=file/x", "sampler=pc", "sampler.steps=1000000")
     _one_sentence(result.err, "cannot create the output folder")
     assert result.code == 73
 

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 import sde_gen as sg
 import sde_gen.likelihood
 from sde_gen.config import load_model
 from sde_gen.config.restore import find_checkpoint, stored_data
+from sde_gen.evaluation.moments import Reference
 from sde_gen.metrics import METRICS, summary
 from tests.commands.helpers import TINY, Command
 
@@ -167,7 +169,11 @@ ERRORS = [
     (["nll.rtol=0"], 2, "nll: rtol must be a finite number in (0, 1), got 0.0"),
     (["nll.divergence=trace"], 2, "one of auto, exact, hutchinson"),
     (["nll.stepz=3"], 2, "did you mean nll.steps?"),
-    (["features=inception"], 2, "choose one of efficientnet-lite0, network, pixels"),
+    (["features=resnet"], 2, "choose one of dinov2, efficientnet-lite0, inception, network, pixels"),
+    (["protocol=fid-50k", "num_samples=100"], 2, "draws 50,000 samples, not 100"),
+    (["protocol=fid-50k", "features=pixels"], 2, "looks at features=inception"),
+    (["reference_out=stats.pkl"], 2, "must be a file that ends in .npz"),
+    (["reference=none.npz", "metrics=[]", "likelihood=none", "num_samples=4"], 66, "no statistics at none.npz"),
     (["features=network"], 2, "features.module is missing"),
     (["run=a", "checkpoint=b"], 2, "not both"),
     (["seed=-1"], 2, "seed"),
@@ -196,14 +202,59 @@ def test_samples_that_cannot_be_used(trained: Command) -> None:
 
 
 def test_data_that_changed_and_a_place_that_cannot_be_written(command: Command) -> None:
-    np.save("x.npy", np.random.default_rng(0).normal(size=(50, 2)))
+    np.save("x.npy", np.random.default_rng(0).normal(size=(60, 2)))
     arguments = [a for a in TINY if not a.startswith("data")]
     assert command("train", "data=array_file", "data.path=x.npy", *arguments, "run=a").code == 0
     Path("file").write_text("")
     result = command("evaluate", "out=file/x")
     assert result.code == 73
     assert "cannot create the output folder" in result.err
-    np.save("x.npy", np.random.default_rng(1).normal(size=(50, 2)))
+    np.save("x.npy", np.random.default_rng(1).normal(size=(60, 2)))
     result = command("evaluate")
     assert result.code == 65
     assert "is not what it was when the network was trained" in result.err
+
+
+def test_stored_statistics_of_the_data_and_the_distance_from_them(trained: Command) -> None:
+    done = trained("evaluate", "run=tiny", "likelihood=none", "metrics=[]", "reference_out=stats.npz")
+    assert done.code == 0, done.err
+    assert "statistics of pixels of 64 training samples written to stats.npz" in done.out
+    data = stored_data(find_checkpoint("runs/tiny")[0])
+    stored = sg.metrics.Statistics.read("stats.npz")
+    np.testing.assert_allclose(stored.mean.numpy(), data.train.double().mean(0).numpy())
+    quick = ("evaluate", "run=tiny", *QUICK, "likelihood=none", "metrics=[]")
+    done = trained(*quick, "reference=stats.npz", "out=a")
+    assert done.code == 0, done.err
+    assert "FD-pixels from stats.npz" in done.out
+    found = json.loads(Path("a/evaluation.json").read_text())["frechet"]
+    with np.load("a/evaluation.npz") as arrays:
+        expected = sg.metrics.frechet_distance(arrays["model_x"], data.train)
+    assert found["value"] == pytest.approx(expected, rel=1e-6)
+    assert (found["n"], found["reference_count"], found["name"]) == (60, 64, "frechet_distance_reference")
+    with Path("a/evaluation.csv").open(newline="") as stream:
+        (row,) = csv.DictReader(stream)
+    assert (row["title"], float(row["value"])) == ("FD-pixels from stats.npz", found["value"])
+    np.savez("other.npz", mu=np.zeros(2048), sigma=np.eye(2048))
+    done = trained(*quick, "reference=other.npz", "out=b")
+    assert done.code != 0
+    assert "statistics of 2 and 2048 features do not compare" in done.err
+
+
+def test_only_a_protocol_is_called_fid() -> None:
+    """Other features under the name of Inception's: name and number of samples decide what a number is called."""
+    data = sg.data.mixture(n=8, n_test=8)
+
+    class Named(sg.metrics.Features):
+        def __init__(self, name: str) -> None:
+            self.name = name
+
+        def __call__(self, x):
+            return x.double()
+
+    x = torch.randn(50_000, 2, generator=torch.Generator().manual_seed(0))
+    for name, n, title in (("inception-v3", 50_000, "FID-50k"), ("inception-v3", 49_999, "FD-inception-v3"),
+                           ("other", 50_000, "FD-other")):  # fmt: skip
+        found = Reference(protocol="fid-50k").compared(x[:n], data, Named(name))
+        assert found["title"] == f"{title} from the training data"
+        assert (found["name"] == "fid_50k") == (title == "FID-50k")
+    assert Reference().compared(x, data, Named("inception-v3"))["title"].startswith("FD-inception-v3")

@@ -33,6 +33,7 @@ def perturbations() -> dict[str, sg.Perturbation]:
 def test_every_sde_with_every_sampler(sampler: str, perturbations: dict[str, sg.Perturbation]) -> None:
     own = {name: ["sampler.rtol=0.03", "sampler.atol=0.03"] for name in ("ode", "adaptive_sde")}
     own["auto"] = ["sampler.nfe=4", "sampler.count=4", "sampler.effort=0"]
+    own["uncalibrated"] = ["sampler.nfe=4"]
     steps = own.get(sampler, ["sampler.steps=4"])
     made = build(load_config("sample", [f"sampler={sampler}", *steps]).sampler)
     torch.manual_seed(0)

@@ -121,15 +121,24 @@ def test_another_formulation_and_other_weights(trained: Command, weights: str) -
 def test_images_have_a_grid_an_animation_and_a_strip(command: Command) -> None:
     network = ("network=unet", "network.width=8", "network.multipliers=[1]", "network.attention=[]", "network.blocks=1")
     assert command("train", "data=digits", *network, *TINY[6:], "trainer.steps=1", "run=a").code == 0
-    result = command("sample", *QUICK[:2], "num_samples=4", "animation=true", "forward=true", "out=o")
+    result = command("sample", *QUICK[:2], "num_samples=4", "animation=true", "forward=true", "pngs=true", "out=o")
     assert result.code == 0, result.err
+    assert sorted(os.listdir("o/samples_png")) == [f"00000{i}.png" for i in range(4)]
     with np.load("o/samples.npz") as arrays:
         assert arrays["x"].shape == (4, 1, 8, 8)
         np.testing.assert_allclose(arrays["x"], (arrays["model_x"] + 1) * 8, rtol=1e-5, atol=1e-4)
+        with Image.open("o/samples_png/000002.png") as one:
+            expected = np.clip((arrays["model_x"][2, 0] + 1) / 2, 0, 1) * 255
+            assert np.abs(np.asarray(one, dtype=np.float64) - expected).max() <= 0.51
     with Image.open("o/samples.png") as picture:
         assert picture.size == ((2 * 9 + 1) * 32, (2 * 9 + 1) * 32)
     report = json.loads(Path("o/report.json").read_text())
     assert "svm_accuracy" not in report, "too few samples for a classifier"
+
+
+def test_pngs_are_of_images(trained: Command) -> None:
+    result = trained("sample", *QUICK, "pngs=true")
+    assert (result.code, "pngs=true is for images" in result.err) == (2, True), result.err
 
 
 def test_samples_need_the_data_no_more(command: Command) -> None:

@@ -104,6 +104,9 @@ def test_guidance_needs_labels_that_were_dropped(command: Command) -> None:
     assert command("train", *tiny, "run=d", "class_conditional=true").code == 0
     result = command(*(a for a in QUICK if a != "run=c"), "run=d", "guidance=cfg", "label=0")
     assert (result.code, "objective.label_dropout=0.1" in result.err) == (2, True), result.err
+    with pytest.raises(sg.ConfigError, match="which training never did"):
+        ClassifierFree(sg.load("runs/d").under(sg.VE()))
+    assert ClassifierFree(sg.load("runs/d"), null=1).null == {"label": 1}
 
 
 # -- in Python ---------------------------------------------------------------------------------------------------------
@@ -119,6 +122,8 @@ def test_an_edited_start_is_noised_data() -> None:
     torch.testing.assert_close(edited.start(x0, seed=3), expected, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(edited.start(x0[2:], seed=3, first=2), expected[2:], rtol=1e-6, atol=1e-6)
     assert edited.times_within() == (MODEL.times_within()[0], edited.time)
+    with pytest.raises(sg.ConfigError, match="give start="):
+        sg.DDIM(steps=3)(edited, (4, 2))
 
 
 def test_an_edit_is_the_same_under_every_formulation() -> None:

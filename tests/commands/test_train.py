@@ -31,6 +31,9 @@ def test_what_a_run_holds(command: Command) -> None:
         "config.yaml",
         "metrics.csv",
         "loss.png",
+        "levels.csv",
+        "levels.png",
+        "training.html",
         "samples/step_00000004.png",
         *(folder + name for name in (*stored, "manifest.json")),
     }
@@ -44,7 +47,7 @@ def test_what_a_run_holds(command: Command) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert float(rows[-1]["held_out_loss"]) > 0
-    assert "next: python -m sde_gen.sample sampler=pc run=a" in result.out
+    assert "next: python -m sde_gen.sample run=a" in result.out
     weights = load_file(run / folder / "ema.safetensors")
     model = load_model(run)
     assert all((tensor == weights[name]).all() for name, tensor in model.network.state_dict().items())

@@ -71,7 +71,11 @@ def check_called(cell: Cell, context: Context) -> None:
     assert len(called) > 5
 
 
-@pytest.mark.parametrize("name", sorted(cells()))
+# Of the samplers one by default, and `Auto` once: what they call differs little.
+SLOW = {name for name in cells() if "EM" in name or ("Auto" in name and name != "shared samples Auto")}
+
+
+@pytest.mark.parametrize("name", [pytest.param(n, marks=[pytest.mark.slow] * (n in SLOW)) for n in sorted(cells())])
 def test_every_file_that_is_called_is_followed(name: str, cache: Path) -> None:
     cell, comparison = cells()[name]
     models._LOADED.clear()

@@ -177,8 +177,8 @@ def test_a_transform_of_channels_needs_series() -> None:
     for shape in ((5, 7), (5, 7, 2), (2,)):
         with pytest.raises(DataError, match="has 2 features, but the data has shape"):
             transform.forward(torch.zeros(shape))
-    for axis in (0, -3, True, "C"):
-        with pytest.raises(DataError, match="axis must be -1, -2 or -4"):
+    for axis in (0, -5, True, "C"):
+        with pytest.raises(DataError, match="axis must be -1, -2, -3 or -4"):
             Affine(axis=axis)  # type: ignore[arg-type]
 
 

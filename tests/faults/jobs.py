@@ -58,16 +58,19 @@ def train(processes: Processes, checkpoints: Path, changes: dict[str, Any]) -> d
     if found is not None:
         trainer.resume(found)
     rows: list[dict[str, float]] = []
-    trainer.listeners = (lambda event, _, values: rows.append(dict(values)) if event == "log" else None,)
+    levels: list[dict[str, float]] = []
+    lists = {"log": rows, "levels": levels}
+    trainer.listeners = (lambda event, _, values: lists[event].append(dict(values)) if event in lists else None,)
     trainer.train()
-    from sde_gen.training.sharding import collected
+    from sde_gen.training.sharding import collected, local
 
     return {
         "model": collected(trainer.network.state_dict(), True),
         "ema": collected(trainer.ema.state_dict(), True),
         "rows": [{k: row[k] for k in ("step", "loss", "grad_norm", "held_out_loss") if k in row} for row in rows],
+        "levels": levels,
         "step": trainer.step,
-        "parameters_here": sum(p.to_local().numel() if hasattr(p, "to_local") else p.numel() for p in trainer._params),
+        "parameters_here": sum(local(p.detach()).numel() for p in trainer.network.parameters()),
     }
 
 

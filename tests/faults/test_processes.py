@@ -78,6 +78,9 @@ CASES = [
     pytest.param(3, {}, marks=SLOW, id="16 samples on 3"),
     pytest.param(2, {"accumulate": 2}, marks=SLOW, id="accumulate"),
     pytest.param(2, {"strategy": "fsdp"}, marks=SLOW, id="fsdp"),
+    pytest.param(2, {"strategy": "fsdp", "ema": (0.9, 0.5), "posthoc_every": 15}, marks=SLOW, id="fsdp-averages"),
+    pytest.param(2, {"optimizer": "adamw", "weight_decay": 0.1, "strategy": "fsdp"}, marks=SLOW, id="fsdp-adamw"),
+    pytest.param(2, {"optimizer": "muon"}, marks=SLOW, id="muon"),
     pytest.param(2, {"strategy": "fsdp", "accumulate": 2}, marks=SLOW, id="fsdp-accumulate"),
     pytest.param(2, {"strategy": "fsdp", "clip": 0.3, "on_device": True}, marks=SLOW, id="fsdp-as-on-a-gpu"),
     pytest.param(2, {"kind": "images", "steps": 20}, marks=SLOW, id="images"),
@@ -87,8 +90,9 @@ CASES = [
 
 @pytest.mark.parametrize(("world", "changes"), CASES, ids=str)
 def test_any_number_of_processes_gives_the_weights_of_one(tmp_path: Path, world: int, changes: dict[str, Any]) -> None:
-    alone = {k: v for k, v in changes.items() if k in ("kind", "steps", "clip", "spare")}
+    alone = {k: v for k, v in changes.items() if k not in ("strategy", "accumulate", "on_device")}
     one = jobs.train(Processes(), tmp_path / "one", alone)
+    assert one["levels"]
     several = run_ranks(jobs.train, world, tmp_path / "ranks", tmp_path / "several", changes)
     for result in several:
         assert result["step"] == one["step"]
@@ -96,10 +100,16 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path: Path, world:
         torch.testing.assert_close(result["ema"], one["ema"], rtol=1e-5, atol=1e-6)
         for a, b in zip(result["rows"], one["rows"], strict=True):
             assert a == pytest.approx(b, rel=1e-4)
+        for a, b in zip(result["levels"], one["levels"], strict=True):
+            assert a == pytest.approx(b, rel=1e-3)
     published = [newest_checkpoint(tmp_path / name)[0] for name in ("one", "several")]
-    for part in ("model", "ema", "optimizer"):
+    more = ("averages",) if "posthoc_every" in changes else ()
+    for part in ("model", "ema", "optimizer", *more):
         a, b = (found.tensors(part) for found in published if found is not None)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+    if more:
+        names = [{path.name for path in (tmp_path / name / "averages").iterdir()} for name in ("one", "several")]
+        assert names[0] == names[1] != set()
     if changes.get("strategy") == "fsdp":
         parameters = sum(tensor.numel() for tensor in one["model"].values())
         assert max(r["parameters_here"] for r in several) < 0.7 * parameters, "each holds a shard only"

@@ -24,7 +24,11 @@ PACKAGE = ROOT / "sde_gen"
 INNER_IMPORTS = {
     ("__init__.py", "by name"): "PEP 562: `import sde_gen` and --help do not wait for torch (two calls: names, rooms)",
     ("config/__init__.py", "by name"): "--help does not wait for torch",
-    ("config/launch.py", "by name"): "the job of a command, imported after --help has been answered",
+    ("__main__.py", "by name"): "the command that is named, or the list of them",
+    (
+        "config/launch.py",
+        "by name",
+    ): "the job of a command, and the text of --help (two calls)",
     ("config/objects.py", "by name"): "the class that a configuration names, perhaps in a module of the user's own",
     ("comparison/cells/closure.py", "by name"): "the module of a class that decides a result, perhaps the user's own",
     ("interop/diffusers/export.py", "by name"): "a class of diffusers' own kind, which needs diffusers to be defined",

@@ -305,7 +305,10 @@ build(node)
     return done(where, "-c", code)
 
 
-@pytest.mark.parametrize("addition", ADDITIONS, ids=lambda a: a.name)
+@pytest.mark.parametrize(
+    "addition",
+    [pytest.param(a, marks=[] if a is SAMPLER else pytest.mark.slow, id=a.name) for a in ADDITIONS],
+)
 def test_the_places_named_are_enough(addition: Addition, tmp_path: Path) -> None:
     where = tree(tmp_path)
     before = contents(where)
@@ -321,6 +324,7 @@ def test_the_places_named_are_enough(addition: Addition, tmp_path: Path) -> None
     assert re.search(r"[1-9]\d* passed", proved.stdout)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("addition", [SAMPLER, PERTURBATION], ids=lambda a: a.name)
 def test_each_place_is_needed(addition: Addition, tmp_path: Path) -> None:
     first, exported, *proofs = places(addition)
@@ -343,7 +347,7 @@ def test_the_command_line_lists_and_draws_with_it(tmp_path: Path) -> None:
     shown = done(where, "-m", "sde_gen.sample", "sampler=QuietAncestral", "--help")
     assert shown.returncode == 0, shown.stderr
     assert "QuietAncestral" in shown.stdout
-    assert "share: 0.25" in shown.stdout
+    assert "sampler.share=0.25" in shown.stdout
     small = ["data=mixture", "data.n=64", "network.hidden=8", "network.layers=1", "trainer.steps=2", "device=cpu",
              "trainer.batch_size=8", "trainer.preview_samples=0", "network=mlp", "run=a"]  # fmt: skip
     made = done(where, "-m", "sde_gen.train", *small)

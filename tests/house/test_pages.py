@@ -1,6 +1,7 @@
 """What the pages say of the code holds: files that they name, choices of the commands, samplers that are others."""
 
 import dataclasses
+import importlib
 import re
 from pathlib import Path
 
@@ -10,6 +11,7 @@ import torch
 import sde_gen as sg
 from sde_gen.config.groups import choices
 from sde_gen.config.signatures import GROUPS, members
+from sde_gen.register import path_of
 
 ROOT = Path(__file__).parents[2]
 PAGES = {path.name: path.read_text("utf-8") for path in [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")]}
@@ -62,9 +64,16 @@ def test_files_of_the_package_are_where_a_page_says(page: str) -> None:
     assert not missing
     modules = set(re.findall(r"`(sde_gen(?:\.\w+)+)`", PAGES[page]))
     for name in modules:
-        thing = sg
-        for part in name.split(".")[1:]:
-            thing = getattr(thing, part)
+        module, _, leaf = name.rpartition(".")
+        assert path_of(name) or hasattr(importlib.import_module(module), leaf)
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md"])
+def test_links_of_a_page_outside_the_site_lead_somewhere(page: str) -> None:
+    links = [link.partition("#")[0] for link in re.findall(r"\]\(([^)\s]+)\)", PAGES[page])]
+    missing = [link for link in links if "://" not in link and not (ROOT / link).exists()]
+    assert links
+    assert not missing
 
 
 def test_the_commands_page_has_every_choice() -> None:

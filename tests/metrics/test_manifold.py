@@ -1,5 +1,6 @@
 """Precision and recall where both can be counted."""
 
+import numpy as np
 import pytest
 import torch
 
@@ -51,3 +52,34 @@ def test_bad_arguments() -> None:
         metrics.precision_recall(x, torch.rand(9, 2))
     with pytest.raises(ConfigError, match=r"k must be .* at least 1, got 0"):
         metrics.precision_recall(x, x, k=0)
+
+
+def test_density_and_coverage_by_hand() -> None:
+    """Real points 0, 1, 3, 7 with the balls to their nearest neighbours: radii 1, 1, 2, 4."""
+    real = torch.tensor([[0.0], [1.0], [3.0], [7.0]])
+    samples = torch.tensor([[0.5], [1.5], [20.0]])
+    found = metrics.density_coverage(samples, real, k=1)
+    # 0.5 lies in the balls of 0 and 1; 1.5 in those of 1 and 3; 20 in none.
+    assert found.density == pytest.approx(4 / 3)
+    assert found.coverage == 3 / 4
+    assert found.density_error == pytest.approx(np.std([2, 2, 0], ddof=1) / 3**0.5)
+    two = metrics.density_coverage(samples, real, k=2)
+    # Radii 3, 2, 3, 6: 0.5 lies in those of 0, 1 and 3; 1.5 in those of all four.
+    assert (two.density, two.coverage) == (pytest.approx(7 / 6), 1.0)
+
+
+def test_density_of_a_set_against_itself_and_of_an_outlier() -> None:
+    g = torch.Generator().manual_seed(0)
+    real = torch.randn(300, 2, generator=g)
+    # Of a set itself each ball holds its centre and k neighbours, the k-th on its rim.
+    own = metrics.density_coverage(real, real, k=4)
+    assert (own.density, own.coverage) == (pytest.approx(5 / 4), 1.0)
+    spoilt = torch.cat([real, torch.tensor([[50.0, 0.0]])])  # whose ball holds everything
+    far = torch.randn(300, 2, generator=g) + torch.tensor([25.0, 0.0])
+    assert metrics.precision_recall(far, spoilt, k=5).precision == 1.0
+    assert metrics.density_coverage(far, spoilt, k=5).density == pytest.approx(1 / 5)
+    assert metrics.density_coverage(far, spoilt, k=5).coverage == pytest.approx(1 / 301)
+    with pytest.raises(DataError, match="at least 6 points"):
+        metrics.density_coverage(real[:5], real)
+    with pytest.raises(ConfigError, match="k"):
+        metrics.density_coverage(real, real, k=0)

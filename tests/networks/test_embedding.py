@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 
+from sde_gen.networks.embedding import VectorEmbedding, positional_features
 from sde_gen.networks.mlp import C_NOISE_LIMIT, fourier_features
 
 
@@ -46,3 +47,26 @@ def test_independent_of_the_global_generator() -> None:
     first = fourier_features(torch.tensor([0.3]), 16)
     torch.rand(5)
     assert torch.equal(first, fourier_features(torch.tensor([0.3]), 16))
+
+
+def test_positions_by_formula() -> None:
+    value, half = 731.0, 4
+    for ends in (False, True):
+        w = [10_000 ** (-k / (half - ends)) for k in range(half)]
+        expected = [math.sin(f * value) for f in w] + [math.cos(f * value) for f in w]
+        found = positional_features(torch.tensor([value], dtype=torch.float64), 2 * half, ends)
+        torch.testing.assert_close(found[0], torch.tensor(expected), rtol=0, atol=1e-4)
+    assert torch.isfinite(positional_features(torch.tensor([math.inf, -math.inf]), 8, True)).all()
+
+
+def test_random_frequencies_are_kept_and_never_rounded() -> None:
+    made = VectorEmbedding(8, 0, "Net", kind="fourier", features=16)
+    kept = made.frequencies.clone()
+    assert "frequencies" in made.state_dict()
+    assert made.bfloat16().frequencies.dtype == torch.float32
+    assert torch.equal(made.frequencies, kept)
+    assert made.double().first.weight.dtype == torch.float64
+    assert torch.equal(made.frequencies, kept)
+    out = made(torch.tensor([0.1, math.inf]), None, 2)
+    assert out.shape == (2, 8)
+    assert torch.isfinite(out).all()

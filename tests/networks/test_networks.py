@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.errors import ConfigError
-from sde_gen.networks import MLP, UNet
+from sde_gen.networks import EDM2, MLP, DDPMpp, DiT, NCSNpp, UNet
 
 
 def small_unet(**options: object) -> UNet:
@@ -25,9 +25,29 @@ def small_mlp(**options: object) -> MLP:
     return MLP(**(settings | options))
 
 
+def small_dit(**options: object) -> DiT:
+    settings: dict = {"width": 16, "depth": 2, "heads": 2}
+    return DiT(**(settings | options))
+
+
+def small_ncsnpp(make: type[NCSNpp], **options: object) -> NCSNpp:
+    settings: dict = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
+    return make(**(settings | options))
+
+
+def small_edm2(**options: object) -> EDM2:
+    settings: dict = {"width": 8, "multipliers": (1, 2), "blocks": 1, "attention": (1,)}
+    return EDM2(**(settings | options))
+
+
 MAKERS: dict[str, tuple[Callable[..., nn.Module], tuple[int, ...]]] = {
     "unet": (small_unet, (1, 8, 8)),
     "mlp": (small_mlp, (2,)),
+    "ncsnpp": (lambda **options: small_ncsnpp(NCSNpp, progressive_output="skip", **options), (1, 8, 8)),
+    "edm2": (small_edm2, (1, 8, 8)),
+    "ddpmpp": (lambda **options: small_ncsnpp(DDPMpp, **options), (1, 8, 8)),
+    "dit": (small_dit, (1, 8, 8)),
+    "dit-rotary": (lambda **options: small_dit(positions="rotary", rms_norm=True, **options), (1, 8, 8)),
 }
 EVERY = pytest.mark.parametrize("kind", sorted(MAKERS))
 
@@ -210,8 +230,17 @@ def test_construction_follows_the_global_seed(kind: str) -> None:
     assert not torch.equal(states[0], states[2])
 
 
-@EVERY
-@pytest.mark.parametrize("num_classes", [0, 2])
+_QUICK = ("mlp", "unet", "dit")  # to trace
+
+
+@pytest.mark.parametrize(
+    ("kind", "num_classes"),
+    [
+        *(pytest.param(k, 2, marks=[] if k in _QUICK else pytest.mark.slow) for k in sorted(MAKERS)),
+        ("mlp", 0),
+        ("unet", 0),
+    ],
+)
 def test_traces_without_graph_breaks(kind: str, num_classes: int) -> None:
     """The whole network becomes one graph (the compiler's back end is not needed to see that)."""
     make, shape = MAKERS[kind]
@@ -239,6 +268,56 @@ def test_compiles_with_the_default_back_end(kind: str) -> None:
     out = torch.compile(network, fullgraph=True)(x, c_noise)
     torch.testing.assert_close(out, network(x, c_noise), rtol=1e-3, atol=1e-4)
     torch._dynamo.reset()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")  # the compiler's own imports warn
+@EVERY
+def test_a_training_step_compiles_without_graph_breaks(kind: str) -> None:
+    """Loss, gradient and fused optimiser with the network as one graph: the same weights as without the compiler."""
+    if shutil.which("g++") is None and shutil.which("clang++") is None:
+        pytest.skip("needs a C++ compiler")
+    make, shape = MAKERS[kind]
+    x, c_noise = batch(shape)
+    after = []
+    for compiled in (False, True):
+        torch._dynamo.reset()
+        torch.manual_seed(0)  # for frequencies, which are no parameters
+        network = awake(make(num_classes=2)).train()
+        optimiser = torch.optim.SGD(network.parameters(), lr=0.01, fused=True)
+        if compiled:
+            network.compile(fullgraph=True)
+        for _ in range(2):
+            network(x, c_noise, label=torch.tensor([0, 1, 2])).square().mean().backward()
+            optimiser.step()
+            optimiser.zero_grad()
+        after.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
+    torch.testing.assert_close(after[1], after[0], rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+@EVERY
+def test_channels_last_is_kept_through(kind: str) -> None:
+    """Every convolution is given, and gives, images with their channels side by side, as fast kernels have them."""
+    make, shape = MAKERS[kind]
+    if len(shape) != 3 or kind.startswith("dit"):
+        pytest.skip("has no convolutions")
+    network = awake(make(channels=2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    seen: list[bool] = []
+
+    def look(_module: nn.Module, given: tuple[Tensor, ...], out: Tensor) -> None:
+        seen.extend(t.is_contiguous(memory_format=torch.channels_last) for t in (given[0], out) if t.dim() == 4)
+
+    for module in network.modules():
+        if not list(module.children()):
+            module.register_forward_hook(look)
+    x, c_noise = batch((2, *shape[1:]))
+    exact = network(x, c_noise)
+    seen.clear()
+    out = network(x.contiguous(memory_format=torch.channels_last), c_noise)
+    assert len(seen) > 10
+    assert all(seen)
+    torch.testing.assert_close(out, exact, rtol=1e-4, atol=1e-4)
 
 
 @EVERY

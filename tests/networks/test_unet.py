@@ -100,7 +100,11 @@ def test_takes_lists() -> None:
         ({"blocks": 0}, "blocks must be a whole number, at least 1, got 0"),
         ({"attention": (3,)}, r"attention names level 3, but multipliers give levels 0\.\.2"),
         ({"attention": (-4,)}, r"attention\[0\] must be a whole number, at least -3, got -4"),
-        ({"attention": None}, "attention must be a list"),
+        ({"attention": 1}, "attention must be a list"),
+        (
+            {"size": "cifar"},
+            "size must be one of 'digits', 'cifar10', 'imagenet64', got 'cifar'; did you mean 'cifar10'?",
+        ),
     ],
 )
 def test_refuses_bad_arguments(options: dict, message: str) -> None:

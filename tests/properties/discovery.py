@@ -320,6 +320,7 @@ OTHER_SAMPLERS: dict[str, Callable[..., sg.Sampler]] = {
     "Auto": sg.Auto,
     "Fitted": sg.Fitted,
     "FittedSteps": sg.FittedSteps,
+    "LimitedUniPC": sg.LimitedUniPC,
 }
 
 #: Samplers of guided models alone; their properties are in `tests/inverse`.
@@ -351,6 +352,7 @@ DEFAULTS: dict[str, tuple[int, str, bool]] = {
     "DPMSolverPP3M": (20, "lambda", False),
     "AdamsBashforth": (20, "lambda", False),
     "UniPC": (20, "lambda", False),
+    "LimitedUniPC": (20, "lambda", False),
     "DEIS": (20, "uniform", False),
     "LMS": (20, "karras", False),
     "PLMS": (20, "uniform", False),

@@ -45,7 +45,7 @@ def test_every_predictor_is_tested_in_a_predictor_corrector() -> None:
     allowed = {
         c
         for c in concrete_subclasses(sg.GridSampler)
-        if c not in (sg.PredictorCorrector, sg.AnnealedLangevin, sg.Restart, sg.Fitted, sg.FittedSteps)
+        if c not in (sg.PredictorCorrector, sg.AnnealedLangevin, sg.Restart, sg.Fitted, sg.LimitedUniPC, sg.FittedSteps)
     }
     assert inside - {type(None)} == allowed
 

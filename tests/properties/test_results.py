@@ -32,7 +32,8 @@ MANY: dict[str, sg.Sampler] = {
     "Fitted": sg.Fitted(
         lambdas=(-5.0, -1.0, 2.0), of_start=(0.9, 0.4, 0.0), of_estimates=((0.1,), (0.2, 0.5), (0.0, 0.1, 0.9))
     ),
-    "FittedSteps": sg.FittedSteps(lambdas=(-5.0, -1.0, 2.0), of_velocities=((-0.4,), (-0.9, 0.2))),
+    "LimitedUniPC": sg.LimitedUniPC(steps=3),
+    "FittedSteps": sg.FittedSteps(lambdas=(-5.0, -1.0, 2.0), of_terms=((-0.1, 1.0), (0.1, 1.0, 0.9))),
     "LangevinDynamics": sg.LangevinDynamics(steps=3, step_size=1e-4),
     "LangevinDynamics(unadjusted)": sg.LangevinDynamics(steps=3, step_size=1e-4, metropolis=False),
     "AnnealedLangevin(metropolis)": sg.AnnealedLangevin(steps=3, rule="metropolis"),

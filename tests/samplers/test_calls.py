@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 import sde_gen as sg
+from sde_gen import bars
 from tests.properties.discovery import SAMPLERS
 
 VARIETY = ["EulerMaruyama", "DDIM", "Heun", "DPMSolverPP2M", "AnnealedLangevin(1)", "PC(ReverseDiffusion, 1)"]
@@ -75,12 +76,13 @@ def test_callback_of_chunks_and_padding() -> None:
     assert shapes == [(0, 2), (1, 2)]
 
 
-def test_nothing_is_printed_unless_asked(capfd: pytest.CaptureFixture[str]) -> None:
+def test_nothing_is_printed_unless_asked(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     model = sg.ScoreModel(Net(), sg.VP())
     for name in VARIETY:
         make(name, steps=3)(model, (2, 2))
     FLOW(model, (2, 2))
     assert capfd.readouterr() == ("", "")
+    monkeypatch.setattr(bars, "draws_bars", lambda: True)  # as on a terminal
     sg.DDIM(steps=3)(model, (2, 2), progress=True)
     out, err = capfd.readouterr()
     assert out == ""

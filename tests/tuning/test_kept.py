@@ -384,9 +384,9 @@ def test_fitting_leaves_a_network_as_it_was() -> None:
     asked = [sg.ScoreModel(whole, sg.VP(), sg.DataPrediction()), model]
     autos = [replace(AUTO, effort=0.2, seed=seed) for seed in range(4)]
     before = {name: (p.requires_grad, p.detach().clone()) for name, p in network.named_parameters()}
-    alone = [auto._measure(asked[0].eval(), SHAPE, auto_module.Condition({})).sampler for auto in autos]
+    alone = [auto._measure(asked[0].eval(), SHAPE, auto_module.Condition({}), {}).sampler for auto in autos]
     with ThreadPoolExecutor(4) as pool:
-        threads = [pool.submit(auto._measure, asked[0], SHAPE, auto_module.Condition({})) for auto in autos]
+        threads = [pool.submit(auto._measure, asked[0], SHAPE, auto_module.Condition({}), {}) for auto in autos]
     assert [thread.result().sampler for thread in threads] == alone
     for name, p in network.named_parameters():
         assert (p.requires_grad, p.grad) == (before[name][0], None)
@@ -405,7 +405,7 @@ PROCESSES = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("effort", [0.0, 0.003, 0.05, 0.3])
+@pytest.mark.parametrize("effort", [0.0, *(pytest.param(e, marks=pytest.mark.slow) for e in (0.003, 0.05, 0.3))])
 @pytest.mark.parametrize("p", PROCESSES, ids=str)
 def test_a_choice_under_every_process_at_every_effort(p: sg.Perturbation, effort: float) -> None:
     """With batches as small as they may be, of a wide law and of one point; under processes that end, within them."""

@@ -8,7 +8,7 @@ import json
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,7 +20,7 @@ from sde_gen.data import Affine
 from sde_gen.errors import CheckpointError, ConfigError, MissingInputError
 from sde_gen.files import read_text
 from sde_gen.guidance import Clipped, Thresholded
-from sde_gen.interop.diffusers.library import checked_config, network_class, parameters, size
+from sde_gen.interop.diffusers.library import NETWORKS, checked_config, network_class, parameters, size
 from sde_gen.interop.diffusers.schedules import meaning, merged
 from sde_gen.interop.diffusers.wrapper import Network
 from sde_gen.model import ScoreModel
@@ -121,7 +121,7 @@ def from_pretrained(
     if config["_class_name"] == OURS:
         return _ours(place, config, dtype)
     settings = scheduler if scheduler is not None else _scheduler_of(folder, place)
-    network = _read(place, config, dtype)
+    network = read_network(place, config, dtype)
     return from_modules(network, settings, clip=clip)
 
 
@@ -197,11 +197,17 @@ def _scheduler_of(folder: Path, place: Path) -> dict[str, Any]:
                           "such as diffusers.DDPMScheduler()")  # fmt: skip
 
 
-def _read(place: Path, config: Mapping[str, Any], dtype: torch.dtype | None) -> Any:
-    """The network of a folder with its weights, all of them."""
-    name = config["_class_name"]
-    cls = network_class(name)
-    settings = checked_config(name, {key: value for key, value in config.items() if key in parameters(cls)})
+def read_network(
+    place: Path, config: Mapping[str, Any], dtype: torch.dtype | None = None, among: Sequence[str] = NETWORKS
+) -> Any:
+    """The network of a folder with its weights, all of them; its class is one of those on a closed list.
+
+    Raises:
+        CheckpointError, MissingInputError: a class that is not on the list, weights that are damaged or not there.
+    """
+    name = config.get("_class_name")
+    cls = network_class(name, among)
+    settings = checked_config(str(name), {k: value for k, value in config.items() if k in parameters(cls)}, among)
     files = [path for path in place.iterdir() if path.name.startswith("diffusion_pytorch_model")]
     safe = [path for path in files if path.suffix == ".safetensors"]
     weights = safe or [path for path in files if path.suffix == ".bin"]

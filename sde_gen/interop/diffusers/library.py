@@ -2,7 +2,7 @@
 
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +16,8 @@ NETWORKS = (
     "UNet2DModel", "UNet2DConditionModel", "UNet1DModel", "DiTTransformer2DModel", "PixArtTransformer2DModel",
     "SD3Transformer2DModel", "FluxTransformer2DModel",
 )  # fmt: skip
+#: Codecs of latents.
+CODECS = ("AutoencoderKL", "AutoencoderTiny")
 #: Settings of a network that are counts of parts, and how many there may be; all other numbers are widths.
 _COUNTS, _MOST_PARTS, _WIDEST = ("layers", "blocks", "depth"), 512, 2**22
 _MOST_NUMBERS = 10**11
@@ -35,14 +37,14 @@ def library() -> Any:
         ) from error
 
 
-def network_class(name: object) -> Any:
-    """The class of diffusers called `name`.
+def network_class(name: object, among: Sequence[str] = NETWORKS) -> Any:
+    """The class of diffusers called `name`, one of those on a closed list.
 
     Raises:
         CheckpointError: it is not on the list.
     """
-    if name not in NETWORKS:
-        raise CheckpointError(f"the network's class {name!r} is not one that sde_gen runs: {', '.join(NETWORKS)}")
+    if name not in among:
+        raise CheckpointError(f"the network's class {name!r} is not one that sde_gen runs: {', '.join(among)}")
     return getattr(library(), str(name))
 
 
@@ -52,13 +54,13 @@ def parameters(cls: Any) -> Mapping[str, Any]:
     return {p.name: p.default for p in given if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
-def checked_config(name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+def checked_config(name: str, config: Mapping[str, Any], among: Sequence[str] = NETWORKS) -> dict[str, Any]:
     """The settings of a network, none of them unknown or of an absurd size.
 
     Raises:
         CheckpointError, ConfigError: naming the setting.
     """
-    cls = network_class(name)
+    cls = network_class(name, among)
     known = parameters(cls)
     for key, value in config.items():
         if key not in known:

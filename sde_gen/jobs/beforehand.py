@@ -1,0 +1,113 @@
+"""Before samples are drawn: what `sampler=auto` chooses for this network, and what the drawing will cost."""
+
+import os
+import warnings
+from dataclasses import MISSING, fields, is_dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from sde_gen.bars import elapsing
+from sde_gen.comparison.budgets import calls_of
+from sde_gen.config.launch import say
+from sde_gen.errors import SDEGenError
+from sde_gen.jobs.common import Trained
+from sde_gen.samplers import DDIM, GivenLambdas, GridSampler, ProbabilityFlow, Sampler
+from sde_gen.tuning import Auto
+
+_STARTS, _CALLS = 64, 300  # of the quick calibration
+_TIMED = 64  # samples whose cost is measured, at most: that of more grows with their number
+
+
+def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Trained:
+    """`what` with the sampler that `Auto` chooses for its network; unchanged if that needs no measurement.
+
+    The choice is kept in the run, in `auto/`, and read from there the next time.
+
+    Args:
+        what: the trained network and the sampler asked for.
+        shape: of one sample.
+        labels: of the classes that are sampled, in turn; None: the network takes none, or is asked without.
+
+    Raises:
+        SDEGenError: one of its subclasses, if a tolerance cannot be reached or a network gives no finite numbers.
+    """
+    auto = what.sampler
+    if not isinstance(auto, Auto) or auto.calls == 0:
+        return what
+    folder = what.checkpoint.home / "auto"
+    if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
+        auto = replace(auto, folder=str(folder))
+    condition = {} if labels is None else {"label": labels[:_STARTS].to(what.device)}
+
+    def choose() -> GridSampler:
+        calls = _CALLS if auto.calls is None else auto.calls
+        seconds = calls * _seconds_of_a_call(what, shape, labels, _STARTS)
+        long = auto.effort is not None or auto.tolerance is not None or auto.count is not None
+        if not long and auto.seconds is not None:
+            seconds = min(seconds, auto.seconds)
+        known = auto.folder is not None and Path(auto.folder).is_dir() and any(Path(auto.folder).glob("auto-*.json"))
+        does = "looks up, or measures," if known else "measures"
+        cost = "thousands of calls" if long else f"up to {calls} calls on {_STARTS} starts, about {_spoken(seconds)}"
+        say(f"{said(replace(auto, folder=None))} {does} what suits this network: {cost}")
+        with elapsing("calibrating", seconds):
+            choice = auto.choose(what.model, shape, condition)
+        say(f"chose {said(choice.sampler)}: {choice.nfe} calls, error {choice.error:.3g} against a fine solution"
+            + "".join(f"; next, {label}: {error:.3g}" for label, error in choice.tried[1:2])
+            + f" ({choice.calibration_nfe} calls, {choice.calibration_seconds:.1f} s"
+            + (f"; kept in {auto.folder})" if auto.folder else ")"))  # fmt: skip
+        return choice.sampler
+
+    return replace(what, sampler=what.processes.on_main(choose))
+
+
+def say_cost(what: Trained, shape: tuple[int, ...], labels: Tensor | None, count: int, block: int) -> None:
+    """Say how many calls a sample takes, and about how long all of them will; nothing of what cannot be foretold."""
+    if isinstance(what.sampler, ProbabilityFlow) or not what.processes.is_main:
+        return
+    rows = min(count, block, _TIMED)
+    try:
+        calls = getattr(what.sampler, "nfe", None) or calls_of(what.sampler, what.model.perturbation)
+        seconds = _seconds_of_a_call(what, shape, labels, rows)
+    except SDEGenError:  # the sampling itself will say what is wrong
+        return
+    whole = calls * seconds * count / rows / what.processes.world
+    say(f"{calls} network calls for each sample, about {_spoken(whole)}")
+
+
+def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], labels: Tensor | None, rows: int) -> float:
+    """Seconds of one network call on so many samples, the first call, which may have to warm up, left out."""
+    condition = {} if labels is None else {"label": labels[:1].expand(rows).to(what.device)}
+    seconds, states = float("inf"), torch.zeros(rows, *shape, device=what.device)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for _ in range(2):
+            made = DDIM(steps=1)(what.model, start=states, condition=condition, chunk=rows)
+            seconds = min(seconds, made.seconds / max(1, made.nfe))
+            if seconds > 1:
+                break
+    return seconds
+
+
+def said(sampler: Sampler) -> str:
+    """A sampler as one writes it: what differs from its defaults, without the numbers that were fitted."""
+    if not is_dataclass(sampler):
+        return str(sampler)
+    given = []
+    for field in fields(sampler):
+        value = getattr(sampler, field.name)
+        default = field.default if field.default_factory is MISSING else field.default_factory()
+        if field.init and repr(value) != repr(default) and not isinstance(value, GivenLambdas | tuple):
+            shown = said(value) if isinstance(value, Sampler) else repr(value)
+            given.append(f"{field.name}={shown}")
+    return f"{type(sampler).__name__}({', '.join(given)})"
+
+
+def _spoken(seconds: float) -> str:
+    """10 s, 3 min, 2.5 h: as precise as an estimate is."""
+    if seconds < 1:
+        return "1 s"
+    if seconds < 100:
+        return f"{float(f'{seconds:.2g}'):g} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

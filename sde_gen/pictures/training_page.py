@@ -1,0 +1,127 @@
+"""The page of a run, rewritten while it trains: curves as SVG made of text, which takes milliseconds and no library."""
+
+import html
+import math
+from collections.abc import Mapping, Sequence
+
+Rows = Sequence[Mapping[str, float]]
+Line = Sequence[tuple[float, float]]
+
+_WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 420, 240, 62, 34, 10, 10
+_MOST = 300  # points of a line
+_COLOURS = ("#0b7fc7", "#d1520a", "#0a9a6d", "#b85a9e", "#5f6b7a")
+_STYLE = """
+:root { color-scheme: light dark; }
+body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-width: 72rem; }
+table { border-collapse: collapse; } th { text-align: left; font-weight: 600; padding-right: 1.5rem; }
+.plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
+figure { margin: 0; } figcaption { font-weight: 600; } svg, img { width: 100%; height: auto; }
+img { max-width: 20rem; image-rendering: pixelated; } svg text { font-size: 11px; fill: currentColor; }
+""".strip()
+
+
+def training_page(
+    title: str, facts: Mapping[str, str], metrics: Rows, levels: Rows, images: Sequence[str], running: bool
+) -> str:
+    """The page as HTML; a running one asks the browser to load it again every 15 seconds.
+
+    Args:
+        title: the run's name.
+        facts: what the run is and where it stands, name to text.
+        metrics: the rows of its metrics.csv.
+        levels: those of its levels.csv.
+        images: places of its pictures, relative to the page, the newest last; of these the last six are shown.
+        running: whether it goes on.
+    """
+    every = [
+        chart(
+            "loss", {"training": _line(metrics, "loss"), "held out (averaged weights)": _line(metrics, "held_out_loss")}
+        ),
+        chart("loss by half log-SNR, from noise to data", _by_level(levels), x_title="half log-SNR"),
+        chart("gradient norm", {"": _line(metrics, "grad_norm")}),
+        chart("learning rate", {"": _line(metrics, "learning_rate")}),
+        chart("steps per second", {"": _line(metrics, "steps_per_second")}),
+    ]
+    shown = "".join(
+        f'<figure><figcaption>{html.escape(place.rpartition("/")[2])}</figcaption><img src="{html.escape(place)}" '
+        f'alt="samples"></figure>'
+        for place in images[-6:]
+    )
+    told = "".join(f"<tr><th>{html.escape(name)}</th><td>{html.escape(text)}</td></tr>" for name, text in facts.items())
+    reload = '<meta http-equiv="refresh" content="15">\n' if running else ""
+    return (
+        f'<!doctype html>\n<html lang="en">\n<meta charset="utf-8">\n{reload}<title>{html.escape(title)}</title>\n'
+        f"<style>{_STYLE}</style>\n<h1>{html.escape(title)}</h1>\n<table>{told}</table>\n"
+        f'<div class="plots">{"".join(every)}</div>\n<h2>Samples of the averaged weights, from the same noise</h2>\n'
+        f'<div class="plots">{shown or "none yet; trainer.preview_every=N draws some every N steps"}</div>\n</html>\n'
+    )
+
+
+def chart(title: str, lines: Mapping[str, Line], x_title: str = "step") -> str:
+    """Lines as an SVG figure; y is logarithmic where all values are positive and far apart. Empty without points."""
+    kept = {name: [p for p in line if math.isfinite(p[1])] for name, line in lines.items()}
+    points = [point for line in kept.values() for point in line]
+    if not points:
+        return ""
+    xs, ys = [x for x, _ in points], [y for _, y in points]
+    logarithmic = min(ys) > 0 and max(ys) > 5 * min(ys)
+    low, high = (math.log10(min(ys)), math.log10(max(ys))) if logarithmic else (min(ys), max(ys))
+    (left, right), (low, high) = _wider(min(xs), max(xs)), _wider(low, high)
+
+    def place(x: float, y: float) -> tuple[float, float]:
+        v = math.log10(y) if logarithmic else y
+        return (
+            _LEFT + (x - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT),
+            _TOP + (high - v) / (high - low) * (_HEIGHT - _TOP - _BOTTOM),
+        )
+
+    parts = []
+    for k in range(5):
+        v = low + (high - low) * k / 4
+        y = 10**v if logarithmic else v
+        height = place(left, y)[1]
+        parts.append(f'<path d="M{_LEFT} {height:.1f}H{_WIDTH - _RIGHT}" stroke="#8884"/>')
+        parts.append(f'<text x="{_LEFT - 6}" y="{height + 4:.1f}" text-anchor="end">{y:.3g}</text>')
+    for x, anchor in ((left, "start"), (right, "end")):
+        across = place(x, ys[0])[0]
+        parts.append(f'<text x="{across:.1f}" y="{_HEIGHT - 18}" text-anchor="{anchor}">{x:.6g}</text>')
+    middle = (_LEFT + _WIDTH - _RIGHT) / 2
+    parts.append(f'<text x="{middle}" y="{_HEIGHT - 4}" text-anchor="middle">{html.escape(x_title)}</text>')
+    for k, (name, line) in enumerate(kept.items()):
+        colour = _COLOURS[k % len(_COLOURS)]
+        spots = " ".join(f"{x:.1f},{y:.1f}" for x, y in (place(*point) for point in _thinned(line)))
+        parts.append(f'<polyline points="{spots}" fill="none" stroke="{colour}" stroke-width="1.6"/>')
+        if len(line) == 1:
+            x, y = place(*line[0])
+            parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>')
+        if name:
+            parts.append(f'<text x="{_WIDTH - _RIGHT - 4}" y="{_TOP + 14 + 14 * k}" text-anchor="end" '
+                         f'style="fill:{colour}">{html.escape(name)}</text>')  # fmt: skip
+    return (
+        f'<figure><figcaption>{html.escape(title)}</figcaption><svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img">'
+        f"<title>{html.escape(title)}</title>{''.join(parts)}</svg></figure>"
+    )
+
+
+def _wider(low: float, high: float) -> tuple[float, float]:
+    around = max(0.5, 0.5 * abs(low))  # of what is huge, 0.5 is lost to rounding
+    return (low, high) if high > low else (low - around, high + around)
+
+
+def _thinned(line: Line) -> Line:
+    """At most 300 points, the last among them."""
+    every = -(-len(line) // _MOST)
+    return line if every <= 1 else [*line[:-1:every], line[-1]]
+
+
+def _line(rows: Rows, name: str) -> Line:
+    return [(row["step"], row[name]) for row in rows if name in row]
+
+
+def _by_level(rows: Rows) -> dict[str, Line]:
+    """The first row, the one in the middle and the last."""
+    places = dict.fromkeys((0, len(rows) // 2, len(rows) - 1)) if rows else {}
+    return {
+        f"up to step {int(rows[i]['step'])}": sorted((float(k), v) for k, v in rows[i].items() if k != "step")
+        for i in places
+    }

@@ -1,0 +1,82 @@
+"""The page of a run."""
+
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import pytest
+
+from sde_gen.jobs import training_report
+from sde_gen.pictures import training_page
+from sde_gen.pictures.training_page import chart
+from sde_gen.training import read_metrics
+from tests.commands.helpers import TINY, Command
+
+
+def test_it_is_rewritten_while_the_run_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    written: list[str] = []
+    write = training_report.write_text
+
+    def keep(path: Path, text: str, what: str) -> Path:
+        if path.name == "training.html":
+            written.append(text)
+        return write(path, text, what)
+
+    monkeypatch.setattr(training_report, "write_text", keep)
+    clock = iter(range(0, 10**6, 1000))
+    monkeypatch.setattr(training_report.time, "monotonic", lambda: float(next(clock)))
+    assert command("train", *TINY, "run=a", "trainer.preview_samples=4", "trainer.preview_every=2").code == 0
+    assert len(written) == 2, "at the row of step 2, and at the end"
+    assert [re.search(r"<td>(\d+) of 4</td>", text)[1] for text in written] == ["2", "4"]  # type: ignore[index]
+    assert ['http-equiv="refresh"' in text for text in written] == [True, False]
+    page = Path("runs/a/training.html").read_text("utf-8")
+    assert page == written[-1]
+    sources = re.findall(r'<img src="([^"]+)"', page)
+    assert sources == ["samples/step_00000002.png", "samples/step_00000004.png"]
+    assert all((Path("runs/a") / source).is_file() for source in sources)
+    for title in ("loss", "gradient norm", "learning rate", "loss by half log-SNR, from noise to data"):
+        assert f"<figcaption>{title}</figcaption>" in page
+
+
+def _polylines(text: str) -> list[list[tuple[float, float]]]:
+    found = ET.fromstring(re.search("<svg.*</svg>", text, re.DOTALL)[0])  # type: ignore[index]
+    return [
+        [tuple(map(float, p.split(","))) for p in line.attrib["points"].split()]  # type: ignore[misc]
+        for line in found.iter("polyline")
+    ]
+
+
+def test_a_chart_places_its_points() -> None:
+    line, other = _polylines(chart("a < b", {"x": [(0, 1.0), (5, 10.0), (10, 100.0)], "y & z": [(0, 10.0)]}))
+    assert [y for _, y in line] == pytest.approx([206, 108, 10]), "on a logarithmic axis"
+    assert [x for x, _ in line] == pytest.approx([62, 236, 410])
+    assert other == [(62.0, 108.0)]
+    ((_, first), (_, last)) = _polylines(chart("t", {"": [(0, -1.0), (1, 3.0)]}))[0]
+    assert (first, last) == (206, 10)
+
+
+def test_a_chart_is_small_and_leaves_out_what_is_not_finite() -> None:
+    (line,) = _polylines(chart("t", {"": [(k, 1.0 + k) for k in range(100_000)]}))
+    assert len(line) <= 301
+    assert line[-1][0] == 410
+    (line,) = _polylines(chart("t", {"": [(0, 1.0), (1, float("nan")), (2, 2.0)]}))
+    assert len(line) == 2
+    assert chart("t", {"": [(0, float("inf"))]}) == ""
+    assert "<svg" in chart("one point", {"": [(3, 0.0)]})
+
+
+def test_names_are_escaped_and_a_long_run_makes_a_small_page() -> None:
+    rows: Any = [{"step": k, "loss": 1 / (k + 1), "grad_norm": 1.0} for k in range(20_000)]
+    page = training_page("<b>", {"a<": "b&"}, rows, [], ["samples/<x>.png"], running=True)
+    assert "<b>" not in page
+    assert "<x>" not in page
+    assert "a&lt;" in page
+    assert len(page) < 50_000
+
+
+def test_a_file_that_is_gone_does_not_end_the_run(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training_report, "read_metrics", lambda *given: read_metrics(Path("gone.csv")))
+    monkeypatch.setattr(training_report.pictures, "has_matplotlib", lambda: False)
+    assert command("train", *TINY, "run=a").code == 0
+    assert not Path("runs/a/training.html").exists()
