@@ -27,7 +27,7 @@ from sde_gen.training.run_folder import run_path
 _STORED = ("sde", "data", "parameterization", "objective", "trainer", "network", "seed", "class_conditional")
 #: Settings that may differ when a run is continued; all others change what is computed. Where the data lie does not:
 #: that they are the same is seen by their fingerprint.
-_FREE = frozenset({"data.path", "data.root", "data.codec", "data.source"}) | frozenset(
+_FREE = frozenset({"data.path", "data.root", "data.codec", "data.source", "data.workers"}) | frozenset(
     f"trainer.{name}"
     for name in (
         *("steps", "max_seconds", "compile", "accumulate", "checkpoint_activations", "strategy"),

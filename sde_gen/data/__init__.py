@@ -2,6 +2,7 @@
 
 from sde_gen.data.arrays import array_file
 from sde_gen.data.augment import Augment
+from sde_gen.data.cifar import cifar10
 from sde_gen.data.dataset import Dataset, Description, Mixture
 from sde_gen.data.digits import digits
 from sde_gen.data.hugging_face import hub
@@ -25,6 +26,7 @@ __all__ = [
     "batch_indices",
     "batch_words",
     "checkerboard",
+    "cifar10",
     "csv_file",
     "digits",
     "fashion_mnist",

@@ -206,16 +206,26 @@ def _folders(archives: Sequence[Path], above: list[str]) -> list[str]:
 
 def _open(archive: Path, offset: int, packed: int, size: int, method: int, check: int) -> BytesIO:
     """The bytes of an image, never more than its archive said that it has."""
+    offset = offset if method < 0 else data_offset(archive, offset)
     with archive.open("rb") as file:
         file.seek(offset)
-        if method >= 0:
-            head = file.read(_LOCAL_HEADER)
-            if head[:4] != b"PK\x03\x04" or len(head) < _LOCAL_HEADER:
-                raise ValueError("the archive was changed, or is damaged here")
-            file.seek(sum(struct.unpack("<HH", head[26:])), 1)
         content = file.read(packed)
     if method == _DEFLATED:
         content = zlib.decompressobj(-15).decompress(content, size + 1)
     if len(content) != size or (method >= 0 and zlib.crc32(content) != check):
         raise ValueError("the archive was changed, or is damaged here")
     return BytesIO(content)
+
+
+def data_offset(archive: Path, header_offset: int) -> int:
+    """Where the bytes of a member of a zip file begin.
+
+    Raises:
+        ValueError: there is no member there.
+    """
+    with archive.open("rb") as file:
+        file.seek(header_offset)
+        head = file.read(_LOCAL_HEADER)
+    if head[:4] != b"PK\x03\x04" or len(head) < _LOCAL_HEADER:
+        raise ValueError("the archive was changed, or is damaged here")
+    return header_offset + _LOCAL_HEADER + sum(struct.unpack("<HH", head[26:]))

@@ -7,12 +7,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from sde_gen.checks import choice
+from sde_gen.checks import choice, number
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import encode
-from sde_gen.data.making import from_raw
+from sde_gen.data.making import from_raw, streamed
 from sde_gen.data.ranges import levels, stated_range, unit_range
 from sde_gen.data.reading import located, sentence
+from sde_gen.data.streams import Rows, place_of, streams
+from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError
 
 LAYOUTS = {3: ("NHW", "NCL", "NLC"), 4: ("NHWC", "NCHW", "NDHW"), 5: ("NCDHW", "NDHWC")}
@@ -33,6 +35,8 @@ def array_file(
     image_size: int | None = None,
     random_flip: bool = False,
     random_crop: int | None = None,
+    stream: bool | None = None,
+    workers: int = 2,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -56,6 +60,10 @@ def array_file(
             square; None: keep their size.
         random_flip: see `image_folder`.
         random_crop: see `image_folder`.
+        stream: whether images stay in their file and are read batch by batch, in the same order: of bytes, or of any
+            numbers with `low` and `high`, which then count as continuous, in a `.npy` or an uncompressed `.npz`; None:
+            where they would take more than 4 GiB of memory, and can be.
+        workers: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -65,7 +73,11 @@ def array_file(
         ConfigError: a key that is not there, a layout that is not plain, other arguments outside their range.
     """
     file = located(path, "path (data.path) must be a .npy or .npz file")
-    where = str(file)
+    where, images = str(file), {"random_flip": random_flip, "random_crop": random_crop}
+    found = _streamed(file, key, label_key, stream, layout, low, high, image_size, workers)
+    if found is not None:
+        source, classes = found
+        return streamed(file.stem, source, source.transform, held_out, seed, classes, **images)
     samples, labels = _load(file, key, label_key)
     if samples.dtype.kind not in "biuf":
         raise DataError(f"{where}: samples must be real numbers, got an array of {samples.dtype}")
@@ -83,8 +95,53 @@ def array_file(
     if not (kind == "image" and samples.dtype == np.uint8):  # torch lacks some of numpy's types; float64 holds all
         samples = samples.astype(np.float64)
     raw = torch.from_numpy(np.ascontiguousarray(samples))
-    images = {"image_size": image_size, "random_flip": random_flip, "random_crop": random_crop}
-    return from_raw(file.stem, kind, raw, numbers, transform, held_out, seed, classes, **images)
+    return from_raw(
+        file.stem, kind, raw, numbers, transform, held_out, seed, classes, image_size=image_size, **images
+    )  # fmt: skip
+
+
+def _streamed(
+    file: Path, key: str | None, label_key: str | None, stream: bool | None, layout: str | None,
+    low: float | None, high: float | None, image_size: int | None, workers: int,
+) -> tuple[Rows, tuple[str, ...]] | None:  # fmt: skip
+    """The images of a file where they lie, and the names of their classes; None: they are held in memory."""
+    if stream is False:
+        return None
+    labels, place, where = None, None, str(file)
+    try:
+        with file.open("rb") as opened:
+            zipped = opened.read(2) == b"PK"
+            if zipped:
+                opened.seek(0)
+                with np.load(opened, allow_pickle=False) as loaded:
+                    key, label_key = _keys(file, list(loaded.files), key, label_key)
+                    labels = None if label_key is None else loaded[label_key]
+        place = place_of(file, key if zipped else None)
+    except ConfigError:
+        raise
+    except Exception:  # noqa: BLE001  # what is wrong with it says who reads it whole
+        place = None
+    bounded = place is not None and (place.dtype == np.uint8 or (low is not None and high is not None))
+    if place is None or not bounded or len(place.shape) not in (3, 4) or not streams(stream, place.shape):
+        if stream:
+            raise ConfigError(
+                f"{where}: stream=true reads images of bytes (or of any numbers, with low and high) from a .npy or an "
+                "uncompressed .npz (np.savez); leave it out to hold all in memory"
+            )
+        return None
+    shown, kind = _arranged(where, np.zeros((1, *place.shape[1:]), place.dtype), layout)
+    if kind != "image" or 0 in place.shape:
+        raise ConfigError(f"{where}: stream=true is for images, and this is a {kind} of shape {place.shape}")
+    if labels is not None and labels.shape != place.shape[:1]:
+        raise DataError(f"{where}: {place.shape[0]} samples need as many labels, got shape {labels.shape}")
+    numbers, classes = (None, ()) if labels is None else encode(where, labels)
+    ends = (0, 255) if low is None or high is None else (number(where, "low", low), number(where, "high", high))
+    transform = Affine.to_unit(*ends, levels(np.zeros(0, place.dtype), *ends) if place.dtype.kind != "f" else None)
+    if len(place.shape) == 3:
+        axes = ()
+    else:
+        axes = (1, 2, 3) if shown.shape[1:] == place.shape[1:] and layout != "NHWC" else (3, 1, 2)
+    return Rows(place, axes, transform, numbers, workers, image_size), classes
 
 
 def _load(file: Path, key: str | None, label_key: str | None) -> tuple[NDArray, NDArray | None]:
@@ -108,19 +165,23 @@ def _pick(file: Path, loaded: Any, key: str | None, label_key: str | None) -> tu
             raise ConfigError(f"{file}: key and label_key are for .npz files, and this one holds a single array")
         return loaded, None
     with loaded:
-        names = list(loaded.files)
-        if label_key is None and "y" in names and key != "y":
-            label_key = "y"
-        others = [name for name in names if name != label_key]
-        if key is None:
-            key = "x" if "x" in others else others[0] if len(others) == 1 else None
-        for wanted, option in ((key, "key"), (label_key, "label_key")):
-            if (wanted is None and option == "key") or (wanted is not None and wanted not in names):
-                raise ConfigError(
-                    f"{file}: {option} must name one of its arrays, {', '.join(names) or 'but it has none'}; "
-                    f"got {wanted!r}"
-                )
-        return loaded[str(key)], None if label_key is None else loaded[label_key]
+        key, label_key = _keys(file, list(loaded.files), key, label_key)
+        return loaded[key], None if label_key is None else loaded[label_key]
+
+
+def _keys(file: Path, names: list[str], key: str | None, label_key: str | None) -> tuple[str, str | None]:
+    """The names of the samples and of the labels among those of the arrays in a .npz file."""
+    if label_key is None and "y" in names and key != "y":
+        label_key = "y"
+    others = [name for name in names if name != label_key]
+    if key is None:
+        key = "x" if "x" in others else others[0] if len(others) == 1 else None
+    for wanted, option in ((key, "key"), (label_key, "label_key")):
+        if (wanted is None and option == "key") or (wanted is not None and wanted not in names):
+            raise ConfigError(
+                f"{file}: {option} must name one of its arrays, {', '.join(names) or 'but it has none'}; got {wanted!r}"
+            )
+    return str(key), label_key
 
 
 def _refuse_non_finite(where: str, samples: NDArray) -> None:

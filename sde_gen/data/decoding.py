@@ -6,8 +6,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
-from io import BytesIO
 from typing import IO, TYPE_CHECKING, TypeVar
 
 import numpy as np
@@ -40,8 +38,8 @@ class Encoded:
     name: str
     open: Callable[[], IO[bytes]]
 
-    def held(self) -> "Encoded":
-        """The same image with its bytes in memory.
+    def content(self) -> bytes:
+        """Its bytes.
 
         Raises:
             DataError: it cannot be read, or has more bytes than any image would.
@@ -55,7 +53,7 @@ class Encoded:
             raise DataError(f"{self.name}: the image cannot be read ({sentence(error)})") from None
         if len(content) > MAX_BYTES:
             raise DataError(f"{self.name}: has more than {MAX_BYTES} bytes, which no image here does; remove it")
-        return Encoded(self.name, partial(BytesIO, content))
+        return content
 
 
 class Images(ABC):
@@ -94,7 +92,6 @@ class Decoder:
         images: Sequence[Encoded] | Images,
         image_size: int | None,
         channels: int | None,
-        seen: Callable[[bytes], object] | None = None,
     ) -> "Decoder":
         """What decodes `images`, whose sizes and colours are looked at, but not their pixels.
 
@@ -102,7 +99,6 @@ class Decoder:
             images: all of them.
             image_size: see `image_folder`.
             channels: see `image_folder`.
-            seen: called with the bytes of each image in turn.
 
         Raises:
             DataError: one that is no image, images of mixed sizes, none at all.  ConfigError: a bad argument.
@@ -114,9 +110,6 @@ class Decoder:
         first: tuple[str, tuple[int, int]] | None = None
         colour = False
         for image in images:
-            if seen is not None:
-                image = image.held()
-                seen(image.open().read())
             size, is_colour = _guarded(image, _header)
             colour = colour or is_colour
             if first is None:

@@ -14,9 +14,9 @@ from torch import Tensor
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.decoding import Decoder, Encoded, Images
 from sde_gen.data.labels import encode
-from sde_gen.data.making import from_raw
+from sde_gen.data.making import from_raw, streamed
 from sde_gen.data.reading import located, sentence
-from sde_gen.data.transform import Affine
+from sde_gen.data.streams import PIXELS, Pictures, streams
 from sde_gen.errors import ConfigError, DataError, MissingInputError, SDEGenError
 
 _READERS = {".parquet": "parquet", ".csv": "csv", ".json": "json", ".jsonl": "json", ".arrow": "arrow"}
@@ -35,10 +35,12 @@ def hub(
     channels: int | None = None,
     random_flip: bool = False,
     random_crop: int | None = None,
+    stream: bool | None = None,
+    workers: int = 2,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
-    """A data set that `datasets.load_dataset` reads: images (PNG or JPEG) or vectors; all held in memory.
+    """A data set that `datasets.load_dataset` reads: images (PNG or JPEG) or vectors.
 
     Needs the extra: `pip install sde_gen[hub]`.
 
@@ -55,6 +57,8 @@ def hub(
         channels: see `image_folder`.
         random_flip: see `image_folder`.
         random_crop: see `image_folder`.
+        stream: see `image_folder`.
+        workers: see `image_folder`.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -80,14 +84,17 @@ def hub(
     if isinstance(features[columns[0]], datasets.Image):
         encoded = table.cast_column(columns[0], datasets.Image(decode=False))
         images = Cells(where, encoded, columns[0])
-        raw = Decoder.of(images, image_size, channels)(images)
-        transform = Affine.to_unit(0, 255, 256)
-        return from_raw(Path(where).name, "image", raw, labels, transform, held_out, seed, classes, test_from,
-                        random_flip=random_flip, random_crop=random_crop)  # fmt: skip
-    if image_size is not None or channels is not None or random_flip or random_crop is not None:
+        decoder, short = Decoder.of(images, image_size, channels), Path(where).name
+        augment = {"random_flip": random_flip, "random_crop": random_crop}
+        if streams(stream, (len(images), *decoder.shape)):
+            source = Pictures(images, decoder, labels, workers)
+            return streamed(short, source, PIXELS, held_out, seed, classes, test_from, **augment)
+        raw = decoder(images)
+        return from_raw(short, "image", raw, labels, PIXELS, held_out, seed, classes, test_from, **augment)
+    if image_size is not None or channels is not None or random_flip or random_crop is not None or stream:
         raise ConfigError(
-            f"{where}: image_size, channels, random_flip and random_crop are for images, but column {columns[0]!r} "
-            "holds numbers"
+            f"{where}: image_size, channels, random_flip, random_crop and stream are for images, but column "
+            f"{columns[0]!r} holds numbers"
         )
     raw = _vectors(where, table, columns)
     return from_raw(Path(where).name, "vector", raw, labels, None, held_out, seed, classes, test_from)

@@ -15,9 +15,9 @@ from sde_gen.data.archives import ARCHIVES, Members, is_archive
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.decoding import SUFFIXES, Decoder, Encoded, Images
 from sde_gen.data.labels import encode, order_of
-from sde_gen.data.making import from_raw
+from sde_gen.data.making import from_raw, streamed
 from sde_gen.data.reading import located, sentence
-from sde_gen.data.transform import Affine
+from sde_gen.data.streams import PIXELS, Pictures, streams
 from sde_gen.errors import ConfigError, DataError, MissingInputError
 
 _ENDINGS = tuple(map(str.encode, SUFFIXES))
@@ -31,6 +31,8 @@ def image_folder(
     channels: int | None = None,
     random_flip: bool = False,
     random_crop: int | None = None,
+    stream: bool | None = None,
+    workers: int = 2,
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
@@ -50,6 +52,9 @@ def image_folder(
         random_flip: exchange left and right of a training image with probability 1/2, anew each time it is used.
         random_crop: side of a square window that is cut out of a training image at a place drawn anew each time, and of
             a held-out one in the middle: image_size=40 random_crop=32; None: no window.
+        stream: whether images stay on the disk and are decoded batch by batch, in the same order; None: where they
+            would take more than 4 GiB of memory.
+        workers: threads that decode batches before they are wanted, of streamed images; 0: none.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
@@ -60,9 +65,14 @@ def image_folder(
         ConfigError: another argument outside its range, an archive that is compressed as a whole.
     """
     name, images, labels, classes = listed(path)
-    raw = Decoder.of(images, image_size, channels)(images)
-    transform, augment = Affine.to_unit(0, 255, 256), {"random_flip": random_flip, "random_crop": random_crop}
-    return from_raw(name, "image", raw, labels, transform, held_out, seed, classes, **augment)
+    decoder, augment = (
+        Decoder.of(images, image_size, channels),
+        {"random_flip": random_flip, "random_crop": random_crop},
+    )
+    if streams(stream, (len(images), *decoder.shape)):
+        source = Pictures(images, decoder, labels, workers)
+        return streamed(name, source, PIXELS, held_out, seed, classes, **augment)
+    return from_raw(name, "image", decoder(images), labels, PIXELS, held_out, seed, classes, **augment)
 
 
 def listed(path: str | Path) -> tuple[str, Images, Tensor | None, tuple[str, ...]]:

@@ -17,15 +17,17 @@ class Source(ABC):
         shape: of one sample as it is read, before a window is cut out of it.
         labels: (N,) int64 as those of a `Dataset`, or None.
         digest: SHA-256, in hexadecimal, of the content.
+        workers: threads that read batches before they are asked for; 0: they are read when they are.
     """
 
     shape: tuple[int, ...]
     labels: Tensor | None
     digest: str
+    workers: int = 0
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of training samples N."""
+        """Number of samples N."""
 
     @abstractmethod
     def read(self, rows: Tensor) -> Tensor:
@@ -51,8 +53,32 @@ class Held(Source):
         self.digest = hashlib.sha256(np.ascontiguousarray(raw.numpy()).data.cast("B")).hexdigest()
 
     def __len__(self) -> int:
+        """See `Source`."""
         return len(self._raw)
 
     def read(self, rows: Tensor) -> Tensor:
         """See `Source.read`."""
         return self._transform.forward(self._raw[rows]).to(torch.float32)
+
+
+class Part(Source):
+    """Some samples of another source, in their order.
+
+    Args:
+        whole: the source.
+        indices: (N,) int64, which of its samples these are.
+    """
+
+    def __init__(self, whole: Source, indices: Tensor) -> None:
+        self._whole, self._indices = whole, indices
+        self.shape, self.workers = whole.shape, whole.workers
+        self.labels = None if whole.labels is None else whole.labels[indices]
+        self.digest = hashlib.sha256(whole.digest.encode() + indices.numpy().astype("<i8").tobytes()).hexdigest()
+
+    def __len__(self) -> int:
+        """See `Source`."""
+        return len(self._indices)
+
+    def read(self, rows: Tensor) -> Tensor:
+        """See `Source.read`."""
+        return self._whole.read(self._indices[rows])

@@ -17,6 +17,7 @@ from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import block_size, fill, keyed_generator
+from sde_gen.training.ahead import Ahead
 
 # Third key of the generators of a step: one stream for each kind of draw.
 TIMES, NOISE, DROPOUT, HELD_OUT, LEVELS = range(5)
@@ -81,7 +82,8 @@ class Batches:
             )
         small = data.source is None and data.train.nbytes <= _ON_DEVICE_BYTES
         home = device if small else torch.device("cpu")
-        self._samples, self._source = data.train.to(home), data.source
+        self._samples = data.train.to(home)
+        self._ahead = None if data.source is None else Ahead(self._read, data.source.workers)
         labels = data.train_labels if data.source is None else data.source.labels
         labels = labels if conditional else None
         self._labels = None if labels is None else labels.to(home)
@@ -116,14 +118,14 @@ class Batches:
             t = _sent(t, self._device)
             if self._samples.device.type != "cpu":
                 indices = _sent(indices, self._device)
+        read = None if self._ahead is None else self._ahead(step)
         for rows in self._parts:
             first, chosen = self.share.start + rows.start, indices[rows]
-            x0 = self._samples[chosen] if self._source is None else self._source.read(chosen)
+            x0 = self._samples[chosen] if read is None else read[rows]
             if x0.device != self._device:
                 x0 = _sent(x0, self._device)
-            if self._data.augment is not None:
-                words = batch_words(self._data.size, self._size, step, self._seed)[self.share][rows]
-                x0 = self._data.augment(x0, _sent(words, self._device))
+            if self._data.augment is not None and read is None:
+                x0 = self._data.augment(x0, _sent(self._words(step)[rows], self._device))
             if self._width is not None:
                 uniform = torch.special.ndtr(self._noise(step, first, x0, LEVELS))
                 x0 = x0 + (uniform - 0.5) * self._width
@@ -135,6 +137,17 @@ class Batches:
             if first:  # of one number per sample: past those of the rows before
                 torch.rand(first, generator=generator)
             yield Part(rows, x0, condition, t[rows], noise, generator)
+
+    def _words(self, step: int) -> Tensor:
+        return batch_words(self._data.size, self._size, step, self._seed)[self.share]
+
+    def _read(self, step: int) -> Tensor:
+        """This process's share of the batch of `step` as the source has it, augmented; on the CPU, in any thread."""
+        source, augment = self._data.source, self._data.augment
+        if source is None:
+            return self._samples[self.indices(step)[self.share]]
+        x0 = source.read(self.indices(step)[self.share])
+        return x0 if augment is None else augment(x0, self._words(step))
 
     def held_out(self) -> Iterator[Part]:
         """At most 1,024 held-out samples, each with its own generator; times and noise are left to the objective."""

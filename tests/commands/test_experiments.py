@@ -11,6 +11,7 @@ from sde_gen.config.compose import _COMPARES
 from sde_gen.config.folder import config_dir
 from sde_gen.training import read_checkpoint
 from tests.commands.helpers import Command
+from tests.data.test_cifar import written
 from tests.data.test_idx import encode
 
 #: Settings that make a step a moment's work; all others are those of the experiment.
@@ -29,7 +30,12 @@ def idx_files(folder: Path) -> tuple[str, ...]:
     return (f"data.root={folder}",)
 
 
-STAND_INS = {"fashion_mnist": idx_files}
+def cifar_files(folder: Path) -> tuple[str, ...]:
+    """Fifteen training and three held-out images of 32 x 32, as downloaded."""
+    return (f"data.path={written(folder, 'bin', packed=True)}",)
+
+
+STAND_INS = {"fashion_mnist": idx_files, **{f"cifar10_{name}": cifar_files for name in ("ddpm", "vp", "ve", "edm")}}
 
 
 @pytest.mark.parametrize("experiment", sorted(STAND_INS))

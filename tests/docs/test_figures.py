@@ -43,6 +43,7 @@ RENDERED = {
     "stochastic": lambda m, d: m.markdown(d["distances"], d["weak"], 300.0),
     "picard": lambda m, d: m.markdown(d),
     "streaming": lambda m, d: m.markdown(d),
+    "streamed_data": lambda m, d: m.markdown(d),
     "digits_likelihood": lambda m, d: m.table(d, 3000),
     "likelihood": lambda m, d: "\n".join(m.table(rows) for rows in d.values()),
 }
