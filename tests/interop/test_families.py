@@ -182,6 +182,18 @@ def test_preconditionings(tmp_path, name, given, p, parameterization):
     assert (found.process, found.parameterization) == (p, parameterization)
 
 
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [("CTPrecond", "CTPrecond, which is none of EDMPrecond"), ("iDDPMPrecond", "without its table of levels")],
+)
+def test_preconditionings_that_are_not_read(tmp_path, name, message):
+    from sde_gen.interop.families import read
+
+    write_edm(tmp_path / "net.pkl", name)
+    with pytest.raises(sg.CheckpointError, match=message):
+        read("edm", tmp_path / "net.pkl", sg.VP(), sg.NoisePrediction())
+
+
 HOSTILE = {
     "posix.system": b"cposix\nsystem\n(S'touch owned'\ntR.",
     "os.system": b"cos\nsystem\n(S'touch owned'\ntR.",
