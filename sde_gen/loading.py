@@ -16,8 +16,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 
 from sde_gen.config.objects import describe
 from sde_gen.config.restore import build_model, check_size, find_checkpoint, load_model
@@ -27,7 +25,7 @@ from sde_gen.interop.diffusers import from_pretrained
 from sde_gen.interop.diffusers.folders import INDEX, fetched
 from sde_gen.interop.sniffing import family_of, is_diffusers
 from sde_gen.model import ScoreModel
-from sde_gen.training.checkpoint import has_interpolation, save_tensors
+from sde_gen.training.checkpoint import has_interpolation, read_tensors, save_tensors
 from sde_gen.training.state import load_weights
 
 __all__ = ["load", "save"]
@@ -85,10 +83,7 @@ def load_saved(folder: Path, trust: Sequence[str] = ()) -> ScoreModel:
         raise CheckpointError(f"{folder / CONFIG} is damaged ({error}); save the model again") from error
     if not isinstance(config, dict) or has_interpolation(config):
         raise CheckpointError(f"{folder / CONFIG} does not describe a model as plain data; save the model again")
-    try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{folder / WEIGHTS} is damaged ({error}); save or load it again") from error
+    tensors = read_tensors(folder / WEIGHTS, "save or load it again")
     check_size(config.get("network"), tensors, f"in {folder}")
     model = build_model(config, f"in {folder}", trust=trust, about=config.get("data"))
     load_weights(model, tensors, folder / WEIGHTS)

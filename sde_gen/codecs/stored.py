@@ -8,9 +8,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
-
 from sde_gen.codecs.autoencoder import Autoencoder
 from sde_gen.codecs.codec import Codec
 from sde_gen.config.objects import build
@@ -19,7 +16,7 @@ from sde_gen.errors import CheckpointError, MissingInputError, SDEGenError
 from sde_gen.files import make_folder, publish, write_json
 from sde_gen.interop.diffusers.folders import CONFIG, fetched, read_json
 from sde_gen.training import Checkpoint
-from sde_gen.training.checkpoint import CODEC, has_interpolation, save_tensors
+from sde_gen.training.checkpoint import CODEC, has_interpolation, read_tensors, save_tensors
 from sde_gen.training.state import load_weights
 
 WEIGHTS = "model.safetensors"
@@ -60,16 +57,11 @@ def read_codec(path: str | os.PathLike[str], trust: Sequence[str] = ()) -> Codec
     node = config["codec"]
     if not isinstance(node, Mapping) or has_interpolation(node):
         raise CheckpointError(f"{place / CONFIG} does not describe a codec as plain data; save it again")
-    try:
-        tensors = load_file(place / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{place / WEIGHTS} is damaged ({error}); save the codec again") from error
+    tensors = read_tensors(place / WEIGHTS, "save the codec again")
     check_size(node, tensors, f"in {place}")
     try:
         module = build(node, trust=trust, where="codec", stored=True)
-    except CheckpointError:
-        raise
-    except MissingInputError:
+    except (CheckpointError, MissingInputError):
         raise
     except SDEGenError as error:
         raise CheckpointError(f"the codec in {place} is of no use: {error}") from error

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 
 from sde_gen.config.commands import COMMANDS, GROUP_WORDS
 from sde_gen.config.compose import chosen_groups, load_config
@@ -53,7 +53,7 @@ def command_help(name: str, overrides: Sequence[str] = (), config_dir: str | Non
         lines += _wrapped(f"  {group}: ", f"{listed}", width, 6)
         lines += _wrapped("      ", f"({GROUP_WORDS.get(group, '')})", width, 6) if group in GROUP_WORDS else []
     lines += ["", "Settings (KEY=VALUE):"]
-    for section in sections(name, overrides, config_dir):
+    for section in _sections(name, chosen, load_config(name, overrides, config_dir)):
         words = f": {section.words}" if section.words else ""
         lines += ["", *_wrapped("", section.title + words, width, 4)]
         for row in section.rows:
@@ -74,8 +74,12 @@ def overview() -> str:
 
 def sections(name: str, overrides: Sequence[str] = (), config_dir: str | None = None) -> Iterator[Section]:
     """The settings of a command: first its own, then those of each group as it is chosen."""
-    config: Any = OmegaConf.to_container(load_config(name, overrides, config_dir), resolve=False)
     chosen = chosen_groups(name, overrides, config_dir)
+    return _sections(name, chosen, load_config(name, overrides, config_dir))
+
+
+def _sections(name: str, chosen: Mapping[str, str | None], composed: DictConfig) -> Iterator[Section]:
+    config: Any = OmegaConf.to_container(composed, resolve=False)
     primary = yaml.safe_load(Path(packaged(), f"{name}.yaml").read_text("utf-8"))
     own: dict[str, Meaning] = {}
     for target in _targets(primary):

@@ -15,8 +15,9 @@ from sde_gen.errors import SDEGenError
 from sde_gen.jobs.common import Trained
 from sde_gen.samplers import DDIM, GivenLambdas, GridSampler, ProbabilityFlow, Sampler
 from sde_gen.tuning import Auto
+from sde_gen.tuning.auto import CALLS
+from sde_gen.tuning.quick import STARTS
 
-_STARTS, _CALLS = 64, 300  # of the quick calibration
 _TIMED = 64  # samples whose cost is measured, at most: that of more grows with their number
 
 
@@ -39,17 +40,17 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     folder = what.checkpoint.home / "auto"
     if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         auto = replace(auto, folder=str(folder))
-    condition = {} if labels is None else {"label": labels[:_STARTS].to(what.device)}
+    condition = {} if labels is None else {"label": labels[:STARTS].to(what.device)}
 
     def choose() -> GridSampler:
-        calls = _CALLS if auto.calls is None else auto.calls
-        seconds = calls * _seconds_of_a_call(what, shape, labels, _STARTS)
+        calls = CALLS if auto.calls is None else auto.calls
+        seconds = calls * _seconds_of_a_call(what, shape, labels, STARTS)
         long = auto.effort is not None or auto.tolerance is not None or auto.count is not None
         if not long and auto.seconds is not None:
             seconds = min(seconds, auto.seconds)
         known = auto.folder is not None and Path(auto.folder).is_dir() and any(Path(auto.folder).glob("auto-*.json"))
         does = "looks up, or measures," if known else "measures"
-        cost = "thousands of calls" if long else f"up to {calls} calls on {_STARTS} starts, about {_spoken(seconds)}"
+        cost = "thousands of calls" if long else f"up to {calls} calls on {STARTS} starts, about {_spoken(seconds)}"
         say(f"{said(replace(auto, folder=None))} {does} what suits this network: {cost}")
         with elapsing("calibrating", seconds):
             choice = auto.choose(what.model, shape, condition)

@@ -40,8 +40,6 @@ from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, Pi
 from sde_gen.rng import keyed_generator
 from sde_gen.training import Checkpoint
 
-#: Held-out samples by which a network from elsewhere is judged.
-
 
 def run(config: Mapping[str, Any]) -> dict[str, Any]:
     """Evaluate as `config` says and return the report.

@@ -68,7 +68,19 @@ class _TensorBoard:
         self._writer.close()
 
 
-class _WandB:
+class _Run:
+    """A run of a library that takes rows, as W&B and those that follow it do."""
+
+    _run: Any
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        self._run.log(dict(values), step=step)
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+class _WandB(_Run):
     def __init__(self, project: str, folder: RunDirectory, config: Mapping[str, Any]) -> None:
         wandb: Any = importlib.import_module("wandb")
         self._run = wandb.init(
@@ -76,23 +88,11 @@ class _WandB:
             config=dict(config), mode=os.environ.get("WANDB_MODE", "offline"),
         )  # fmt: skip
 
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
 
-    def close(self) -> None:
-        self._run.finish()
-
-
-class _Trackio:
+class _Trackio(_Run):
     def __init__(self, project: str, folder: RunDirectory, config: Mapping[str, Any]) -> None:
         trackio: Any = importlib.import_module("trackio")
         self._run = trackio.init(project=project, name=_identity(folder), config=dict(config), resume="allow")
-
-    def add(self, values: Mapping[str, float], step: int) -> None:
-        self._run.log(dict(values), step=step)
-
-    def close(self) -> None:
-        self._run.finish()
 
 
 class _MLflow:

@@ -13,7 +13,7 @@ from sde_gen.errors import ConfigError
 from sde_gen.networks.attention import attended
 from sde_gen.networks.embedding import Unrounded
 from sde_gen.networks.mlp import C_NOISE_LIMIT, looked_up
-from sde_gen.networks.sizes import Sizes, fitting_even, levels, sized
+from sde_gen.networks.sizes import Sizes, fitting_even, measured, sized
 
 _EPS = 1e-4
 _LARGEST = 256.0  # activations are cut there
@@ -212,16 +212,10 @@ class EDM2(nn.Module):
             "learned_variance": learned_variance,
         }  # fmt: skip
         self.channels = checks.integer("EDM2", "channels", channels, low=1)
-        width = checks.integer("EDM2", "width", scale["width"], low=4)
-        widths = [width * m for m in checks.integers("EDM2", "multipliers", scale["multipliers"], low=1)]
-        self.blocks = checks.integer("EDM2", "blocks", scale["blocks"], low=1)
-        dropout = checks.number("EDM2", "dropout", scale["dropout"], low=0.0, high=1.0, open_high=True)
+        _, widths, self.blocks, attends, dropout = measured("EDM2", scale)
         head = checks.integer("EDM2", "head", head, low=1)
         self.num_classes = checks.integer("EDM2", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("EDM2", "learned_variance", learned_variance)
-        if not widths:
-            raise ConfigError("EDM2: multipliers must name at least one level, got an empty list; try (1, 2)")
-        attends = levels("EDM2", scale["attention"], len(widths))
 
         told, self.levels = max(widths), len(widths)
         common = (told, dropout, head)

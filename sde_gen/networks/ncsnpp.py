@@ -12,7 +12,7 @@ from sde_gen import checks
 from sde_gen.errors import ConfigError
 from sde_gen.networks.attention import attended
 from sde_gen.networks.embedding import VectorEmbedding
-from sde_gen.networks.sizes import Sizes, fitting_even, levels, sized
+from sde_gen.networks.sizes import Sizes, fitting_even, measured, sized
 
 _SIZES: Sizes = {
     "digits": {"width": 32, "multipliers": (1, 2, 2), "blocks": 1, "attention": (-1,), "dropout": 0.0},
@@ -177,10 +177,7 @@ class NCSNpp(nn.Module):
             "vector_size": vector_size,
         }  # fmt: skip
         self.channels = checks.integer(me, "channels", channels, low=1)
-        width = checks.integer(me, "width", scale["width"], low=4)
-        widths = [width * m for m in checks.integers(me, "multipliers", scale["multipliers"], low=1)]
-        blocks = checks.integer(me, "blocks", scale["blocks"], low=1)
-        dropout = checks.number(me, "dropout", scale["dropout"], low=0.0, high=1.0, open_high=True)
+        width, widths, blocks, attends, dropout = measured(me, scale)
         fir = checks.integers(me, "fir", fir, low=0)
         self.into_kind = checks.choice(me, "progressive_input", progressive_input, ("none", "skip", "residual"))
         self.out_of_each = checks.choice(me, "progressive_output", progressive_output, ("none", "skip")) == "skip"
@@ -188,11 +185,8 @@ class NCSNpp(nn.Module):
         self.sigma_scaling = checks.boolean(me, "sigma_scaling", sigma_scaling)
         self.num_classes = checks.integer(me, "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean(me, "learned_variance", learned_variance)
-        if not widths:
-            raise ConfigError(f"{me}: multipliers must name at least one level, got an empty list; try (1, 2)")
         if len(fir) < 2 or len(fir) % 2 or not sum(fir):
             raise ConfigError(f"{me}: fir must be an even number of taps, such as (1, 1) or (1, 3, 3, 1), got {fir}")
-        attends = levels(me, scale["attention"], len(widths))
 
         self.levels, self.blocks, self.factor = len(widths), blocks, math.sqrt(0.5) if rescale else 1.0
         features = width * (2 if embedding == "fourier" else 1)

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
@@ -60,6 +60,33 @@ def fitting_even(shape: Sequence[int], samples: int) -> dict[str, Any]:
     halved = next(k for k in range(len(fit["multipliers"]), 0, -1) if all(n % 2 ** (k - 1) == 0 for n in shape[1:]))
     attention = [level for level in fit["attention"] if level < halved] or [-1]
     return fit | {"multipliers": fit["multipliers"][:halved], "attention": attention}
+
+
+class Measures(NamedTuple):
+    """The settings of a U-Net that a size may say, checked."""
+
+    width: int
+    widths: list[int]
+    """Channels of each level."""
+    blocks: int
+    attends: set[int]
+    """Levels with attention."""
+    dropout: float
+
+
+def measured(owner: str, scale: Mapping[str, Any]) -> Measures:
+    """What `sized` gave a U-Net, checked.
+
+    Raises:
+        ConfigError: a value outside its range, no level at all, or attention at one that is not there.
+    """
+    width = checks.integer(owner, "width", scale["width"], low=4)
+    widths = [width * m for m in checks.integers(owner, "multipliers", scale["multipliers"], low=1)]
+    blocks = checks.integer(owner, "blocks", scale["blocks"], low=1)
+    dropout = checks.number(owner, "dropout", scale["dropout"], low=0.0, high=1.0, open_high=True)
+    if not widths:
+        raise ConfigError(f"{owner}: multipliers must name at least one level, got an empty list; try (1, 2)")
+    return Measures(width, widths, blocks, levels(owner, scale["attention"], len(widths)), dropout)
 
 
 def levels(owner: str, attention: object, count: int) -> set[int]:

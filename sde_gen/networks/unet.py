@@ -12,7 +12,7 @@ from sde_gen import checks
 from sde_gen.errors import ConfigError
 from sde_gen.networks.attention import attended
 from sde_gen.networks.mlp import ConditionEmbedding
-from sde_gen.networks.sizes import Sizes, fitting_unet, levels, sized
+from sde_gen.networks.sizes import Sizes, fitting_unet, measured, sized
 
 _CONVOLUTION: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = {
     1: nn.Conv1d,
@@ -158,17 +158,11 @@ class UNet(nn.Module):
             "learned_variance": learned_variance, "dimensions": dimensions,
         }  # fmt: skip
         self.channels = checks.integer("UNet", "channels", channels, low=1)
-        width = checks.integer("UNet", "width", scale["width"], low=4)
-        widths = [width * m for m in checks.integers("UNet", "multipliers", scale["multipliers"], low=1)]
-        self.blocks = checks.integer("UNet", "blocks", scale["blocks"], low=1)
-        dropout = checks.number("UNet", "dropout", scale["dropout"], low=0.0, high=1.0, open_high=True)
+        width, widths, self.blocks, attends, dropout = measured("UNet", scale)
         self.num_classes = checks.integer("UNet", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("UNet", "learned_variance", learned_variance)
         self.dimensions = dimensions = checks.integer("UNet", "dimensions", dimensions, low=1, high=3)
         convolution = _CONVOLUTION[dimensions]
-        if not widths:
-            raise ConfigError("UNet: multipliers must name at least one level, got an empty list; try (1, 2)")
-        attends = levels("UNet", scale["attention"], len(widths))
 
         told = 4 * width
         self.embedding = ConditionEmbedding(told, self.num_classes, "UNet")

@@ -72,10 +72,22 @@ class Checkpoint:
         path = self.path / f"{name}.safetensors"
         if not path.is_file():
             raise CheckpointError(f"checkpoint {self.path} holds no {path.name}; it cannot be used for this")
-        try:
-            return load_file(path)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path} is damaged ({error}); use an older checkpoint") from error
+        return read_tensors(path, "use an older checkpoint")
+
+
+def read_tensors(path: Path, then: str) -> dict[str, Tensor]:
+    """The tensors of a .safetensors file, on the CPU.
+
+    Args:
+        then: what to do where it cannot be read.
+
+    Raises:
+        CheckpointError: it is damaged, or not there.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} is damaged ({error}); {then}") from error
 
 
 def save_checkpoint(

@@ -40,8 +40,8 @@ BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC)}
 #: Changed where what is kept is no longer read or found as before.
 _FORM = 2
-#: Calls of the quick calibration.
-_CALLS = 300
+#: Calls of the quick calibration, unless told otherwise.
+CALLS = 300
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ class Auto(Sampler):
     ) -> Choice:
         began = time.perf_counter()
         if self.nfe is not None and self.effort is None and self.count is None:
-            most = _CALLS if self.calls is None else self.calls
+            most = CALLS if self.calls is None else self.calls
             sampler, error, tried, made = quick(
                 model, shape, condition, self.seed, self.nfe, most, self.seconds, solved
             )

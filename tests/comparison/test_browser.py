@@ -3,10 +3,6 @@
 `make test-report` runs this; it needs Chromium (Debian's package `chromium`), and is skipped without it.
 """
 
-import html
-import json
-import re
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -14,12 +10,12 @@ from typing import Any
 import pytest
 
 import sde_gen as sg
+from tests.browser import BROWSER, WITHOUT, framed
 from tests.comparison.helpers import small
 
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium"),
+    pytest.mark.skipif(BROWSER is None, reason=WITHOUT),
 ]
 
 #: Acts like a person, and writes down what it finds; the page's own policy allows no more than inline scripts.
@@ -55,14 +51,6 @@ PROBE = """
 })();
 </script>
 """
-#: A window is at least 500 pixels wide; the page is in a frame of its own width, which tells what the probe found.
-FRAME = """<!doctype html><body><script>
-window.addEventListener("message", function (e) {
-  var note = document.createElement("pre");
-  note.id = "found"; note.textContent = e.data;
-  document.body.appendChild(note);
-});
-</script><iframe src="probed.html" style="border:0;width:%dpx;height:900px"></iframe>"""
 WATCH = """<script>
 window.__errors = []; window.__reports = [];
 window.addEventListener("error", function (e) { window.__errors.push(String(e.message)); }, true);
@@ -73,18 +61,9 @@ document.addEventListener("securitypolicyviolation", function (e) { window.__rep
 def look(report: Path, width: int) -> dict[str, Any]:
     """What the probe found in a browser without network, on a page of this width."""
     text = report.read_text(encoding="utf-8")
-    probed, page = report.with_name("probed.html"), report.with_name("frame.html")
+    probed = report.with_name("probed.html")
     probed.write_text(text.replace("<style>", WATCH + "<style>", 1).replace("</body>", PROBE + "</body>"))
-    page.write_text(FRAME % width)
-    profile = f"--user-data-dir={report.parent / 'profile'}"
-    done = subprocess.run(
-        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-         profile, "--virtual-time-budget=3000", "--window-size=1300,900", "--dump-dom", page.as_uri()],
-        capture_output=True, text=True, timeout=120, check=True,
-    )  # fmt: skip
-    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
-    assert match, done.stderr[-2000:]
-    return json.loads(html.unescape(match[1]))
+    return framed(report.parent, probed.name, width, profile=report.parent / "profile", wait=3_000, timeout=120)
 
 
 @pytest.fixture(scope="module")

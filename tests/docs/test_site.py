@@ -4,11 +4,7 @@ Formulas are drawn, pictures load, search finds a class, nothing is cut off on a
 where the site has not been built.
 """
 
-import html
-import json
-import re
 import shutil
-import subprocess
 from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,13 +13,14 @@ from urllib.parse import unquote, urlsplit
 
 import pytest
 
+from tests.browser import BROWSER, WITHOUT, framed
+
 BUILT = Path(__file__).parents[2] / "docs" / "_build" / "html"
-BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(not (BUILT / "index.html").is_file(), reason="needs the site: make docs"),
 ]
-in_a_browser = pytest.mark.skipif(BROWSER is None, reason="needs Chromium: apt-get install chromium")
+in_a_browser = pytest.mark.skipif(BROWSER is None, reason=WITHOUT)
 
 #: Waits until formulas are drawn, and tells what is there.
 PROBE = """
@@ -54,13 +51,6 @@ window.setTimeout(function () {
 </script>"""
 WATCH = """<script>window.__errors = [];
 window.addEventListener("error", function (e) { window.__errors.push(String(e.message)); });</script>"""
-FRAME = """<!doctype html><body><script>
-window.addEventListener("message", function (e) {
-  var note = document.createElement("pre");
-  note.id = "found"; note.textContent = e.data;
-  document.body.appendChild(note);
-});
-</script><iframe src="%s" style="border:0;width:%dpx;height:900px"></iframe>"""
 
 
 @pytest.fixture(scope="module")
@@ -75,17 +65,8 @@ def look(site: Path, page: str, width: int, query: str = "") -> dict[str, Any]:
     probed = path.with_name(f"probed-{path.name}")
     text = path.read_text("utf-8")
     probed.write_text(text.replace("<head>", f"<head>{WATCH}", 1).replace("</body>", f"{PROBE}</body>"), "utf-8")
-    frame = path.with_name("frame.html")
-    frame.write_text(FRAME % (probed.name + query, width))
-    done = subprocess.run(
-        [str(BROWSER), "--headless", "--no-sandbox", "--disable-gpu", "--host-resolver-rules=MAP * ~NOTFOUND",
-         f"--user-data-dir={site.parent / 'profile'}", "--allow-file-access-from-files",
-         "--virtual-time-budget=12000", "--window-size=1300,900", "--dump-dom", frame.as_uri()],
-        capture_output=True, text=True, timeout=180, check=True,
-    )  # fmt: skip
-    match = re.search(r'<pre id="found">(.*?)</pre>', done.stdout, flags=re.DOTALL)
-    assert match, done.stderr[-2000:]
-    return json.loads(html.unescape(match[1]))
+    return framed(path.parent, probed.name + query, width, "--allow-file-access-from-files",
+                  profile=site.parent / "profile", wait=12_000, timeout=180)  # fmt: skip
 
 
 @in_a_browser
