@@ -182,6 +182,7 @@ class DiT(nn.Module):
         dropout = checks.number("DiT", "dropout", dropout, low=0.0, high=1.0, open_high=True)
         self.num_classes = checks.integer("DiT", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("DiT", "learned_variance", learned_variance)
+        self.vector_size = checks.integer("DiT", "vector_size", vector_size, low=0)
         self.token_size = checks.integer("DiT", "token_size", token_size, low=0)
         self.dimensions = checks.integer("DiT", "dimensions", dimensions, low=1, high=3)
         shared = wide if positions == "sincos" else wide // self.heads

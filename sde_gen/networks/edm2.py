@@ -248,7 +248,7 @@ class EDM2(nn.Module):
         self.num_classes = checks.integer("EDM2", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("EDM2", "learned_variance", learned_variance)
 
-        vector_size = checks.integer("EDM2", "vector_size", vector_size, low=0)
+        self.vector_size = checks.integer("EDM2", "vector_size", vector_size, low=0)
         self.token_size = checks.integer("EDM2", "token_size", token_size, low=0)
 
         embedded, self.levels = max(widths), len(widths)

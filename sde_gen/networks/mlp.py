@@ -76,7 +76,7 @@ class ConditionEmbedding(nn.Module):
     def __init__(self, size: int, num_classes: int, owner: str, vector_size: int = 0) -> None:
         super().__init__()
         self.size, self.num_classes, self.owner = size, num_classes, owner
-        self.vector_size = checks.integer(owner, "vector_size", vector_size, low=0)
+        self.vector_size = vector_size
         self.first = nn.Linear(size, size)
         self.second = nn.Linear(size, size)
         self.table = nn.Embedding(num_classes + 1, size) if num_classes else None
@@ -192,6 +192,7 @@ class MLP(nn.Module):
         self.learned_variance = checks.boolean("MLP", "learned_variance", learned_variance)
         if hidden % 2:
             raise ConfigError(f"MLP: hidden must be even, got {hidden}; try {hidden + 1}")
+        self.vector_size = checks.integer("MLP", "vector_size", vector_size, low=0)
         self.token_size = checks.integer("MLP", "token_size", token_size, low=0)
         self.embedding = ConditionEmbedding(hidden, self.num_classes, "MLP", vector_size)
         self.stem = nn.Linear(self.features * (1 + 2 * self.frequencies), hidden)

@@ -190,6 +190,8 @@ class NCSNpp(nn.Module):
         self.sigma_scaling = checks.boolean(me, "sigma_scaling", sigma_scaling)
         self.num_classes = checks.integer(me, "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean(me, "learned_variance", learned_variance)
+        self.vector_size = checks.integer(me, "vector_size", vector_size, low=0)
+        self.token_size = checks.integer(me, "token_size", token_size, low=0)
         if len(fir) < 2 or len(fir) % 2 or not sum(fir):
             raise ConfigError(f"{me}: fir must be an even number of taps, such as (1, 1) or (1, 3, 3, 1), got {fir}")
 
@@ -200,7 +202,6 @@ class NCSNpp(nn.Module):
             told, self.num_classes, me, kind=embedding, features=features + features % 2, vector_size=vector_size
         )
         self.resampling = Resampling(fir)
-        self.token_size = checks.integer(me, "token_size", token_size, low=0)
         common = (told, dropout, self.resampling, rescale, token_size)
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.shrink, self.into = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()

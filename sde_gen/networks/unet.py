@@ -172,6 +172,7 @@ class UNet(nn.Module):
         width, widths, self.blocks, attends, dropout = measured("UNet", scale)
         self.num_classes = checks.integer("UNet", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("UNet", "learned_variance", learned_variance)
+        self.vector_size = checks.integer("UNet", "vector_size", vector_size, low=0)
         self.token_size = checks.integer("UNet", "token_size", token_size, low=0)
         if token_size and not attends:
             raise ConfigError("UNet: token_size needs a level with attention, got attention=(); try (-1,)")
