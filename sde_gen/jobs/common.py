@@ -15,7 +15,7 @@ from sde_gen.config.schema import EvaluateConfig, RunConfig, SampleConfig, Train
 from sde_gen.data import Dataset
 from sde_gen.diagnosis import diagnose
 from sde_gen.distributed import Processes, start
-from sde_gen.errors import BetweenNodesWarning
+from sde_gen.errors import BetweenNodesWarning, UncompiledWarning
 from sde_gen.jobs.origins import resolved
 from sde_gen.model import ScoreModel
 from sde_gen.rng import check_seed, keyed_generator
@@ -109,7 +109,8 @@ def diagnosed(model: ScoreModel, data: Dataset, conditional: bool, seed: int) ->
 def notes_said() -> Iterator[None]:
     """Say each warning of the block once, at its end."""
     with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("once", BetweenNodesWarning)
+        for kind in (BetweenNodesWarning, UncompiledWarning):
+            warnings.simplefilter("once", kind)
         yield
     for note in dict.fromkeys(str(note.message) for note in notes):
         say(f"note: {note}")
