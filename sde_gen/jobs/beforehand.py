@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -21,7 +22,7 @@ from sde_gen.tuning.quick import STARTS
 _TIMED = 64  # samples whose cost is measured, at most: that of more grows with their number
 
 
-def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Trained:
+def settled(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor]) -> Trained:
     """`what` with the sampler that `Auto` chooses for its network; unchanged if that needs no measurement.
 
     The choice is kept in the run, in `auto/`, and read from there the next time.
@@ -29,7 +30,7 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     Args:
         what: the trained network and the sampler asked for.
         shape: of one sample.
-        labels: of the classes that are sampled, in turn; None: the network takes none, or is asked without.
+        told: what the first samples are told, a row for each; the first of them at least.
 
     Raises:
         SDEGenError: one of its subclasses, if a tolerance cannot be reached or a network gives no finite numbers.
@@ -40,11 +41,11 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     folder = what.checkpoint.home / "auto"
     if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         auto = replace(auto, folder=str(folder))
-    condition = {} if labels is None else {"label": labels[:STARTS].to(what.device)}
+    condition = {name: rows[torch.arange(STARTS) % len(rows)].to(what.device) for name, rows in told.items()}
 
     def choose() -> GridSampler:
         calls = CALLS if auto.calls is None else auto.calls
-        seconds = calls * _seconds_of_a_call(what, shape, labels, STARTS)
+        seconds = calls * _seconds_of_a_call(what, shape, told, STARTS)
         long = auto.effort is not None or auto.tolerance is not None or auto.count is not None
         if not long and auto.seconds is not None:
             seconds = min(seconds, auto.seconds)
@@ -63,23 +64,23 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     return replace(what, sampler=what.processes.on_main(choose))
 
 
-def say_cost(what: Trained, shape: tuple[int, ...], labels: Tensor | None, count: int, block: int) -> None:
+def say_cost(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], count: int, block: int) -> None:
     """Say how many calls a sample takes, and about how long all of them will; nothing of what cannot be foretold."""
     if isinstance(what.sampler, ProbabilityFlow) or not what.processes.is_main:
         return
     rows = min(count, block, _TIMED)
     try:
         calls = getattr(what.sampler, "nfe", None) or calls_of(what.sampler, what.model.perturbation)
-        seconds = _seconds_of_a_call(what, shape, labels, rows)
+        seconds = _seconds_of_a_call(what, shape, told, rows)
     except SDEGenError:  # the sampling itself will say what is wrong
         return
     whole = calls * seconds * count / rows / what.processes.world
     say(f"{calls} network calls for each sample, about {_spoken(whole)}")
 
 
-def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], labels: Tensor | None, rows: int) -> float:
+def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], rows: int) -> float:
     """Seconds of one network call on so many samples, the first call, which may have to warm up, left out."""
-    condition = {} if labels is None else {"label": labels[:1].expand(rows).to(what.device)}
+    condition = {name: row[:1].expand(rows, *row.shape[1:]).to(what.device) for name, row in told.items()}
     seconds, states = float("inf"), torch.zeros(rows, *shape, device=what.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -143,14 +143,17 @@ class Report:
         count = max(1024, s.preview_samples) if data.kind == "vector" else s.preview_samples
         chain = getattr(trainer.model.perturbation, "length", s.preview_steps)
         sampler = DDIM(steps=min(s.preview_steps, chain))
-        condition = {}
+        condition, classes = {}, occurring(data.description) if trainer.conditional else ()
+        if classes:
+            condition["label"] = cycled(classes, 0, count).to(trainer.device)
         if trainer.conditional:
-            condition["label"] = cycled(occurring(data.description), 0, count).to(trainer.device)
+            turn = torch.arange(count) % len(data.test)
+            condition |= {name: told[turn].to(trainer.device) for name, told in data.test_told.items()}
         with trainer.ema.applied():
             x = sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition).x
         if not self.is_main:
             return
-        columns = columns_for(len(occurring(data.description)), count) if condition else None
+        columns = columns_for(len(classes), count) if classes else None
         real = data.test
         if data.codec is not None and data.pixels is not None:
             x, real = data.codec.decode(data.transform.inverse(x.cpu()).float()), data.pixels.test
