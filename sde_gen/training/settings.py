@@ -50,6 +50,8 @@ class TrainerSettings:
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
         keep_last: newest checkpoints kept; 0 keeps all.
         keep_best: checkpoints of the lowest held-out loss kept beside them; 0 keeps none and measures none.
+        async_save: write checkpoints while training goes on, which waits for the copy of its state alone; until it is
+            written the copy takes as much memory of the host as its files take of the disk.
         log_every: steps between rows of metrics.csv.
         eval_every: steps between held-out losses; 0 evaluates at the end only.
         preview_every: steps between pictures of samples; 0 draws one at the end only.
@@ -83,6 +85,7 @@ class TrainerSettings:
     checkpoint_every: int = checked(1000, low=0)
     keep_last: int = checked(3, low=0)
     keep_best: int = checked(1, low=0)
+    async_save: bool = checked(True)
     log_every: int = checked(50)
     eval_every: int = checked(1000, low=0)
     preview_every: int = checked(0, low=0)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from sde_gen.data import Dataset
 from sde_gen.distributed import Processes, Pulse, talking
-from sde_gen.errors import ConfigError, SDEGenError, TrainingFault, WriteError
+from sde_gen.errors import ConfigError, SDEGenError, TrainingFault
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
@@ -27,14 +27,13 @@ from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
 from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sde_gen.training.levels import LossByLevel, learned_weighting
 from sde_gen.training.optimizers import Factory, make_optimizer
-from sde_gen.training.posthoc import all_averages, save_snapshot
+from sde_gen.training.posthoc import all_averages, save_snapshot, snapshot
 from sde_gen.training.progress import Progress
+from sde_gen.training.saving import Saver, Task
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.sharding import Parallel, training_mode
 from sde_gen.training.state import check_trainable, packed, unpack, weights_digest
 from sde_gen.training.update import Update
-
-_MOST_FAILED_SAVES = 3
 
 Listener = Callable[[str, "Trainer", Mapping[str, Any]], None]
 
@@ -138,7 +137,7 @@ class Trainer:
         self.ema = self.averages[0]
         self._record = Record(s.log_every, self.batches, processes, self.device, LossByLevel(model.perturbation))
         self.faults = self._record.faults
-        self._failed_saves = 0
+        self._saver = Saver(processes, s.async_save, self._tell)
         self._held_out: tuple[int, float] = (-1, math.nan)  # step, loss
         self._logged = (time.monotonic(), 0)
 
@@ -157,7 +156,7 @@ class Trainer:
         s, pulse = self.settings, Pulse(self.processes)
         began, start = time.monotonic() - self.seconds, self.step
         self._logged = (time.monotonic(), self.step)
-        with training_mode(self.network):
+        with training_mode(self.network), self._saver.running():
             stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
             if self._record.since_row[0]:
                 self._log_if_due()  # what an interruption left to write
@@ -172,8 +171,10 @@ class Trainer:
                 if self.step >= s.steps or stop:
                     break  # the end does all of the following
                 self._log_if_due()
-                if _due(self.step, s.checkpoint_every) or (self._failed_saves and _due(self.step, s.log_every)):
-                    self._save_or_later()
+                if _due(self.step, s.log_every):
+                    self._saver.settle(wait=False)
+                if _due(self.step, s.checkpoint_every) or (self._saver.failed and _due(self.step, s.log_every)):
+                    self._save_later()
                 if _due(self.step, s.preview_every):
                     self._tell("preview", {})
                 if self.processes.world == 1:
@@ -185,8 +186,10 @@ class Trainer:
                     self._log(held_out=not stop)
                 if self.processes.world == 1:
                     self.seconds = time.monotonic() - began
-                while not self._save_or_later(measure=not stop):
+                self._save_later(measure=not stop, wait=True)
+                while self._saver.failed:
                     time.sleep(self._retry_seconds)
+                    self._save_later(measure=not stop, wait=True)
         return dict(self.last)
 
     def _budget_spent(self) -> bool:
@@ -268,20 +271,15 @@ class Trainer:
 
     # -- saving and resuming -----------------------------------------------------------------------------------------
 
-    def _save_or_later(self, measure: bool = True) -> bool:
-        """`save()`; whether it succeeded. A full disk is told, and is an error the third time in a row."""
-        if measure and self.settings.keep_best and self.checkpoints is not None and self._held_out[0] != self.step:
+    def _save_later(self, measure: bool = True, wait: bool = False) -> None:
+        """Save in the background. A full disk is told, and is an error the third time in a row."""
+        if self.checkpoints is None:
+            return
+        if measure and self.settings.keep_best and self._held_out[0] != self.step:
             self.evaluate()  # the best checkpoint is known by it
-        try:
-            self.save()
-        except SDEGenError as error:
-            self._failed_saves += 1
-            if error.exit_code != WriteError.exit_code or self._failed_saves >= _MOST_FAILED_SAVES:
-                raise
-            self._tell("save failed", {"error": str(error)})
-            return False
-        self._failed_saves = 0
-        return True
+        self._saver.begin("checkpoint", self._writing(self.checkpoints, copy=self._saver.apart))
+        if wait:
+            self._saver.settle()
 
     def progress(self) -> Progress:
         """How far the run has come, as a checkpoint states it."""
@@ -299,27 +297,30 @@ class Trainer:
         Raises:
             TrainingFault: the weights are not finite.  WriteError, OutputError: they could not be written.
         """
-        progress, folder, s = self.progress(), self.checkpoints, self.settings
-        if folder is None:
+        if self.checkpoints is None:
             return None
-        tensors = packed(self.network, self.averages, self.optimizer, self.weighting, keep=self.processes.is_main)
-
-        def write() -> Path:
-            if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
-                raise TrainingFault(self.step, (float("nan"), float("nan")), [], "weights", self.faults.in_a_row)
-            state = progress.to_dict()
-            return save_checkpoint(folder, self.step, tensors, self.config, state, s.keep_last, s.keep_best)
-
-        path = self.processes.on_main(write)
+        path = self.processes.on_main(self._writing(self.checkpoints))
         self._tell("checkpoint", {"path": path})
         return path
 
+    def _writing(self, folder: Path, copy: bool = False) -> Task:
+        """What process 0 has to do for a checkpoint of this step, of a copy of its state if it is not done at once."""
+        state, step, in_a_row, s = self.progress().to_dict(), self.step, self.faults.in_a_row, self.settings
+        tensors = packed(self.network, self.averages, self.optimizer, self.weighting, self.processes.is_main, copy)
+
+        def write() -> Path:
+            if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
+                raise TrainingFault(step, (float("nan"), float("nan")), [], "weights", in_a_row)
+            return save_checkpoint(folder, step, tensors, self.config, state, s.keep_last, s.keep_best)
+
+        return write
+
     def _snapshot(self) -> None:
         """Keep the power-function averages of this step; one that is not written costs the fit, not the run."""
-        try:
-            save_snapshot(self.checkpoints, self.step, self.averages, self.processes)
-        except WriteError as error:
-            self._tell("save failed", {"error": str(error)})
+        if self.checkpoints is not None:
+            folder, step = self.checkpoints, self.step
+            tensors = snapshot(self.averages, self.processes.is_main, copy=self._saver.apart)
+            self._saver.begin("averages", lambda: save_snapshot(folder, step, tensors))
 
     def resume(self, checkpoint: Checkpoint | None = None) -> Checkpoint | None:
         """Continue from `checkpoint`, by default the newest sound one of this trainer's folder; which, if there is one.
