@@ -21,9 +21,10 @@ from sde_gen.jobs.common import table
 from sde_gen.jobs.trackers import Tracker, opened
 from sde_gen.samplers import DDIM
 from sde_gen.training import MetricsFile, RunDirectory, Trainer, read_metrics
-from sde_gen.training.levels import LossByLevel
 
 _ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
+#: What the tables beside the metrics are called at a tracker.
+_TRACKED = {"levels": "loss_at", "blocks": "grad_norm_of", "weighting": "log_weight_at"}
 
 
 class Report:
@@ -58,9 +59,14 @@ class Report:
         if trainer.step:
             say(f"continued from step {trainer.step}")
         self._metrics = MetricsFile(self.folder.metrics, trainer.step)
-        columns = ("step", *LossByLevel(trainer.model.perturbation).names)
-        self._levels = MetricsFile(self.folder.levels, trainer.step, columns)
-        for file in (self._metrics, self._levels):
+        parts = trainer.record.levels.names
+        tables = {"levels": (self.folder.levels, parts), "blocks": (self.folder.gradients, trainer.record.blocks.names)}
+        if trainer.weighting is not None:
+            tables["weighting"] = (self.folder.weighting, parts)
+        self._tables = {
+            event: MetricsFile(path, trainer.step, ("step", *names)) for event, (path, names) in tables.items()
+        }
+        for file in (self._metrics, *self._tables.values()):
             if file.set_aside:
                 say(f"{file.path} could not be read, and is now {file.set_aside}")
         self._trackers = opened(self._logger, self.folder, trainer.step, trainer.config)
@@ -76,10 +82,12 @@ class Report:
             return
         elif event == "save failed":
             say(f"not saved: {values['error']}; training goes on, and saving is tried again")
-        elif event == "levels":
-            self._levels.add(values)
-            self._track({f"loss_at/{name}": value for name, value in values.items() if name != "step"}, trainer.step)
+        elif event in _TRACKED:
+            self._tables[event].add(values)
+            named = {f"{_TRACKED[event]}/{name}": value for name, value in values.items() if name != "step"}
+            self._track(named, trainer.step)
         elif event == "log":
+            values = {**values, "memory_mib": round(_memory(trainer.device), 1)}
             if not self._metrics.add(values):
                 say(f"{self.folder.metrics} cannot be written; its rows wait")
             self._show(values)
@@ -100,7 +108,8 @@ class Report:
             "time": f"{trainer.seconds:.0f} s of training"
             + (f", about {(self.steps - trainer.step) / rate:.0f} s to go" if running and rate else ""),
             "throughput": f"{rate * trainer.settings.batch_size:.4g} samples/s",
-            "memory": _memory(trainer.device),
+            "memory": f"{_memory(trainer.device):.0f} MiB at most"
+            + (" on the GPU" if trainer.device.type == "cuda" else ""),
             "model": f"{trainer.model.perturbation}, {type(trainer.network).__name__} with "
             f"{sum(p.numel() for p in trainer.network.parameters()):,} parameters, on {trainer.device}",
             "data": f"{trainer.data.name}, {trainer.data.size} samples of shape {trainer.data.shape}",
@@ -108,8 +117,9 @@ class Report:
         }
         images = [f"samples/{path.name}" for path in sorted(folder.samples.glob("step_*.png"))]
         with suppress(SDEGenError):  # files that are gone, or a full disk, end a run for its checkpoints' sake only
-            rows, levels = read_metrics(folder.metrics), read_metrics(folder.levels, None)
-            page = pictures.training_page(folder.path.name, facts, rows, levels, images, running)
+            tables = {"metrics": read_metrics(folder.metrics)}
+            tables |= {event: read_metrics(file.path, None) for event, file in self._tables.items()}
+            page = pictures.training_page(folder.path.name, facts, tables, images, running)
             write_text(folder.page, page, "the run's page")
         self._page_due = time.monotonic() + max(10.0, 100 * (time.monotonic() - began))
 
@@ -180,6 +190,7 @@ class Report:
         if pictures.has_matplotlib():
             pictures.loss_curve(read_metrics(self.folder.metrics), self.folder.path / "loss.png")
             pictures.loss_by_level(read_metrics(self.folder.levels, None), self.folder.path / "levels.png")
+            pictures.norm_by_block(read_metrics(self.folder.gradients, None), self.folder.path / "gradients.png")
         else:
             say("matplotlib is not installed, so there is no loss.png; run pip install 'sde_gen[plot]'")
         last = trainer.last
@@ -195,13 +206,13 @@ class Report:
         say(f"next: python -m sde_gen.sample run={quote(self.folder.path.name)}{place}")
 
 
-def _memory(device: torch.device) -> str:
-    """The most that was used so far: on a GPU by tensors, else by the process."""
+def _memory(device: torch.device) -> float:
+    """The most that was used so far, in MiB: on a GPU by tensors, else by the process; NaN where nobody knows."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU at most"
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource
     except ImportError:  # not on Windows
-        return "unknown"
+        return float("nan")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{used / 2**20:.0f} MiB at most"
+    return used / 2**20

@@ -33,7 +33,8 @@ class LossByLevel:
         self._perturbation = perturbation
         low, high = (float(perturbation.half_log_snr(t)) for t in (perturbation.t_max, perturbation.t_min))
         self._edges = torch.linspace(low, high, PARTS + 1, dtype=torch.float64)
-        self.names = tuple(f"{middle:.2f}" for middle in ((self._edges[1:] + self._edges[:-1]) / 2).tolist())
+        self._middles = (self._edges[1:] + self._edges[:-1]) / 2
+        self.names = tuple(f"{middle:.2f}" for middle in self._middles.tolist())
         self.sums, self.counts = torch.zeros(2, PARTS, dtype=torch.float64)
 
     def sorted(self, losses: Tensor, times: Tensor) -> Tensor:
@@ -55,6 +56,12 @@ class LossByLevel:
         found = {name: total / count for name, total, count in met if count}
         self.restore(())
         return found
+
+    @torch.no_grad()
+    def learned(self, weighting: "LearnedWeighting") -> dict[str, float]:
+        """u of a weighting that is learned, in the middle of each part."""
+        u = weighting.log_scale(self._middles.to(weighting.amplitudes.device))
+        return dict(zip(self.names, u.tolist(), strict=True))
 
     def state(self) -> tuple[float, ...]:
         """Sums and counts as plain data."""

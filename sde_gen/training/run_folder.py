@@ -16,8 +16,8 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]*")
 class RunDirectory:
     """Paths of a run, and its lock.
 
-        config.yaml   metrics.csv   levels.csv   loss.png   levels.png   training.html   checkpoints/
-        samples/ (pictures during training)   tensorboard/
+        config.yaml   metrics.csv   levels.csv   gradients.csv   weighting.csv   training.html
+        loss.png   levels.png   gradients.png   checkpoints/   samples/ (pictures during training)   tensorboard/
 
     Args:
         path: the run's folder; nothing is created by the constructor.
@@ -28,6 +28,8 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.csv"
         self.levels = self.path / "levels.csv"
+        self.gradients = self.path / "gradients.csv"
+        self.weighting = self.path / "weighting.csv"
         self.page = self.path / "training.html"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"

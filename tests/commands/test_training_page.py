@@ -35,7 +35,8 @@ def test_it_is_rewritten_while_the_run_goes_on(command: Command, monkeypatch: py
     sources = re.findall(r'<img src="([^"]+)"', page)
     assert sources == ["samples/step_00000002.png", "samples/step_00000004.png"]
     assert all((Path("runs/a") / source).is_file() for source in sources)
-    for title in ("loss", "gradient norm", "learning rate", "loss by half log-SNR, from noise to data"):
+    for title in ("loss", "gradient norm", "learning rate", "loss by half log-SNR, from noise to data",
+                  "gradient norm by block", "memory, MiB at most"):  # fmt: skip
         assert f"<figcaption>{title}</figcaption>" in page
 
 
@@ -66,9 +67,24 @@ def test_a_chart_is_small_and_leaves_out_what_is_not_finite() -> None:
     assert "<svg" in chart("one point", {"": [(3, 0.0)]})
 
 
+def test_names_stand_below_the_axes_and_blocks_are_numbered() -> None:
+    text = chart("t", {"a & b": [(0, 1.0), (1, 2.0)], "c": [(0, 2.0)]}, note="1 <x>")
+    drawn, below = text.split("</svg>")
+    assert "a &amp; b" not in drawn
+    assert re.findall(r'background:(#\w+)"></i>(.*?)</span>', below) == [("#0b7fc7", "a &amp; b"), ("#d1520a", "c")]
+    assert re.findall(r'stroke="(#\w{6})"', drawn) == ["#0b7fc7", "#d1520a"]
+    assert "1 &lt;x&gt;" in below
+    rows: Any = [{"step": k, "stem": 1.0, "down.0": k + 1.0} for k in (1, 2, 3)]
+    page = training_page("t", {}, {"blocks": rows, "weighting": [{"step": 1, "-1.00": 0.5, "-2.00": 0.0}]}, [], False)
+    assert "1 stem, 2 down.0" in page
+    assert [f"up to step {k}</span>" in page for k in (1, 2, 3)] == [True] * 3
+    (learned,) = _polylines(page[page.index("learned log-weight") : page.index("gradient norm by block")])
+    assert [x for x, _ in learned] == [62, 410], "from noise to data"
+
+
 def test_names_are_escaped_and_a_long_run_makes_a_small_page() -> None:
     rows: Any = [{"step": k, "loss": 1 / (k + 1), "grad_norm": 1.0} for k in range(20_000)]
-    page = training_page("<b>", {"a<": "b&"}, rows, [], ["samples/<x>.png"], running=True)
+    page = training_page("<b>", {"a<": "b&"}, {"metrics": rows}, ["samples/<x>.png"], running=True)
     assert "<b>" not in page
     assert "<x>" not in page
     assert "a&lt;" in page
