@@ -24,7 +24,7 @@ from sde_gen.training import MetricsFile, RunDirectory, Trainer, read_metrics
 
 _ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
 #: What the tables beside the metrics are called at a tracker.
-_TRACKED = {"levels": "loss_at", "blocks": "grad_norm_of", "weighting": "log_weight_at"}
+_TRACKED = {"levels": "loss_at", "blocks": "grad_norm_of", "weighting": "learned_u_at"}
 
 
 class Report:

@@ -17,7 +17,8 @@ body { font: 15px/1.5 system-ui, sans-serif; margin: 0 auto; padding: 1rem; max-
 table { border-collapse: collapse; } th { text-align: left; font-weight: 600; padding-right: 1.5rem; }
 .plots { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
 figure { margin: 0; } figcaption { font-weight: 600; } svg, img { width: 100%; height: auto; }
-figure p { margin: 0 0 .3rem; line-height: 1.3; font-size: 13px; } figure span { margin-right: 1rem; }
+figure p { margin: 0 0 .3rem; line-height: 1.3; font-size: 13px; }
+figure span { display: inline-block; margin-right: 1rem; }
 figure i { display: inline-block; width: 1rem; height: .25rem; margin-right: .35rem; vertical-align: middle; }
 img { max-width: 20rem; image-rendering: pixelated; } svg text { font-size: 11px; fill: currentColor; }
 """.strip()
@@ -41,7 +42,7 @@ def training_page(
     every = [
         chart("loss", {title: _line(metrics, name) for name, title in _LOSSES.items()}),
         chart("loss by half log-SNR, from noise to data", _profiles(levels, _numbers(levels)), "half log-SNR"),
-        chart("learned log-weight by half log-SNR", _profiles(weighting, _numbers(weighting)), "half log-SNR"),
+        chart("learned u by half log-SNR, losses over e^u", _profiles(weighting, _numbers(weighting)), "half log-SNR"),
         chart("gradient norm", {"": _line(metrics, "grad_norm")}),
         chart(
             "gradient norm by block", _profiles(blocks, order), "block",

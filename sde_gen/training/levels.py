@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.distributed import Processes
-from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
 
 PARTS = 16
@@ -111,14 +110,10 @@ class LearnedWeighting(nn.Module):
 
 
 def learned_weighting(optimizer: torch.optim.Optimizer, device: torch.device, processes: Processes) -> LearnedWeighting:
-    """A weighting whose parameters the optimiser of the network moves as well, without decay.
-
-    Raises:
-        ConfigError: there are several processes.
-    """
-    if processes.world > 1:
-        raise ConfigError("trainer.learned_weighting=true is for one process; leave it out, or use one")
+    """A weighting whose parameters the optimiser of the network moves as well, without decay; one of all processes."""
     weighting = LearnedWeighting().to(device)
+    if processes.world > 1:  # of each part of a batch: what the parts add up to is then the mean as well
+        weighting.amplitudes.register_hook(lambda grad: processes.sum(grad) / processes.world)
     optimizer.add_param_group({"params": list(weighting.parameters()), "weight_decay": 0.0, "matrices": False})
     return weighting
 

@@ -130,11 +130,13 @@ class TrainerSettings:
         return rate
 
     def check_parts(self, processes: int) -> None:
-        """Refuse a batch that does not go round.
+        """Refuse what does not go round among several processes.
 
         Raises:
-            ConfigError: more processes times parts than samples in a batch.
+            ConfigError: more processes times parts than samples in a batch; a learned weighting of a sharded network.
         """
+        if self.learned_weighting and self.strategy == "fsdp" and processes > 1:
+            raise ConfigError("trainer.learned_weighting=true does not go with trainer.strategy=fsdp; use ddp")
         if self.batch_size < processes * self.accumulate:
             raise ConfigError(
                 f"trainer.batch_size={self.batch_size} is too small for {processes} processes with "

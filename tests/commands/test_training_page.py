@@ -78,7 +78,7 @@ def test_names_stand_below_the_axes_and_blocks_are_numbered() -> None:
     page = training_page("t", {}, {"blocks": rows, "weighting": [{"step": 1, "-1.00": 0.5, "-2.00": 0.0}]}, [], False)
     assert "1 stem, 2 down.0" in page
     assert [f"up to step {k}</span>" in page for k in (1, 2, 3)] == [True] * 3
-    (learned,) = _polylines(page[page.index("learned log-weight") : page.index("gradient norm by block")])
+    (learned,) = _polylines(page[page.index("learned u by half log-SNR") : page.index("gradient norm by block")])
     assert [x for x, _ in learned] == [62, 410], "from noise to data"
 
 
