@@ -4,9 +4,9 @@ r"""What a checkpoint costs a run: how long training waits, and its steps while 
 
 The U-Net of `size=cifar10` (29.7 million parameters; a checkpoint of 475 MB) is trained on noise of 3x32x32. In each
 round some steps are timed, a checkpoint is saved within the step (`async_save=false`), a checkpoint is begun
-(`async_save=true`), and steps are timed until it is written. A wait is the time that passes before the next step begins,
-by the wall clock. Steps are timed by the wall clock, and by the CPU time of the training thread alone, which does not
-depend on how many cores are free for the other one. All ratios are of medians over rounds in one process.
+(`async_save=true`), and steps are timed until it is written. A wait is the time that passes before the next step
+begins. Waits and steps are timed by the wall clock, and in CPU time of the training thread alone (`_cpu`), which
+depends neither on the disk nor on how many cores are free. All ratios are of medians over rounds in one process.
 """
 
 import argparse
@@ -31,8 +31,9 @@ def measure(rounds: int, batch: int, plain: int) -> dict[str, Any]:
     x = torch.rand(96, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 2 - 1
     network = sg.UNet(3, size="cifar10")
     settings = TrainerSettings(batch_size=batch, steps=10**6, log_every=1000, keep_last=1, keep_best=0)
-    times: dict[str, list[float]] = {name: [] for name in ("at_once", "copy", "written")}
-    steps: dict[str, list[tuple[float, float]]] = {"plain": [], "writing": []}
+    names = ("at_once", "copy", "step_plain", "step_writing")
+    times: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
+    written: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         trainer = Trainer(
             sg.ScoreModel(network, sg.VP()), Dataset("noise", "image", x[:64], x[64:], Affine()), settings=settings,
@@ -42,44 +43,44 @@ def measure(rounds: int, batch: int, plain: int) -> dict[str, Any]:
         def step(name: str) -> None:
             wall, cpu = time.perf_counter(), time.thread_time()
             trainer.update()
-            steps[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
+            times[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
 
-        def save() -> float:
-            began = time.perf_counter()
+        def save(name: str) -> None:
+            wall, cpu = time.perf_counter(), time.thread_time()
             trainer._save_later()
-            return time.perf_counter() - began
+            times[name].append((time.perf_counter() - wall, time.thread_time() - cpu))
 
         trainer.update()
         for k in range(rounds + 1):
             for _ in range(plain):
-                step("plain")
+                step("step_plain")
             trainer._saver.apart = False
-            times["at_once"].append(save())
+            save("at_once")
             trainer.update()
             trainer._saver.apart = True
             with trainer._saver.running():
-                times["copy"].append(save())
+                save("copy")
                 began = time.perf_counter()
                 (pending,) = trainer._saver._pending.values()
                 while not pending.done():
-                    step("writing")
-                times["written"].append(time.perf_counter() - began)
-                steps["writing"].pop()  # in the middle of which it was done
+                    step("step_writing")
+                written.append(time.perf_counter() - began)
+                times["step_writing"].pop()  # in the middle of which it was done
                 trainer._saver.settle()
             if k == 0:  # warms up
-                for found in (*times.values(), *steps.values()):
+                for found in (*times.values(), written):
                     found.clear()
         size = sum(path.stat().st_size for path in checkpoint_folders(Path(folder))[0].iterdir())
     row: dict[str, Any] = {
         "parameters": sum(p.numel() for p in network.parameters()), "bytes": size, "batch": batch, "rounds": rounds,
         "cores": os.cpu_count(), "load": os.getloadavg()[0],
     }  # fmt: skip
-    row |= {f"{name}_s": statistics.median(found) for name, found in times.items()}
-    for name, found in steps.items():
-        row[f"step_{name}_s"], row[f"step_{name}_cpu_s"] = (statistics.median(k) for k in zip(*found, strict=True))
-    row["wait_ratio"] = row["copy_s"] / row["at_once_s"]
-    row["step_ratio"] = row["step_writing_s"] / row["step_plain_s"]
-    row["step_cpu_ratio"] = row["step_writing_cpu_s"] / row["step_plain_cpu_s"]
+    for name, found in times.items():
+        row[f"{name}_s"], row[f"{name}_cpu_s"] = (statistics.median(k) for k in zip(*found, strict=True))
+    row["written_s"] = statistics.median(written)
+    for kind in ("", "_cpu"):
+        row[f"wait_ratio{kind}"] = row[f"copy{kind}_s"] / row[f"at_once{kind}_s"]
+        row[f"step_ratio{kind}"] = row[f"step_writing{kind}_s"] / row[f"step_plain{kind}_s"]
     return row
 
 

@@ -16,15 +16,15 @@ from sde_gen.config.launch import say
 from sde_gen.config.schema import LoggerSettings
 from sde_gen.errors import SDEGenError, WriteError
 from sde_gen.files import make_folder, write_text
-from sde_gen.jobs.classes import columns_for, counts_of, cycled, occurring
+from sde_gen.jobs.classes import columns_for, counts_of, occurring
 from sde_gen.jobs.common import table
+from sde_gen.jobs.quality_record import COLUMNS, Quality, drawn
 from sde_gen.jobs.trackers import Tracker, opened
-from sde_gen.samplers import DDIM
 from sde_gen.training import MetricsFile, RunDirectory, Trainer, read_metrics
 
 _ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
 #: What the tables beside the metrics are called at a tracker.
-_TRACKED = {"levels": "loss_at", "blocks": "grad_norm_of", "weighting": "learned_u_at"}
+_TRACKED = {"levels": "loss_at", "blocks": "grad_norm_of", "weighting": "learned_u_at", "quality": "quality"}
 
 
 class Report:
@@ -36,9 +36,11 @@ class Report:
         self._trackers: list[Tracker] = []
         self._said = 0.0
         self._page_due = 0.0
+        self._quality: Quality | None = None
 
     def start(self, trainer: Trainer) -> None:
         """Say what is about to happen; open the files."""
+        self._quality = Quality(trainer) if trainer.settings.eval_samples else None
         if not self.is_main:
             return
         parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -63,6 +65,8 @@ class Report:
         tables = {"levels": (self.folder.levels, parts), "blocks": (self.folder.gradients, trainer.record.blocks.names)}
         if trainer.weighting is not None:
             tables["weighting"] = (self.folder.weighting, parts)
+        if self._quality is not None:
+            tables["quality"] = (self.folder.quality, COLUMNS[1:])
         self._tables = {
             event: MetricsFile(path, trainer.step, ("step", *names)) for event, (path, names) in tables.items()
         }
@@ -78,14 +82,14 @@ class Report:
         """What the trainer tells."""
         if event == "preview":
             self._preview(trainer)  # in every process: a sharded network needs them all
-        elif not self.is_main:
+        elif event == "log" and "held_out_loss" in values and self._quality is not None:
+            self._measure(self._quality, trainer)
+        if not self.is_main:
             return
         elif event == "save failed":
             say(f"not saved: {values['error']}; training goes on, and saving is tried again")
         elif event in _TRACKED:
-            self._tables[event].add(values)
-            named = {f"{_TRACKED[event]}/{name}": value for name, value in values.items() if name != "step"}
-            self._track(named, trainer.step)
+            self._add(event, values, trainer.step)
         elif event == "log":
             values = {**values, "memory_mib": round(_memory(trainer.device), 1)}
             if not self._metrics.add(values):
@@ -94,6 +98,20 @@ class Report:
             self._track({name: value for name, value in values.items() if name != "step"}, trainer.step)
             if time.monotonic() >= self._page_due:
                 self._write_page(trainer, running=True)
+
+    def _add(self, table: str, values: Mapping[str, float], step: int) -> None:
+        """A row of one of the tables beside the metrics."""
+        self._tables[table].add(values)
+        self._track({f"{_TRACKED[table]}/{name}": value for name, value in values.items() if name != "step"}, step)
+
+    def _measure(self, quality: Quality, trainer: Trainer) -> None:
+        try:
+            row = quality.row(trainer)
+        except SDEGenError as error:  # samples that are not finite, of weights that still may become better
+            say(f"samples of step {trainer.step} are not compared: {error}")
+            return
+        if self.is_main:
+            self._add("quality", row, trainer.step)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self._trackers:
@@ -151,16 +169,10 @@ class Report:
         if s.preview_samples == 0 or (data.kind in ("vector", "series") and not pictures.has_matplotlib()):
             return
         count = max(1024, s.preview_samples) if data.kind == "vector" else s.preview_samples
-        chain = getattr(trainer.model.perturbation, "length", s.preview_steps)
-        sampler = DDIM(steps=min(s.preview_steps, chain))
-        condition = {}
-        if trainer.conditional:
-            condition["label"] = cycled(occurring(data.description), 0, count).to(trainer.device)
-        with trainer.ema.applied():
-            x = sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition).x
+        x = drawn(trainer, count)
         if not self.is_main:
             return
-        columns = columns_for(len(occurring(data.description)), count) if condition else None
+        columns = columns_for(len(occurring(data.description)), count) if trainer.conditional else None
         real = data.test
         if data.codec is not None and data.pixels is not None:
             x, real = data.codec.decode(data.transform.inverse(x.cpu()).float()), data.pixels.test

@@ -9,6 +9,8 @@ Line = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT, _LEFT, _BOTTOM, _TOP, _RIGHT = 420, 240, 62, 34, 10, 10
 _LOSSES = {"loss": "training", "held_out_loss": "held out (averaged weights)"}
+_QUALITY = {"Fréchet distance": ("frechet_distance",), "precision and recall": ("precision", "recall"),
+            "energy distance": ("energy_distance",)}  # fmt: skip
 _MOST = 300  # points of a line
 _COLOURS = ("#0b7fc7", "#d1520a", "#0a9a6d", "#b85a9e", "#5f6b7a")
 _STYLE = """
@@ -32,15 +34,17 @@ def training_page(
     Args:
         title: the run's name.
         facts: what the run is and where it stands, name to text.
-        tables: the rows of its metrics.csv ("metrics"), levels.csv ("levels"), gradients.csv ("blocks") and
-            weighting.csv ("weighting").
+        tables: the rows of its metrics.csv ("metrics"), levels.csv ("levels"), gradients.csv ("blocks"),
+            weighting.csv ("weighting") and quality.csv ("quality").
         images: places of its pictures, relative to the page, the newest last; of these the last six are shown.
         running: whether it goes on.
     """
-    metrics, levels, blocks, weighting = (tables.get(name, ()) for name in ("metrics", "levels", "blocks", "weighting"))
+    metrics, levels, blocks = (tables.get(name, ()) for name in ("metrics", "levels", "blocks"))
+    weighting, quality = (tables.get(name, ()) for name in ("weighting", "quality"))
     order = {name: float(k) for k, name in enumerate(_columns(blocks), 1)}
     every = [
         chart("loss", {title: _line(metrics, name) for name, title in _LOSSES.items()}),
+        *(chart(title, _against_real(quality, names), "seconds of training") for title, names in _QUALITY.items()),
         chart("loss by half log-SNR, from noise to data", _profiles(levels, _numbers(levels)), "half log-SNR"),
         chart("learned u by half log-SNR, losses over e^u", _profiles(weighting, _numbers(weighting)), "half log-SNR"),
         chart("gradient norm", {"": _line(metrics, "grad_norm")}),
@@ -130,6 +134,17 @@ def _thinned(line: Line) -> Line:
 
 def _line(rows: Rows, name: str) -> Line:
     return [(row["step"], row[name]) for row in rows if name in row]
+
+
+def _against_real(rows: Rows, names: Sequence[str]) -> dict[str, Line]:
+    """Each measure of samples, and of as many training samples, against the seconds of training."""
+    told = {name: f"{name}, " if len(names) > 1 else "" for name in names}
+    return {
+        f"{told[name]}{of}": [(row["seconds"], row[name + end]) for row in rows if name + end in row]
+        for name in names
+        for end, of in (("", "samples"), ("_real", "training data"))
+        if rows
+    }
 
 
 def _columns(rows: Rows) -> list[str]:

@@ -16,8 +16,9 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]*")
 class RunDirectory:
     """Paths of a run, and its lock.
 
-        config.yaml   metrics.csv   levels.csv   gradients.csv   weighting.csv   training.html
-        loss.png   levels.png   gradients.png   checkpoints/   samples/ (pictures during training)   tensorboard/
+        config.yaml   metrics.csv   levels.csv   gradients.csv   weighting.csv   quality.csv
+        training.html   loss.png   levels.png   gradients.png   checkpoints/
+        samples/ (pictures during training)   tensorboard/
 
     Args:
         path: the run's folder; nothing is created by the constructor.
@@ -30,6 +31,7 @@ class RunDirectory:
         self.levels = self.path / "levels.csv"
         self.gradients = self.path / "gradients.csv"
         self.weighting = self.path / "weighting.csv"
+        self.quality = self.path / "quality.csv"
         self.page = self.path / "training.html"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"

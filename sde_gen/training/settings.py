@@ -54,9 +54,11 @@ class TrainerSettings:
             written the copy takes as much memory of the host as its files take of the disk.
         log_every: steps between rows of metrics.csv.
         eval_every: steps between held-out losses; 0 evaluates at the end only.
+        eval_samples: samples that the command draws at each evaluation, from the same noise, and compares with
+            held-out data; 0 draws none.
         preview_every: steps between pictures of samples; 0 draws one at the end only.
         preview_samples: samples in a picture; 0 draws none.
-        preview_steps: sampler steps of a picture.
+        preview_steps: sampler steps of a picture, and of those samples.
 
     Raises:
         ConfigError: a value outside its range.
@@ -88,6 +90,7 @@ class TrainerSettings:
     async_save: bool = checked(True)
     log_every: int = checked(50)
     eval_every: int = checked(1000, low=0)
+    eval_samples: int = checked(0, low=0)
     preview_every: int = checked(0, low=0)
     preview_samples: int = checked(64, low=0)
     preview_steps: int = checked(50)

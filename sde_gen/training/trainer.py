@@ -235,18 +235,18 @@ class Trainer:
         measured = self.record.row(self.settings.batch_size)
         row: dict[str, float] = {"step": self.step, "seconds": round(self.seconds, 3)}
         row["learning_rate"] = self.settings.rate(max(0, self.step - 1), self.seconds)
-        (then, step), self._logged = self._logged, (time.monotonic(), self.step)
+        then, step = self._logged
         if measured:
             row |= measured
-            row["steps_per_second"] = round((self.step - step) / max(1e-9, self._logged[0] - then), 3)
+            row["steps_per_second"] = round((self.step - step) / max(1e-9, time.monotonic() - then), 3)
         if held_out:
             row["held_out_loss"] = self.evaluate()
-            self._logged = (time.monotonic(), self.step)
         if measured or held_out:
             self.last = {**self.last, **row}
             self._tell("log", row)
         for event, columns in self.record.tables(self.weighting).items():
             self._tell(event, {"step": self.step} | columns)
+        self._logged = (time.monotonic(), self.step)  # what listeners do is no part of a step
 
     @torch.no_grad()
     def evaluate(self) -> float:
