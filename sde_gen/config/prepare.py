@@ -32,8 +32,8 @@ _FREE = frozenset({"data.path", "data.root", "data.codec", "data.source", "data.
     f"trainer.{name}"
     for name in (
         *("steps", "max_seconds", "compile", "accumulate", "checkpoint_activations", "strategy"),
-        *("checkpoint_every", "keep_last", "keep_best"),
-        *("log_every", "eval_every", "preview_every", "preview_samples", "preview_steps"),
+        *("checkpoint_every", "keep_last", "keep_best", "async_save"),
+        *("log_every", "eval_every", "eval_samples", "preview_every", "preview_samples", "preview_steps"),
     )
 )
 

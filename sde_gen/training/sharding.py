@@ -223,11 +223,14 @@ def laid_out_like(target: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
 
-def collected(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors in host memory where `keep`; every process must ask, since shards are exchanged."""
+def collected(named: Mapping[str, Tensor], keep: bool, copy: bool = False) -> dict[str, Tensor]:
+    """Whole tensors in host memory where `keep`; every process must ask, since shards are exchanged.
+
+    With `copy` they share no memory with what they are of, nor with each other.
+    """
     result = {}
     for name, tensor in named.items():
         full = whole(tensor.detach())
         if keep:
-            result[name] = full.cpu()
+            result[name] = full.to("cpu", copy=True, memory_format=torch.contiguous_format) if copy else full.cpu()
     return result

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sde_gen.config import load_model
 from sde_gen.data import Affine
-from sde_gen.training import RunDirectory, read_checkpoint
+from sde_gen.training import RunDirectory, read_checkpoint, read_metrics
 from tests.commands.helpers import TINY, Command
 from tests.data.test_archives import CLASSES, packed
 
@@ -33,6 +33,8 @@ def test_what_a_run_holds(command: Command) -> None:
         "loss.png",
         "levels.csv",
         "levels.png",
+        "gradients.csv",
+        "gradients.png",
         "training.html",
         "samples/step_00000004.png",
         *(folder + name for name in (*stored, "manifest.json")),
@@ -47,6 +49,10 @@ def test_what_a_run_holds(command: Command) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert float(rows[-1]["held_out_loss"]) > 0
+    assert 10 < float(rows[0]["memory_mib"]) <= float(rows[1]["memory_mib"])
+    blocks = read_metrics(run / "gradients.csv", None)
+    assert [row["step"] for row in blocks] == [2, 4]
+    assert blocks[0]["stem"] > 0
     assert "next: python -m sde_gen.sample run=a" in result.out
     weights = load_file(run / folder / "ema.safetensors")
     model = load_model(run)

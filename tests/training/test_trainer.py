@@ -152,7 +152,11 @@ def test_it_learns() -> None:
 def test_checkpoints_events_and_last_step(tmp_path: Path) -> None:
     settings = dataclasses.replace(QUICK, eval_every=8, preview_every=6, keep_last=0, checkpoint_every=7)
     events: list[tuple[str, int]] = []
-    trainer = _trainer(settings, checkpoints=tmp_path, listeners=[lambda event, t, _: events.append((event, t.step))])
+
+    def listen(event: str, t: Trainer, values: Any) -> None:  # of a checkpoint it may hear some steps later
+        events.append((event, int(values["path"].name[5:]) if event == "checkpoint" else t.step))
+
+    trainer = _trainer(settings, checkpoints=tmp_path, listeners=[listen])
     trainer.train()
     assert [s for e, s in events if e == "checkpoint"] == [7, 14, 20]
     assert [s for e, s in events if e == "preview"] == [6, 12, 18]
