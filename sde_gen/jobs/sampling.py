@@ -208,7 +208,8 @@ def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     about = Description.from_dict(what.checkpoint.state["data"])
     if not what.conditional:
         return replace(about, classes=(), counts=()), None
-    dropout = what.checkpoint.config.get("objective", {}).get("label_dropout")
+    objective = what.checkpoint.config.get("objective", {})
+    dropout = objective.get("label_dropout") or objective.get("condition_dropout")
     return about, None if "imported" in what.checkpoint.state else bool(dropout)
 
 
