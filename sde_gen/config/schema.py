@@ -165,7 +165,7 @@ class EvaluateConfig(_Observing, _FromCheckpoint):
     samples: str | None = None  # the folder or .npz of samples that were drawn before, instead of drawing
     metrics: list[str] = field(default_factory=list)  # distances of samples from held-out data; []: none
     space: Literal["pixels", "latent"] = "pixels"  # of latents: compare what they decode into, or themselves
-    reference: str | None = None  # statistics to compare the samples with: a .npz with mu and sigma
+    reference: str | None = None  # statistics to compare the samples with: a .npz with mu and sigma, or EDM2's .pkl
     reference_out: str | None = None  # a .npz to write those of the training data to
     protocol: Literal["fid-50k"] | None = None  # FID of 50,000 samples, from reference= or the training data
     compared: int | None = checked(2000, low=2)  # most points of each set in a distance; null: all

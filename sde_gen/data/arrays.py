@@ -14,7 +14,7 @@ from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import encode
 from sde_gen.data.making import from_raw, streamed
 from sde_gen.data.ranges import levels, stated_range, unit_range
-from sde_gen.data.reading import located, sentence
+from sde_gen.data.reading import located, refuse_foreign, sentence
 from sde_gen.data.streams import Rows, place_of, streams
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, DataError
@@ -80,7 +80,8 @@ def array_file(
         DataError: a damaged file, NaN or infinite values (the first is named), a shape or type that is not data.
         ConfigError: a key that is not there, a layout that is not plain, other arguments outside their range.
     """
-    file = located(path, "path (data.path) must be a .npy or .npz file")
+    file = located(path, "path (data.path) must be a .npy or .npz file (many of one sample each: np.stack)")
+    refuse_foreign(file)
     where, images = str(file), {"random_flip": random_flip, "random_crop": random_crop}
     conditions = conditions_of(file, told, "told")
     stream = False if conditions and stream is None else stream
@@ -193,7 +194,9 @@ def _load(file: Path, key: str | None, label_key: str | None) -> tuple[NDArray, 
     except ConfigError:
         raise
     except Exception as error:  # noqa: BLE001  # numpy, zipfile and zlib raise whatever damaged bytes lead them to
-        raise DataError(f"{file}: cannot be read as .npy or .npz without pickle ({sentence(error)})") from None
+        why = "it begins as neither" if "contains pickled" in str(error) else sentence(error)  # numpy's guess
+        table = "; a table is data=csv_file" if file.suffix.lower() in (".csv", ".tsv", ".txt") else ""
+        raise DataError(f"{file}: cannot be read as .npy or .npz without pickle ({why}){table}") from None
 
 
 def _pick(file: Path, loaded: Any, key: str | None, label_key: str | None) -> tuple[NDArray, NDArray | None]:

@@ -124,7 +124,9 @@ def _by_protocol(cfg: EvaluateConfig, arguments: Sequence[str]) -> EvaluateConfi
     if cfg.reference_out is not None and not cfg.reference_out.endswith(".npz"):
         raise ConfigError(f"reference_out={cfg.reference_out} must be a file that ends in .npz")
     if cfg.reference is not None:
-        Statistics.read(cfg.reference)  # what cannot be used is known before anything is drawn
+        Statistics.read(
+            cfg.reference, str(cfg.features.get("_target_"))
+        )  # what cannot be used is known before anything is drawn
     if cfg.protocol is None:
         return cfg
 
