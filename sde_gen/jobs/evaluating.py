@@ -227,7 +227,7 @@ def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, di
         return samples.x.float().cpu(), samples.nfe
 
     turns = None if not what.conditional or data.test_labels is None else data.test_labels[:64]
-    what = settled(what, data.shape, turns)
+    what = settled(what, data.shape, turns, lambda: data)
     length = part_length(cfg.num_samples, data.shape, cfg.chunk)
     say(f"sampling {cfg.num_samples} with {said(what.sampler)}")
     say_cost(what, data.shape, turns, cfg.num_samples, length)
