@@ -15,6 +15,7 @@ import argparse
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,8 @@ from sde_gen.tuning.noise_amount import nearness, paired_gain
 #: Steps of training of each network.
 AGES = {"young": 300, "older": 1200}
 CALLS, HELD_OUT, COUNT, SEED = (10, 20, 50), 897, 1024, 100
+#: Batch calls that the choice may make, at most: the default for the fewest.
+MOST = 2600
 
 
 def trained(steps: int, runs: Path) -> sg.ScoreModel:
@@ -56,7 +59,8 @@ def measure(age: str, model: sg.ScoreModel, nfe: int) -> dict[str, Any]:
     seen, fresh = shuffled[: HELD_OUT // 2 + 1], shuffled[HELD_OUT // 2 + 1 :]
     shape = tuple(seen.shape[1:])
     plain = sg.Auto(nfe=nfe).choose(model, shape)
-    noisy = sg.Auto(nfe=nfe, noise="auto", data=seen).choose(model, shape)
+    auto = sg.Auto(nfe=nfe, noise="auto", data=seen)
+    noisy = replace(auto, calls=min(auto.most_calls or MOST, MOST)).choose(model, shape)
     if noisy.gain is None:
         raise RuntimeError(f"the noise of {age} at {nfe} calls was not measured")
     one, other = (c.sampler(model, (COUNT, *shape), seed=SEED).x for c in (plain, noisy))

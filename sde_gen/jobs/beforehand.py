@@ -18,7 +18,7 @@ from sde_gen.jobs.common import Trained
 from sde_gen.samplers import DDIM, GivenLambdas, GridSampler, ProbabilityFlow, Sampler
 from sde_gen.tuning import Auto
 from sde_gen.tuning.auto import CALLS
-from sde_gen.tuning.noise_amount import LEAST
+from sde_gen.tuning.noise_amount import LEAST, SURE
 from sde_gen.tuning.quick import STARTS
 
 _TIMED = 64  # samples whose cost is measured, at most: that of more grows with their number
@@ -62,14 +62,15 @@ def settled(
         say(f"{said(replace(asked, folder=None))} {does} what suits this network: {cost}")
         with elapsing("calibrating", seconds):
             choice = auto.choose(what.model, shape, condition)
-        say(f"chose {said(choice.sampler)}: {choice.nfe} calls, error {choice.error:.3g} against a fine solution"
-            + "".join(f"; next, {label}: {error:.3g}" for label, error in choice.tried[1:2])
-            + f" ({choice.calibration_nfe} calls, {choice.calibration_seconds:.1f} s"
-            + (f"; kept in {auto.folder})" if auto.folder else ")"))  # fmt: skip
+        judged = (f"error {choice.error:.3g} against a fine solution"
+                  + "".join(f"; next, {label}: {error:.3g}" for label, error in choice.tried[1:2]))  # fmt: skip
         if choice.gain is not None:
             gain, error = choice.gain
-            say(f"noise: the best is nearer to {auto.data} by {gain:.3g} +- {error:.3g} in energy distance than the "
-                f"deterministic choice, which {'it replaces' if gain > 2 * error else 'stays'}")  # fmt: skip
+            by = f"{gain:.3g} +- {error:.3g} in energy distance to {auto.data.value.shape[0]} held-out samples"
+            judged = f"nearer than without noise by {by}" if gain > SURE * error else f"{judged}; noise gains {by}"
+        say(f"chose {said(choice.sampler)}: {choice.nfe} calls, {judged}"
+            f" ({choice.calibration_nfe} calls, {choice.calibration_seconds:.1f} s"
+            + (f"; kept in {auto.folder})" if auto.folder else ")"))  # fmt: skip
         return choice.sampler
 
     return replace(what, sampler=what.processes.on_main(choose))

@@ -8,7 +8,7 @@ apart by the energy distance of their samples X to data Y,
 
 By successive halving, on one half of the data: strengths and grids on few starts; the best of them on more, then those
 beside the best in its last level, its order and the interval of its noise; the best two on more still. What is left
-takes the place of the deterministic sampler only if it is nearer by `_SURE` standard errors, on other starts and the
+takes the place of the deterministic sampler only if it is nearer by `SURE` standard errors, on other starts and the
 other half of the data, which nothing was chosen on. Karras et al. 2022, arXiv:2206.00364 (section 4); Jamieson &
 Talwalkar 2016, arXiv:1502.07943.
 """
@@ -46,7 +46,7 @@ BATCH, CALLS_FOR_EACH = 64, 2 * _UNITS
 #: Held-out samples of each half: at least, and of more these are taken.
 LEAST, _MOST = 32, 1024
 #: Standard errors by which the winner has to be nearer to the data.
-_SURE = 2.0
+SURE = 2.0
 
 
 class Held:
@@ -156,7 +156,7 @@ def choose_noise(
     if not late():
         before, after = (last.drawn(sampler, 0, _LAST * unit) for sampler in (usual, winner))
         gain = paired_gain(before, after, last.data)
-    better = gain is not None and gain[0] > _SURE * gain[1]
+    better = gain is not None and gain[0] > SURE * gain[1]
     return winner if better else usual, gain, math.ceil((race.rows + last.rows) / BATCH)
 
 
