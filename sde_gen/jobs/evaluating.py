@@ -225,7 +225,7 @@ def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, di
         return samples.x.float().cpu(), samples.nfe
 
     turns = held_out_condition(data, torch.arange(len(data.test))[:64], what.device) if what.conditional else {}
-    what = settled(what, data.shape, turns)
+    what = settled(what, data.shape, turns, lambda: data)
     length = part_length(cfg.num_samples, data.shape, cfg.chunk)
     say(f"sampling {cfg.num_samples} with {said(what.sampler)}")
     say_cost(what, data.shape, turns, cfg.num_samples, length)

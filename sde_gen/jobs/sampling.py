@@ -75,11 +75,12 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if cfg.pngs and view.about.kind != "image":
         raise ConfigError(f"pngs=true is for images, and these are data of kind {view.about.kind}; leave it out")
     turns = ({} if labels is None else {"label": labels.rows(0, 64)}) | others
-    what = settled(what, shape, turns)
+    what = settled(what, shape, turns, lambda: None if cfg.start is not None else _data(checkpoint, cfg, labels))
     given = None
     if cfg.start is not None:
         given = view.encoded(read_samples(cfg.start, "start", view.about.transform, view.about.shape))
-    data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
+    compared = (cfg.metrics or cfg.forward) and processes.is_main
+    data = _data(checkpoint, cfg, labels) if cfg.data is not None and compared else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
@@ -101,7 +102,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
-        data = _data(checkpoint, cfg, labels) if data is None else data
+        data = _data(checkpoint, cfg, labels) if data is None and compared else data
         shown = view(head)
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
@@ -247,8 +248,6 @@ def _training_labels(what: Trained) -> tuple[Description, bool | None]:
 
 def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> Dataset | None:
     """The data of the classes sampled; None, with a word about it, if they are not here: samples need them not."""
-    if not (cfg.metrics or cfg.forward):
-        return None
     try:
         data = stored_data(checkpoint, cfg.trust, cfg.data)
     except SDEGenError as error:
