@@ -39,7 +39,7 @@ from sde_gen.tuning.uncalibrated import uncalibrated
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC)}
 #: Changed where what is kept is no longer read or found as before.
-_FORM = 2
+_FORM = 3
 #: Calls of the quick calibration, unless told otherwise.
 CALLS = 300
 

@@ -23,7 +23,7 @@ from sde_gen.model import ScoreModel
 from sde_gen.rng import SeededNoise
 from sde_gen.samplers.flow import unit_curves
 from sde_gen.samplers.grid_sampler import GridSampler
-from sde_gen.samplers.limited import LimitedUniPC, Velocities
+from sde_gen.samplers.limited import LimitedUniPC, Terms
 from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.uncalibrated import levels, uncalibrated
 
@@ -108,12 +108,12 @@ class _Batch:
         """The solver on the levels of a rule, and its distances, by one run."""
         p, lam = self.model.perturbation, rule.grid.values
         times = p.time(torch.tensor(lam, dtype=torch.float64))
-        size, (carry, weights) = p.size(times).tolist(), rule.plan(p, times)
+        size, plan = p.size(times).tolist(), rule.plan(p, times)
         at = self.model.levels(*p.curves(times), self.start, self.condition)
-        remember, x, rows = Velocities(at, self.start, weights), self.start, []
-        for k, of_x in enumerate(carry):
-            velocity, terms = remember(k, x, rule.limit)
-            terms = [velocity * size[k + 1], *terms]
+        of_step, x, rows = Terms(at, self.start, plan, rule.limit), self.start, []
+        for k, of_x in enumerate(plan.carry):
+            terms = [factor * (term if phi is None else term * phi) for term, factor, phi in of_step(k, x)]
+            terms[0] *= size[k + 1]
             x = of_x * x + sum(terms[1:])
             change = _least_squares(terms, self.at(lam[k + 1]) * size[k + 1] - x)
             for w, term in zip(change, terms, strict=True):
