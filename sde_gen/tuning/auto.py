@@ -121,12 +121,12 @@ class Auto(Sampler):
                 under any condition that differs from it in its rows alone.
         """
         if self.calls == 0 and self.nfe is not None:
-            return Choice(uncalibrated(model, self.nfe), self.nfe, math.nan, 0, 0.0, ())
+            return Choice(uncalibrated(model, self.nfe, shape), self.nfe, math.nan, 0, 0.0, ())
         return self._chosen(model, tuple(shape), Condition.of("Auto", condition, None), of_rows=True)
 
     def solve(self, job: Job) -> Solved:
         if self.calls == 0 and self.nfe is not None:
-            return uncalibrated(job.model, self.nfe).solve(job)
+            return uncalibrated(job.model, self.nfe, job.x.shape[1:]).solve(job)
         return self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler.solve(job)
 
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:

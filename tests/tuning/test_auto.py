@@ -13,7 +13,7 @@ import sde_gen as sg
 from sde_gen.conditions import Condition
 from sde_gen.tuning.fitted import expand
 from sde_gen.tuning.grid import placed
-from sde_gen.tuning.reference import _bend, calibrate
+from sde_gen.tuning.reference import bend, calibrate
 from sde_gen.tuning.search import decide, rules, usual
 
 LAW = sg.GaussianMixture([0.6, 0.4], [[0.8], [-0.7]], [[[0.02]], [[0.1]]])
@@ -88,7 +88,7 @@ def test_density_of_local_errors() -> None:
     a2 = 1 / (1 + np.exp(-2 * lam))
     z = np.array([0.5, -1.0, 2.0])
     size = np.sqrt(a2 * c**2 + 1 - a2)
-    first = _bend(torch.from_numpy((size[:, None] * z)[:, :, None]), lam)[0]
+    first = bend(torch.from_numpy((size[:, None] * z)[:, :, None]), lam)[0]
 
     def d(v: np.ndarray) -> np.ndarray:
         return c**2 / np.sqrt(c**2 + np.exp(-2 * v))
