@@ -27,7 +27,7 @@ from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.limited import LimitedUniPC, Terms
 from sde_gen.tuning.fitted_steps import FittedSteps
 from sde_gen.tuning.reference import bend
-from sde_gen.tuning.uncalibrated import levels, uncalibrated
+from sde_gen.tuning.uncalibrated import begun, is_exact, levels, uncalibrated
 
 _LOG = logging.getLogger("sde_gen")
 #: Starts, and those of them that fit.
@@ -41,8 +41,8 @@ _RIDGE, _FAR = 0.1, 4.0
 #: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on, with a second batch
 #: and without.
 _BETTER, _SURE = 0.95, 0.75
-#: Most calls for which weights of the terms are fitted, and their share of the trials: with more calls the terms are
-#: small, and what is fitted to them is the error of the fine solution.
+#: Most calls for which weights of the terms are fitted to an exact score, and their share of the trials: with more calls
+#: the terms are small, and what is fitted to them is the error of the fine solution.
 _FITTED, _SHARE = 12, 0.5
 #: Of the density of local errors: their order, points that it is found at, and the least of it, as a share of its mean.
 _ORDER, _POINTS, _LEAST = 3, 400, 0.1
@@ -90,7 +90,8 @@ class _Batch:
             if step < fine:
                 states.append((x / float(p.size(t))).flatten(1).cpu())
 
-        result = rule(self.model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
+        start = begun(self.start, self.model, rule)
+        result = rule(self.model, start=start, condition=self.condition, callback=record, chunk=STARTS)
         path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
         return Solution(result.x, path, result.nfe, fine * self.start.numel())
 
@@ -112,7 +113,8 @@ class _Batch:
     def of(self, sampler: GridSampler) -> Tensor:
         """Distances of a sampler."""
         try:
-            result = sampler(self.model, start=self.start, condition=self.condition, chunk=STARTS)
+            start = begun(self.start, self.model, sampler)
+            result = sampler(self.model, start=start, condition=self.condition, chunk=STARTS)
         except NonFiniteError:
             return torch.full((STARTS,), math.inf, dtype=torch.float64)
         self.calls += result.nfe
@@ -124,7 +126,7 @@ class _Batch:
         times = p.time(torch.tensor(lam, dtype=torch.float64))
         size, plan = p.size(times).tolist(), rule.plan(p, times)
         at = self.model.levels(*p.curves(times), self.start, self.condition)
-        of_step, x, rows = Terms(at, self.start, plan, rule.limit), self.start, []
+        of_step, x, rows = Terms(at, self.start, plan, rule.limit), begun(self.start, self.model, rule), []
         for k, of_x in enumerate(plan.carry):
             terms = [factor * (term if phi is None else term * phi) for term, factor, phi in of_step(k, x)]
             terms[0] *= size[k + 1]
@@ -166,7 +168,7 @@ def quick(
     in the plain mean.
     """
     began, usual = time.perf_counter(), uncalibrated(model, nfe, shape)
-    price = _price(model, shape, condition)  # calls of a step
+    price = price_of(model, shape, condition)  # calls of a step
     fine = _fine(nfe, calls // price)
     if fine is None:
         return usual, math.nan, [("uncalibrated", math.nan)], 0
@@ -194,10 +196,11 @@ def quick(
     def spent(share: float = 1.0) -> bool:
         return late() or c.calls + price * nfe > begin + share * (calls - second - begin)
 
-    begin = c.calls
-    if nfe <= _FITTED:
-        _descend(lambda place: try_at(place, True), lambda: spent(_SHARE), (2, 0, 1))
-    _descend(lambda place: try_at(place, False), spent, (0, 3, 2, 1), _robust(first, far))
+    begin, exact = c.calls, is_exact(model)
+    if nfe <= _FITTED or not exact:
+        _descend(lambda place: try_at(place, True), lambda: spent(_SHARE if exact else 1.0), (2, 0, 1))
+    if exact:
+        _descend(lambda place: try_at(place, False), spent, (0, 3, 2, 1), _robust(first, far))
     if not found:
         return usual, float(first.mean().sqrt()), [("uncalibrated", float(first.mean().sqrt()))], c.calls - c.spared
     label, (sampler, distances) = min(found.items(), key=lambda item: _robust(item[1][1], far))
@@ -215,7 +218,7 @@ def quick(
     return sampler if better else usual, errors[kept], tried, made
 
 
-def _price(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
+def price_of(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
     """Network calls of a step: 1, or for a guided model what it makes at lambda = 0, of one sample."""
     if getattr(model, "base", None) is None:
         return 1
