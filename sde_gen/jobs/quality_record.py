@@ -79,8 +79,12 @@ def drawn(trainer: Trainer, count: int, chunk: int | None = None) -> Tensor:
     """Samples of the averaged weights in a network's training, (count, *shape), from the same noise each time."""
     s, data, condition = trainer.settings, trainer.data, dict[str, Tensor]()
     sampler = DDIM(steps=min(s.preview_steps, getattr(trainer.model.perturbation, "length", s.preview_steps)))
+    classes = occurring(data.description) if trainer.conditional else ()
+    if classes:
+        condition["label"] = cycled(classes, 0, count).to(trainer.device)
     if trainer.conditional:
-        condition["label"] = cycled(occurring(data.description), 0, count).to(trainer.device)
+        turn = torch.arange(count) % len(data.test)
+        condition |= {name: told[turn].to(trainer.device) for name, told in data.test_told.items()}
     with trainer.ema.applied():
         return sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition, chunk=chunk).x
 

@@ -16,7 +16,7 @@ from sde_gen.config.launch import say
 from sde_gen.config.schema import LoggerSettings
 from sde_gen.errors import SDEGenError, WriteError
 from sde_gen.files import make_folder, write_text
-from sde_gen.jobs.classes import columns_for, counts_of, occurring
+from sde_gen.jobs.classes import columns_for, columns_of, counts_of, occurring
 from sde_gen.jobs.common import table
 from sde_gen.jobs.quality_record import COLUMNS, Quality, drawn
 from sde_gen.jobs.trackers import Tracker, opened
@@ -53,6 +53,8 @@ class Report:
         )
         if trainer.conditional:
             say(counts_of(trainer.data.description))
+        if trainer.data.columns:
+            say(columns_of(trainer.data.description))
         if trainer.data.codec is not None and trainer.data.pixels is not None:
             real, z = trainer.data.pixels.test[:64], trainer.data.transform.inverse(trainer.data.test[:64])
             error, spread = (trainer.data.codec.decode(z.float()) - real).square().mean().sqrt(), real.std()
@@ -172,7 +174,8 @@ class Report:
         x = drawn(trainer, count)
         if not self.is_main:
             return
-        columns = columns_for(len(occurring(data.description)), count) if trainer.conditional else None
+        classes = occurring(data.description) if trainer.conditional else ()
+        columns = columns_for(len(classes), count) if classes else None
         real = data.test
         if data.codec is not None and data.pixels is not None:
             x, real = data.codec.decode(data.transform.inverse(x.cpu()).float()), data.pixels.test

@@ -42,7 +42,8 @@ class TrainerSettings:
             and optimiser state are sharded, for networks that do not fit).
         dequantise: add uniform noise of one level's width to discrete data, new at each step, for a network that learns
             a density over their cells, which likelihoods in bits per dimension need.
-        compile: run the network through torch.compile.
+        compile: run the network through torch.compile, which takes a minute at the first step, and again for held-out
+            losses and pictures. Where torch finds no compiler that works, a warning says so and it runs as it is.
         checkpoint_activations: keep only what enters each block of the network, and compute its inside again in the
             backward pass: less memory for about a third more time, the very same gradients.
         channels_last: memory layout of images, faster on CPUs and on most GPUs.

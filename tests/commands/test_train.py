@@ -202,3 +202,16 @@ def test_images_in_an_archive_train_without_being_unpacked(command: Command) -> 
     result = command("train", "data=image_folder", "data.path=photos.tar.gz")
     assert result.code == 2
     assert "decompress it to .tar" in result.err
+
+
+def test_where_nothing_compiles_a_run_says_so_and_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: object, **_options: object) -> None:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr("torch.compile", fails)
+    result = command("train", *TINY, "run=c", "trainer.compile=true")
+    assert result.code == 0, result.err
+    assert (result.out + result.err).count("note: trainer.compile=true: torch cannot compile here (InvalidCxx") == 1
+    assert "install a C++ compiler, or leave it out" in result.out + result.err
+    result = command("train", *TINY, "run=c", "trainer.compile=false", "trainer.steps=6")  # goes on without it
+    assert result.code == 0, result.err

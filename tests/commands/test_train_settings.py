@@ -72,6 +72,12 @@ def test_a_run_of_before_the_setting_goes_on(command: Command) -> None:
     stored = json.loads(Path("runs/old/checkpoints/step_00000004/config.json").read_text("utf-8"))
     older = {**stored, "trainer": {k: v for k, v in stored["trainer"].items() if k not in ("optimizer", "decay_after")}}
     assert differences(older, stored) == []
+    younger = {"_target_": "sde_gen.UNet", "width": 8, "token_size": 0}
+    assert differences({"network": {"_target_": "sde_gen.UNet", "width": 8}}, {"network": younger}) == []
+    found = differences(
+        {"network": {"_target_": "sde_gen.UNet", "width": 8}}, {"network": {**younger, "token_size": 3}}
+    )
+    assert [str(change) for change in found] == ["network.token_size was 0, is 3"]
     (changed,) = differences(older, {**stored, "trainer": {**stored["trainer"], "optimizer": "sgd"}})
     assert (changed.name, changed.old, changed.new) == ("trainer.optimizer", "adam", "sgd")
 
