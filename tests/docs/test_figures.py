@@ -42,6 +42,7 @@ RENDERED = {
     "convergence": lambda m, d: m.markdown(d["orders"], d["errors"]),
     "stochastic": lambda m, d: m.markdown(d["distances"], d["weak"], 300.0),
     "picard": lambda m, d: m.markdown(d),
+    "guided_chain": lambda m, d: m.markdown(d),
     "streaming": lambda m, d: m.markdown(d),
     "streamed_data": lambda m, d: m.markdown(d),
     "digits_likelihood": lambda m, d: m.table(d, 3000),
