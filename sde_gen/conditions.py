@@ -128,6 +128,8 @@ class Condition:
         return f"Condition({self.parts})"
 
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 #: What a network without a condition is told.
 NOTHING = Condition({})
 
@@ -136,7 +138,7 @@ def gathered(
     where: str, network: Any, condition: Mapping[str, Any] | Condition | None, named: Mapping[str, Any],
     call: Callable[..., Any],
 ) -> Mapping[str, Any] | Condition | None:  # fmt: skip
-    """`condition=` and the keywords that `call` was given besides its own arguments, as one.
+    """`condition=` and the keywords that `call` was given besides its own arguments, as one; None is no condition.
 
     Raises:
         ConfigError: for a keyword that the network does not take (a misspelt argument), or one that is given twice.
@@ -149,13 +151,40 @@ def gathered(
         if name in before:
             raise ConfigError(f"{where}: {name!r} is given twice, as a keyword and in condition=")
         near = checks.nearest(name, inspect.signature(call).parameters, 0.75)
-        if near or (takes is not None and name not in takes):
+        if near or (takes is not None and name not in takes and named[name] is not None):
             near = near or checks.nearest(name, takes or ())
             raise ConfigError(
                 f"{where}: {name!r} is no argument of this call, and its network takes "
                 f"{', '.join(takes or ()) or 'no condition'}" + (f"; did you mean {near!r}?" if near else "")
             )
-    return {**before, **named}
+    return {**before, **{name: value for name, value in named.items() if takes is None or name in takes}} or None
+
+
+def check_range(where: str, label: Tensor, classes: int) -> None:
+    """Refuse labels outside 0..classes, the last of which is no label. It reads them, and so waits for their device.
+
+    Raises:
+        ConfigError: naming both ranges.
+    """
+    low, high = (int(end) for end in label.aminmax())
+    if low < 0 or high > classes:
+        raise ConfigError(f"{where}: labels are 0..{classes - 1}, or {classes} for no label; got {low}..{high}")
+
+
+def check_labels(where: str, model: Any, label: Any) -> None:
+    """Refuse labels that the network of a model, or of the model it is made of, has no row for.
+
+    A table of a GPU would not say so, but end the process. A run asks once, before its loop; what is no tensor of whole
+    numbers is left to the network.
+
+    Raises:
+        ConfigError: naming both ranges.
+    """
+    while model.network is None and getattr(model, "base", None) is not None:
+        model = model.base
+    classes, label = getattr(model.network, "num_classes", None), getattr(label, "value", label)
+    if isinstance(classes, int) and classes and isinstance(label, Tensor) and label.dtype in _WHOLE and label.numel():
+        check_range(where, label, classes)
 
 
 def _parameters(network: Any) -> list[str] | None:

@@ -18,6 +18,8 @@ from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
 from sde_gen.data import Dataset, Description
+from sde_gen.data.arrays import DIMENSIONS, conditions_of
+from sde_gen.data.reading import located
 from sde_gen.data.rows import decoded, write_csv
 from sde_gen.digests import digest
 from sde_gen.errors import CheckpointError, ConfigError, SDEGenError
@@ -31,6 +33,7 @@ from sde_gen.jobs.guiding import guided, made_of, started, told
 from sde_gen.jobs.restoring import restored
 from sde_gen.jobs.target import Target
 from sde_gen.jobs.viewing import View
+from sde_gen.pictures.animated import ffmpeg
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
 from sde_gen.streaming import BlockStore, block_length, draw_blocks, write_npz
@@ -50,6 +53,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     values, arguments = settings(config)
     cfg = typed(SampleConfig, values)
+    form = cfg.animation if isinstance(cfg.animation, str) else "gif"
+    if form == "mp4":
+        ffmpeg()  # refused before the work, if at all
     what = guided(trained(cfg, best=cfg.best), cfg)
     if cfg.animation and isinstance(what.sampler, ProbabilityFlow) and not what.sampler.at:
         # Its samples have steps of their own; these times they share.
@@ -59,7 +65,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
     about, dropped = _training_labels(what)
-    labels = chosen(told(cfg.label, model), about, dropped)
+    labels = chosen(told(cfg.label, model) if about.num_classes else cfg.label, about, dropped)
+    others = _told(cfg, what)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
     if cfg.task is not None:
@@ -67,16 +74,17 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     view = View.of(what, cfg.trust)
     if cfg.pngs and view.about.kind != "image":
         raise ConfigError(f"pngs=true is for images, and these are data of kind {view.about.kind}; leave it out")
-    turns = None if labels is None else labels.rows(0, 64)
-    what = settled(what, shape, turns)
+    turns = ({} if labels is None else {"label": labels.rows(0, 64)}) | others
+    what = settled(what, shape, turns, lambda: None if cfg.start is not None else _data(checkpoint, cfg, labels))
     given = None
     if cfg.start is not None:
         given = view.encoded(read_samples(cfg.start, "start", view.about.transform, view.about.shape))
-    data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
+    compared = (cfg.metrics or cfg.forward) and processes.is_main
+    data = _data(checkpoint, cfg, labels) if cfg.data is not None and compared else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
-    plan |= {**made_of(cfg), "given": digest(given)}
+    plan |= {**made_of(cfg), "given": digest(given)} | ({"told": digest(others)} if others else {})
     block = min(cfg.num_samples, cfg.chunk or block_length(shape, what.device.type))
     with ExitStack() as held:
         target = Target(*processes.on_main(lambda: Target.of(cfg, checkpoint).parts()))
@@ -90,11 +98,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         say(f"sampling {cfg.num_samples} from {source} with {said(what.sampler)}")
         say_cost(what, shape, turns, cfg.num_samples, block)
         frames = Frames(model, view) if cfg.animation and processes.is_main else None
-        _draw_all(cfg, what, store, labels, given, frames, target)
+        _draw_all(cfg, what, store, labels, others, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
-        data = _data(checkpoint, cfg, labels) if data is None else data
+        data = _data(checkpoint, cfg, labels) if data is None and compared else data
         shown = view(head)
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
@@ -110,6 +118,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         }
         if labels is not None:
             report["label"] = list(labels.names) or "none"
+        if cfg.told is not None:
+            report["told"] = cfg.told
         if cfg.metrics and data is not None:
             report |= distances(shown, view.data(data))
         arrays: dict[str, Any] = {
@@ -127,7 +137,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             write_csv(target.path(".csv"), view.about.columns, _rows(store, view, labels, about.classes))
         write_json(target.report, report)
         seen = None if data is None else view.data(data)
-        _draw(target, shown, seen, frames, labels, view.about)
+        _draw(target, shown, seen, frames, labels, view.about, form)
         if cfg.forward and data is not None and (data.test.ndim > 3 or pictures.has_matplotlib()):
             strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
             pictures.save_image(strip, target.path("_forward.png"))
@@ -141,6 +151,7 @@ def _draw_all(
     what: Trained,
     store: BlockStore,
     labels: Labels | None,
+    others: Mapping[str, Tensor],
     given: Tensor | None,
     frames: Frames | None,
     target: "Target",
@@ -149,6 +160,8 @@ def _draw_all(
 
     def draw(first: int, size: int) -> Samples:
         condition, start = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}, None
+        turn = torch.arange(first, first + size)
+        condition |= {name: rows[turn % len(rows)].to(what.device) for name, rows in others.items()}
         if given is not None:
             start = started(what, given, cfg.seed, first, size)
         return what.sampler(
@@ -199,19 +212,42 @@ def _rows(
         yield view.raw(block.x).numpy(), [(*classes, "")[label] for label in taken]
 
 
+def _told(cfg: SampleConfig, what: Trained) -> dict[str, Tensor]:
+    """The vectors and tokens of `told=`, which the samples are told in turn.
+
+    Raises:
+        ConfigError: for a network, or a task, that takes none; without them, for one that was always told.
+    """
+    network = what.checkpoint.config.get("network", {})
+    sizes = {name: network.get(f"{name.removesuffix('s')}_size") or 0 for name in DIMENSIONS}
+    taken = [name for name, size in sizes.items() if size and what.conditional]
+    if cfg.told is None:
+        if taken and cfg.task is None and not what.checkpoint.config.get("objective", {}).get("condition_dropout"):
+            raise ConfigError(f"this network was always told {' and '.join(taken)}; give told=FILE.npz with arrays of "
+                              "that name, or train with objective.condition_dropout=0.1")  # fmt: skip
+        return {}
+    if not taken or cfg.task is not None:
+        raise ConfigError("told= is for samples, without task=, of a network that was trained on vectors or tokens; "
+                          "leave it out")  # fmt: skip
+    found = conditions_of(located(cfg.told, "told must be a .npz file"), taken, "told")
+    for name, rows in found.items():
+        if rows.shape[-1] != sizes[name]:
+            raise ConfigError(f"told={cfg.told}: {name} has size {rows.shape[-1]}, and the network takes {sizes[name]}")
+    return found
+
+
 def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     """The data with the classes that the network was given, and whether training dropped labels (None: not known)."""
     about = Description.from_dict(what.checkpoint.state["data"])
     if not what.conditional:
         return replace(about, classes=(), counts=()), None
-    dropout = what.checkpoint.config.get("objective", {}).get("label_dropout")
+    objective = what.checkpoint.config.get("objective", {})
+    dropout = objective.get("label_dropout") or objective.get("condition_dropout")
     return about, None if "imported" in what.checkpoint.state else bool(dropout)
 
 
 def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> Dataset | None:
     """The data of the classes sampled; None, with a word about it, if they are not here: samples need them not."""
-    if not (cfg.metrics or cfg.forward):
-        return None
     try:
         data = stored_data(checkpoint, cfg.trust, cfg.data)
     except SDEGenError as error:
@@ -232,6 +268,7 @@ def _draw(
     frames: Frames | None,
     labels: Labels | None,
     about: Description,
+    form: str,
 ) -> None:
     if x.ndim < 4 and not pictures.has_matplotlib():
         say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
@@ -247,7 +284,7 @@ def _draw(
         picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
-        frames.save(target.path("_animation.gif"))
+        frames.save(target.path(f"_animation.{form}"))
 
 
 def _tell(report: Mapping[str, Any], target: Target) -> None:
