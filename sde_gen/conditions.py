@@ -136,7 +136,7 @@ def gathered(
     where: str, network: Any, condition: Mapping[str, Any] | Condition | None, named: Mapping[str, Any],
     call: Callable[..., Any],
 ) -> Mapping[str, Any] | Condition | None:  # fmt: skip
-    """`condition=` and the keywords that `call` was given besides its own arguments, as one.
+    """`condition=` and the keywords that `call` was given besides its own arguments, as one; None is no condition.
 
     Raises:
         ConfigError: for a keyword that the network does not take (a misspelt argument), or one that is given twice.
@@ -149,13 +149,13 @@ def gathered(
         if name in before:
             raise ConfigError(f"{where}: {name!r} is given twice, as a keyword and in condition=")
         near = checks.nearest(name, inspect.signature(call).parameters, 0.75)
-        if near or (takes is not None and name not in takes):
+        if near or (takes is not None and name not in takes and named[name] is not None):
             near = near or checks.nearest(name, takes or ())
             raise ConfigError(
                 f"{where}: {name!r} is no argument of this call, and its network takes "
                 f"{', '.join(takes or ()) or 'no condition'}" + (f"; did you mean {near!r}?" if near else "")
             )
-    return {**before, **named}
+    return {**before, **{name: value for name, value in named.items() if takes is None or name in takes}} or None
 
 
 def _parameters(network: Any) -> list[str] | None:

@@ -41,6 +41,7 @@ from sde_gen.conditions import NOTHING, Condition, Rows, gathered
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Chain
+from sde_gen.shapes import trailing
 from sde_gen.weightings import EDMWeight, Hybrid, LikelihoodWeight, MinSNR, Simple, VariationalTerms, Weighting
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 WEIGHTINGS = ("simple", "score", "likelihood", "snr", "min-snr", "edm", "vlb", "hybrid")
+_DROPPED = ("label", "vector", "tokens")  # what networks of the package are told
 TIME_LAWS = ("auto", "uniform", "stratified", "log-normal", "importance", "nodes")
 
 
@@ -69,7 +71,9 @@ class DenoisingScoreMatching:
         log_mean: mean of log(sigma/alpha) of "log-normal".
         log_std: standard deviation of log(sigma/alpha) of "log-normal", > 0.
         label_dropout: probability in [0, 1] with which a label is replaced by `num_classes` ("no label").
-        num_classes: number of classes, needed for label dropout.
+        condition_dropout: probability in [0, 1] with which a sample is told nothing: vectors and tokens are replaced by
+            zeros, and a label by `num_classes`. One draw for all of them, and for label dropout.
+        num_classes: number of classes, needed where labels are dropped.
         variance: of the reverse steps, for "vlb" on a chain: "small", "large", "learned", or "auto", which is learned
             where the network has it, else small.
         vlb_weight: gamma of "hybrid", > 0.
@@ -88,6 +92,7 @@ class DenoisingScoreMatching:
     log_mean: float = checked(-1.2)
     log_std: float = checked(1.2, above=0.0)
     label_dropout: float = checked(0.0, low=0.0, high=1.0)
+    condition_dropout: float = checked(0.0, low=0.0, high=1.0)
     num_classes: int = checked(0, low=0)
     variance: str = checked("auto", choices=("auto", "small", "large", "learned"))
     vlb_weight: float = checked(0.001, above=0.0)
@@ -243,9 +248,9 @@ class DenoisingScoreMatching:
             what = f"{x0.dtype} {tuple(x0.shape)}" if isinstance(x0, Tensor) else type(x0).__name__
             raise ConfigError(f"objective: x0 must be a floating tensor of shape (B, *shape), got {what}")
         told = NOTHING
-        if condition or named or self.label_dropout:
+        if condition or named or self.label_dropout or self.condition_dropout:
             given = gathered("objective", model.network, condition, named, self.__call__)
-            told = self._dropped(Condition.of("objective", given, len(x0)), generator)
+            told = self._dropped(Condition.of("objective", given, len(x0)), len(x0), generator)
         if t is None:
             t = self.times(model, x0.shape[0], generator=generator, device=x0.device)
         if noise is None:
@@ -262,12 +267,22 @@ class DenoisingScoreMatching:
             return (out.noise - noise).square().flatten(1).mean(1)
         return self._weight.loss(model, out, x0, noise, t, self._mean_weight(model))
 
-    def _dropped(self, condition: Condition, generator: torch.Generator | None) -> Condition:
-        if not self.label_dropout:
+    def _dropped(self, condition: Condition, rows: int, generator: torch.Generator | None) -> Condition:
+        if not (self.label_dropout or self.condition_dropout):
             return condition
-        if "label" not in condition.parts:
+        given = {name: condition.parts[name] for name in _DROPPED if condition.parts.get(name) is not None}
+        parts = {name: torch.as_tensor(getattr(part, "value", part)) for name, part in given.items()}
+        if self.label_dropout and "label" not in parts:
             raise ConfigError("objective: label_dropout needs condition={'label': labels}")
-        label = condition.parts["label"].value
-        home = generator.device if generator is not None else label.device
-        drop = torch.rand(label.shape, device=home, generator=generator).to(label.device) < self.label_dropout
-        return Condition(condition.parts | {"label": Rows(torch.where(drop, self.num_classes, label))})
+        if not parts:
+            raise ConfigError(f"objective: condition_dropout needs a condition {', '.join(map(repr, _DROPPED))}")
+        if "label" in parts and not self.num_classes:
+            raise ConfigError("objective: condition_dropout of labels needs num_classes >= 1")
+        device = next(iter(parts.values())).device
+        home = generator.device if generator is not None else device
+        drawn = torch.rand(rows, device=home, generator=generator).to(device)
+        shares = {"label": max(self.label_dropout, self.condition_dropout)}
+        for name, value in parts.items():
+            drop = trailing(drawn < shares.get(name, self.condition_dropout), value.ndim)
+            parts[name] = torch.where(drop, self.num_classes if name == "label" else 0, value)
+        return Condition(condition.parts | {name: Rows(value) for name, value in parts.items()})

@@ -106,6 +106,17 @@ def test_a_misspelt_argument_is_no_condition(network: Any) -> None:
             call()
 
 
+def test_no_condition_is_none_that_a_network_has_to_take() -> None:
+    plain = sg.ScoreModel(lambda x, c: x, sg.VP())
+    assert torch.equal(sg.DDIM(steps=2)(plain, (2, 2), label=None).x, sg.DDIM(steps=2)(plain, (2, 2)).x)
+    with pytest.raises(sg.ConfigError, match="'label' is no argument"):
+        sg.DDIM(steps=2)(plain, (2, 2), label=1)
+    told = []
+    asked = sg.ScoreModel(lambda x, c, extra: told.append(extra) or x, sg.VP())
+    sg.DDIM(steps=1)(asked, (2, 2), extra=None)
+    assert set(told) == {None}
+
+
 def test_given_twice() -> None:
     with pytest.raises(sg.ConfigError, match="'shift' is given twice"):
         sg.DDIM(steps=2)(MODEL, (6, 2), condition=CONDITION, shift=SHIFT)

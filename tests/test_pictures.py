@@ -1,5 +1,6 @@
 """Pictures: what is where, and nothing hidden."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -10,8 +11,8 @@ from PIL import Image
 
 import sde_gen as sg
 from sde_gen import pictures
-from sde_gen.errors import ConfigError, DataError, MissingInputError
-from sde_gen.pictures import figures, plots
+from sde_gen.errors import ConfigError, DataError, MissingInputError, OutputError
+from sde_gen.pictures import animated, figures, plots
 
 
 def test_a_grid_puts_each_image_in_its_place() -> None:
@@ -129,6 +130,34 @@ def test_an_animation_has_its_frames(tmp_path: Path) -> None:
         assert animation.info["loop"] == 0
     with pytest.raises(ConfigError, match="one frame"):
         pictures.save_animation([], path)
+    with pytest.raises(ConfigError, match=r"\.gif or \.mp4, got a\.avi"):
+        pictures.save_animation(frames, tmp_path / "a.avi")
+
+
+def test_an_mp4_holds_the_same_pictures(tmp_path: Path) -> None:
+    imageio_ffmpeg = pytest.importorskip("imageio_ffmpeg")
+    frames = [pictures.image_grid(torch.full((1, 1, 4, 4), v), zoom=10, gap=0).crop((0, 0, 39, 37))
+              for v in (-1.0, 0.0, 1.0)]  # fmt: skip
+    path = pictures.save_animation(frames, tmp_path / "a.mp4", seconds=1.5)
+    show = [imageio_ffmpeg.get_ffmpeg_exe(), "-i", str(path), "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
+    done = subprocess.run(show, capture_output=True, check=True)
+    assert all(word in done.stderr.decode() for word in ("h264", "yuv420p", "40x38", "30 fps")), "sides are even"
+    grey = np.frombuffer(done.stdout, np.uint8).reshape(-1, 38, 40, 3)[:, 10, 10, 0].astype(int).tolist()
+    assert len(grey) == 75, "half a second each, and the last one for a second more"
+    for first, last, value in ((0, 15, 0), (15, 30, 128), (30, 75, 255)):
+        assert max(abs(found - value) for found in grey[first:last]) <= 3
+    with pytest.raises(OutputError, match="cannot create the animation"):
+        pictures.save_animation(frames, tmp_path / "none" / "a.mp4")
+
+
+def test_an_mp4_that_ffmpeg_cannot_write_is_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    program = tmp_path / "ffmpeg"
+    program.write_text("#!/bin/sh\ncat >/dev/null\necho one >&2\necho the encoder is gone >&2\nexit 1\n")
+    program.chmod(0o755)
+    monkeypatch.setattr(animated, "ffmpeg", lambda: str(program))
+    with pytest.raises(OutputError, match=r"a\.mp4: the encoder is gone"):
+        pictures.save_animation([pictures.image_grid(torch.zeros(1, 1, 4, 4))], tmp_path / "a.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["ffmpeg"]
 
 
 def test_without_matplotlib_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

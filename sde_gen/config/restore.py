@@ -240,7 +240,7 @@ def always_labelled(checkpoint: Checkpoint) -> bool:
         return False
     about = state.get("data")
     some = isinstance(about, Mapping) and about.get("unlabelled")
-    return not objective.get("label_dropout") and not some
+    return not (objective.get("label_dropout") or objective.get("condition_dropout")) and not some
 
 
 def check_size(node: Any, tensors: Mapping[str, torch.Tensor], whose: str) -> None:

@@ -132,7 +132,7 @@ class SampleConfig(_Observing, _FromCheckpoint):
     truth: str | None = None  # a whole sample to make the observation of, and to show beside the draws
     metrics: bool = True  # compare with held-out data
     pngs: bool = False  # images: a folder with a PNG of each, which tools for FID read
-    animation: bool = False  # an animation of the reverse process
+    animation: bool | Literal["gif", "mp4"] = False  # of the reverse process; true: a GIF
     forward: bool = False  # a strip of the forward process
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -138,6 +138,9 @@ class Dataset:
             for whoever compares: central windows, or the first of samples that are streamed.
         codec: of latents, what encodes and decodes them: `sde_gen.codecs.Codec`.
         pixels: of latents, the data that they were made of, sample by sample.
+        train_told: what a network is told of training samples besides labels, by the names of its arguments:
+            {"vector": (N, size)} or {"tokens": (N, T, size)}, float32; zeros are nothing.
+        test_told: the same of the held-out samples.
 
     Raises:
         DataError: anything of the above that does not hold; a NaN is named with its sample.
@@ -158,6 +161,8 @@ class Dataset:
     source: Source | None = None
     codec: Any = None
     pixels: "Dataset | None" = None
+    train_told: Mapping[str, Tensor] = field(default_factory=dict)
+    test_told: Mapping[str, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -180,6 +185,23 @@ class Dataset:
             raise DataError(f"{self.name}: train_labels, test_labels and num_classes >= 1 go together, or none of them")
         for part in ("train", "test"):
             self._check_labels(part, getattr(self, part), getattr(self, f"{part}_labels"))
+        if self.train_told.keys() != self.test_told.keys() or (self.train_told and self.source is not None):
+            raise DataError(
+                f"{self.name}: train_told and test_told must name the same, {sorted(self.train_told)} and "
+                f"{sorted(self.test_told)}, and go with samples that are held in memory"
+            )
+        for name, told in self.train_told.items():
+            self._check_told(name, told, self.test_told[name])
+
+    def _check_told(self, name: str, train: Tensor, test: Tensor) -> None:
+        for part, told, samples in (("train", train, self.train), ("test", test, self.test)):
+            if told.dtype != torch.float32 or told.dim() < 2 or told.shape != (len(samples), *train.shape[1:]):
+                raise DataError(
+                    f"{self.name}: {part}_told[{name!r}] must be float32 of shape ({len(samples)}, ...), as long for "
+                    f"each sample, got {told.dtype} {tuple(told.shape)}"
+                )
+            if not bool(told.isfinite().all()):
+                raise DataError(f"{self.name}: {part}_told[{name!r}] has values that are NaN or infinite")
 
     def _check(self, part: str, samples: Tensor) -> None:
         form = ("N", *KINDS[self.kind])
@@ -244,6 +266,10 @@ class Dataset:
             digest.update(f"{tensor.dtype}{tuple(tensor.shape)}".encode())
             values = tensor.detach().cpu().contiguous().numpy()
             digest.update(values.astype(values.dtype.newbyteorder("<"), copy=False).tobytes())
+        for part in (self.train_told, self.test_told):
+            for name, told in sorted(part.items()):
+                digest.update(f"{name}{tuple(told.shape)}".encode())
+                digest.update(told.detach().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
         return digest.hexdigest()
 
     @cached_property

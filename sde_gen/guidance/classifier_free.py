@@ -25,8 +25,8 @@ class ClassifierFree(Extrapolated):
         interval: (low, high] of sigma/alpha outside of which the condition alone counts, at the price of one call; such
             as (0.2, 2), which keeps more variety. Kynkaanniemi et al. 2024, arXiv:2404.07724. None: everywhere.
         null: what the model is told instead of the condition: the number of a label, or names with what all samples are
-            told, such as {"label": 3} to go away from class 3. By default the label "none" of a network of the package
-            or of a mixture.
+            told, such as {"label": 3} to go away from class 3. By default nothing of what is given: for a network of
+            the package the label "none", a vector of zeros, tokens of zeros; for a mixture the label "none".
         rescale: share, in [0, 1], of the way back to the spread within a sample that x0hat has at scale 1, against
             over-exposed pictures. Lin et al. 2023, arXiv:2305.08891.
         memory: "double" for one call with twice the batch, "single" for two calls; each counts as two.
@@ -48,26 +48,32 @@ class ClassifierFree(Extrapolated):
     ) -> None:
         super().__init__(model, scale, interval, rescale)
         self.memory = checks.choice("ClassifierFree", "memory", memory, ("double", "single"))
-        self.null = _null(model, null)
+        self.null, self._said = _null(model, null), null
 
     def under(self, perturbation: Perturbation) -> "ClassifierFree":
         base, how = self.base.under(perturbation), {"rescale": self.rescale, "memory": self.memory}
-        return ClassifierFree(base, self.scale, self.interval, self.null, **how)
+        return ClassifierFree(base, self.scale, self.interval, self._said, **how)
+
+    def _instead(self, condition: Condition) -> Mapping[str, Any]:
+        """What is told instead; by default only of what is given."""
+        given = {name: value for name, value in self.null.items() if condition.parts.get(name) is not None}
+        return given if self._said is None and given else self.null
 
     def pair(self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> tuple[Levels, Levels]:
-        if missing := [name for name in self.null if condition.parts.get(name) is None]:
+        null = self._instead(condition)
+        if missing := [name for name in null if condition.parts.get(name) is None]:
             raise ConfigError(f"ClassifierFree: it strengthens the condition {missing[0]!r}, which is not given; give "
                               f"{missing[0]}=..., or sample the model itself")  # fmt: skip
-        without = Condition({**condition.parts, **{name: _rows(value, like) for name, value in self.null.items()}})
+        without = Condition({**condition.parts, **{name: _rows(value, like) for name, value in null.items()}})
         return self.base.levels(alpha, sigma, like, condition), self.base.levels(alpha, sigma, like, without)
 
     def doubled(self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> Levels | None:
         if self.memory == "single":
             return None
         count, told = 2 * len(like), {}
-        for name, null in self.null.items():
+        for name, null in self._instead(condition).items():
             given, other = (_rows(value, like).value for value in (condition.parts[name], null))
-            told[name] = Rows(torch.cat([given.to(like.device), other.to(like.device, given.dtype)]))
+            told[name] = Rows(torch.cat([given.to(like.device), other.to(like.device, given.dtype).expand_as(given)]))
         shared = Condition({name: part for name, part in condition.parts.items() if name not in told}).tiled(count)
         wide = like.new_empty(()).expand(count, *like.shape[1:])
         if alpha.ndim > 1:
@@ -100,7 +106,9 @@ def _null(model: ScoreModel, null: Mapping[str, Any] | int | None) -> dict[str, 
         model = model.base  # pyright: ignore[reportAssignmentType]
     asked: Any = getattr(model, "law", model) if model.network is None else model.network
     classes = getattr(asked, "num_classes", None)
-    if not classes:
+    shapes = {"vector": (getattr(asked, "vector_size", 0),), "tokens": (1, getattr(asked, "token_size", 0))}
+    nothing = {name: torch.zeros(shape) for name, shape in shapes.items() if all(shape)}
+    if not classes and not nothing:
         why = "has no classes" if classes == 0 else "does not say with num_classes which label stands for none"
         raise ConfigError(f"{where}: {type(asked).__name__} {why}; take a network that was trained with labels, some "
                           "of them dropped, or give null={'label': ...}")  # fmt: skip
@@ -108,4 +116,4 @@ def _null(model: ScoreModel, null: Mapping[str, Any] | int | None) -> dict[str, 
         raise ConfigError(f"{where}: it asks the network without a label too, which training never did: each of its "
                           "samples had one; train with objective.label_dropout=0.1, or give null=LABEL, a class to go "
                           "away from")  # fmt: skip
-    return {"label": classes}
+    return {"label": classes, **nothing} if classes else nothing

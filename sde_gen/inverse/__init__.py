@@ -4,7 +4,7 @@ operators, image_operators       what is measured of a sample
 measurement, linearised          an operator with its noise; the same near one point
 particles, systems               TwistedSMC, which corrects what guidance guesses; what it returns
 split_gibbs                      SplitGibbs, which alternates between model and observation
-experts, tilted                  products of models, and a model times a function of yours
+experts, mixture, tilted         products and mixtures of models, and a model times a function of yours
 compared                         methods against exact posteriors
 posterior                        a guided model, which every sampler takes; its solves in curvature
 """
@@ -12,6 +12,7 @@ posterior                        a guided model, which every sampler takes; its 
 from sde_gen.inverse.compared import PosteriorTable, compare_posteriors
 from sde_gen.inverse.experts import Product
 from sde_gen.inverse.image_operators import Blur, Downsample, Fourier, Grey
+from sde_gen.inverse.mixture import Mixture
 from sde_gen.inverse.operators import Composed, Mask, Matrix, Nonlinear, Operator, Reshape
 from sde_gen.inverse.particles import TwistedSMC
 from sde_gen.inverse.posterior import Posterior
@@ -27,6 +28,7 @@ __all__ = [
     "Grey",
     "Mask",
     "Matrix",
+    "Mixture",
     "Nonlinear",
     "Operator",
     "Particles",

@@ -39,6 +39,7 @@ from sde_gen.bars import shown
 from sde_gen.checks import checked
 from sde_gen.conditions import NOTHING, Condition, Rows, gathered
 from sde_gen.errors import CollapseWarning, ConfigError, NonFiniteError
+from sde_gen.inverse.mixture import MixtureLevels
 from sde_gen.inverse.posterior import METHODS, Posterior
 from sde_gen.inverse.systems import Particles, effective, opposite, systematic, uniform
 from sde_gen.model import ScoreModel, evaluating
@@ -121,7 +122,7 @@ class TwistedSMC:
             shape: (n, *shape) of the samples, one of each of n systems.
             seed: whole number in [0, 2^64).
             noise: source of all Gaussian draws instead of the seed; it is asked for those of half of the particles,
-                (n, ceil(N/2), *shape), and for (n, 1).
+                (n, ceil(N/2), *shape), for (n, 1), and with a `Mixture` for (n, N).
             condition, named: keyword arguments of the network, with a row for each sample.
             progress: whether to show a progress bar on standard error.
             chunk: most systems held at once; by default chosen from their size.
@@ -159,8 +160,8 @@ class TwistedSMC:
                 rows = slice(begin, begin + size)
                 part = source.starting_at(first + begin) if isinstance(source, ShiftedNoiseSource) else source
                 parts.append(self._run(model, like[rows], part, told[rows], first + begin, progress))
-        x, evidence, ess, ancestors, states, weights = (torch.cat([part[i] for part in parts]) for i in range(6))
-        calls, products = (max(part[i] for part in parts) * self.particles for i in (6, 7))
+        x, evidence, ess, ancestors, states, weights, experts = (torch.cat([p[i] for p in parts]) for i in range(7))
+        calls, products = (max(part[i] for part in parts) * self.particles for i in (7, 8))
         least = float(ess.amin(1).median())
         if self.particles >= _MANY and least < _ALONE:
             warnings.warn(
@@ -177,12 +178,13 @@ class TwistedSMC:
             log_evidence=evidence if own else every, log_evidence_error=spread * math.nan if own else spread,
             system_log_evidence=evidence, ess=ess, ancestors=ancestors,
             particles=states if self.return_all else None, log_weights=weights if self.return_all else None,
+            experts=experts if experts.numel() else None,
         )  # fmt: skip
 
     def _run(
         self, model: ScoreModel, like: Tensor, source: NoiseSource, condition: Condition, first: int, progress: bool
     ) -> tuple[Any, ...]:
-        """x, evidence, ess, ancestors, particles and weights of some systems, then calls and products of a particle."""
+        """x, evidence, ess, ancestors, particles, weights, experts of some systems; a particle's calls and products."""
         p, times, (n, *shape) = model.perturbation, self.times(model), like.shape
         alpha, sigma = p.curves(times)
         of_x, of_data, std = (c.tolist() for c in middle_steps(p, times))
@@ -200,6 +202,9 @@ class TwistedSMC:
         few, sound = [], []
         x = (opposite(source, wide, -1) * float(sigma[0])).reshape(flat)
         asked: Any = levels
+        mixture, experts = _mixture(levels), weights[:, :0]
+        if mixture is not None:
+            mixture.begin()
         for k in shown(range(steps - 1), "TwistedSMC") if progress else range(steps - 1):
             denoised, proposal, potential, rate = asked.twist(k, x)
             weights = weights + self._rows(potential - before + gains[k] * rate)
@@ -218,14 +223,18 @@ class TwistedSMC:
             roots = roots.gather(1, chosen)
             place = (chosen + self.particles * torch.arange(n, device=like.device)[:, None]).reshape(-1)
             before = before[place] if isinstance(before, Tensor) else before
-            z = opposite(source, wide, k).reshape(flat)
-            x = mean[place].add_(z, alpha=std[k])
-            if pull is not None:
-                pull = pull[place]
+            z, pull = opposite(source, wide, k).reshape(flat), None if pull is None else pull[place]
+            if mixture is not None:
+                z = z + mixture.branch(uniform(source(weights, k, 2)).reshape(-1), of_data[k] / std[k], place)
+                weights = weights + self._rows(mixture.weigh(z, pull))
+            elif pull is not None:
                 change = (pull * (z + 0.5 * pull)).flatten(1).sum(1, dtype=torch.float64)
                 weights = weights - self._rows(change)
+            x = mean[place].add_(z, alpha=std[k])
             sound.append(weights.sum(1))
         denoised, _, _, rate = asked.twist(steps - 1, x)
+        if mixture is not None:
+            denoised = denoised + mixture.branch(uniform(source(weights, steps - 1, 2)).reshape(-1), 1.0)
         weights = weights + self._rows(asked.log_final(denoised) - before + gains[-1] * rate)
         few.append(effective(weights))
         total = weights.logsumexp(1)
@@ -236,7 +245,9 @@ class TwistedSMC:
         pick = systematic(weights, uniform(source(wide[:, :1].reshape(n, -1)[:, :1], steps, 1)), 1)
         x = states[torch.arange(n, device=like.device), pick[:, 0]]
         alive = torch.zeros_like(weights).scatter_(1, roots, 1.0).sum(1)
-        return x, evidence, torch.stack(few, 1), alive, states, weights, levels.calls, levels.products
+        if mixture is not None:
+            experts = torch.einsum("np,npj->nj", weights.exp(), mixture.shares.reshape(*weights.shape, -1))
+        return x, evidence, torch.stack(few, 1), alive, states, weights, experts, levels.calls, levels.products
 
     def _rows(self, change: Tensor | float) -> Tensor | float:
         """What was added to the log-weight of each particle, (n, N)."""
@@ -248,6 +259,13 @@ class TwistedSMC:
         if not bool(finite.all()):
             step = int((~finite.all(1)).nonzero()[0])
             raise NonFiniteError(step, times[step], [first + i for i in (~finite.all(0)).nonzero()[:, 0].tolist()])
+
+
+def _mixture(levels: Any) -> MixtureLevels | None:
+    """That of a `Mixture`, or of one that is guided."""
+    while levels is not None and not isinstance(levels, MixtureLevels):
+        levels = getattr(levels, "base", None)
+    return levels
 
 
 def middle_steps(p: Perturbation, times: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -28,6 +28,7 @@ class Particles(Samples):
         ess: effective particles at each time, (n, K), before they are resampled: 1 to N.
         ancestors: how many of the particles at the start have descendants at the end, (n,).
         particles: all of them, (n, N, *shape), with `log_weights`, (n, N), normalised; None unless `return_all`.
+        experts: probability of each expert of a `Mixture`, (n, J), from all particles of a system; None of others.
 
     One draw of each system counts all systems alike, though some met the observation better than others: the law of `x`
     is off by a part in proportion to 1/N, and that of `pooled()` by one in proportion to 1/(n N).
@@ -40,6 +41,7 @@ class Particles(Samples):
     ancestors: Tensor
     particles: Tensor | None = None
     log_weights: Tensor | None = None
+    experts: Tensor | None = None
 
     def pooled(self, n: int | None = None, seed: int = 0) -> Tensor:
         """Draws from all systems together, by evidence times weight: right for fewer particles, but not independent.

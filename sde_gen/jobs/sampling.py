@@ -31,6 +31,7 @@ from sde_gen.jobs.guiding import guided, made_of, started, told
 from sde_gen.jobs.restoring import restored
 from sde_gen.jobs.target import Target
 from sde_gen.jobs.viewing import View
+from sde_gen.pictures.animated import ffmpeg
 from sde_gen.pictures.animation import Frames
 from sde_gen.samplers import ProbabilityFlow, Samples
 from sde_gen.streaming import BlockStore, block_length, draw_blocks, write_npz
@@ -50,6 +51,9 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     values, arguments = settings(config)
     cfg = typed(SampleConfig, values)
+    form = cfg.animation if isinstance(cfg.animation, str) else "gif"
+    if form == "mp4":
+        ffmpeg()  # refused before the work, if at all
     what = guided(trained(cfg, best=cfg.best), cfg)
     if cfg.animation and isinstance(what.sampler, ProbabilityFlow) and not what.sampler.at:
         # Its samples have steps of their own; these times they share.
@@ -127,7 +131,7 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
             write_csv(target.path(".csv"), view.about.columns, _rows(store, view, labels, about.classes))
         write_json(target.report, report)
         seen = None if data is None else view.data(data)
-        _draw(target, shown, seen, frames, labels, view.about)
+        _draw(target, shown, seen, frames, labels, view.about, form)
         if cfg.forward and data is not None and (data.test.ndim > 3 or pictures.has_matplotlib()):
             strip = pictures.forward_strip(model.perturbation, data.test[:2048], cfg.seed)
             pictures.save_image(strip, target.path("_forward.png"))
@@ -204,7 +208,8 @@ def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     about = Description.from_dict(what.checkpoint.state["data"])
     if not what.conditional:
         return replace(about, classes=(), counts=()), None
-    dropout = what.checkpoint.config.get("objective", {}).get("label_dropout")
+    objective = what.checkpoint.config.get("objective", {})
+    dropout = objective.get("label_dropout") or objective.get("condition_dropout")
     return about, None if "imported" in what.checkpoint.state else bool(dropout)
 
 
@@ -232,6 +237,7 @@ def _draw(
     frames: Frames | None,
     labels: Labels | None,
     about: Description,
+    form: str,
 ) -> None:
     if x.ndim < 4 and not pictures.has_matplotlib():
         say("matplotlib is not installed, so there are no plots; run pip install 'sde_gen[plot]'")
@@ -247,7 +253,7 @@ def _draw(
         picture = pictures.picture_of(x[:_SHOWN] if x.ndim > 3 else x, real, columns)
     pictures.save_image(picture, target.path(".png"))
     if frames is not None:
-        frames.save(target.path("_animation.gif"))
+        frames.save(target.path(f"_animation.{form}"))
 
 
 def _tell(report: Mapping[str, Any], target: Target) -> None:

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
+from sde_gen.networks.attention import heard
 from sde_gen.networks.embedding import VectorEmbedding
 from sde_gen.networks.sizes import Sizes, sized
 
@@ -49,13 +50,13 @@ class _Attention(nn.Module):
         self.out = nn.Linear(width, width)
         self.scales = nn.Parameter(torch.ones(2, width // heads)) if rms_norm else None
 
-    def forward(self, x: Tensor, angles: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, angles: Tensor | None, mask: Tensor | None) -> Tensor:
         query, key, value = self.qkv(x).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
         if self.scales is not None:
             query, key = (F.rms_norm(h, h.shape[-1:], eps=1e-6) * self.scales[k] for k, h in enumerate((query, key)))
         if angles is not None:
             query, key = rotated(query, angles), rotated(key, angles)
-        h = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value)
+        h = F.scaled_dot_product_attention(query.to(value.dtype), key.to(value.dtype), value, attn_mask=mask)
         return self.out(h.transpose(1, 2).flatten(2))
 
 
@@ -72,10 +73,10 @@ class _Block(nn.Module):
         self.dropout = nn.Dropout(dropout)
         self.mlp_out = nn.Linear(4 * width, width)
 
-    def forward(self, x: Tensor, embedding: Tensor, angles: Tensor | None) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, angles: Tensor | None, mask: Tensor | None = None) -> Tensor:
         shift, scale, gate, mlp_shift, mlp_scale, mlp_gate = self.modulation(embedding)[:, None].chunk(6, dim=2)
         h = torch.addcmul(shift, self.norm_attention(x), 1 + scale)
-        x = torch.addcmul(x, gate, self.attention(h, angles))
+        x = torch.addcmul(x, gate, self.attention(h, angles, mask))
         h = torch.addcmul(mlp_shift, self.norm_mlp(x), 1 + mlp_scale)
         h = self.mlp_out(self.dropout(F.gelu(self.mlp_in(h), approximate="tanh")))
         return torch.addcmul(x, mlp_gate, h)
@@ -129,8 +130,8 @@ class DiT(nn.Module):
     Shapes:
         x (B, channels, *sides), any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf allowed; label ()
         or (B,) int64 in 0..num_classes, where `num_classes`, or no label at all, means "no label"; vector
-        (B, vector_size); tokens (B, T, token_size). Returns the shape and dtype of x, (B, 2 channels, *sides) with
-        learned_variance.
+        (B, vector_size), tokens (B, T, token_size), where zeros are none. Returns the shape and dtype of x,
+        (B, 2 channels, *sides) with learned_variance.
     """
 
     noise_dtype = torch.float32  # as for the MLP
@@ -181,6 +182,7 @@ class DiT(nn.Module):
         dropout = checks.number("DiT", "dropout", dropout, low=0.0, high=1.0, open_high=True)
         self.num_classes = checks.integer("DiT", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("DiT", "learned_variance", learned_variance)
+        self.vector_size = checks.integer("DiT", "vector_size", vector_size, low=0)
         self.token_size = checks.integer("DiT", "token_size", token_size, low=0)
         self.dimensions = checks.integer("DiT", "dimensions", dimensions, low=1, high=3)
         shared = wide if positions == "sincos" else wide // self.heads
@@ -239,16 +241,15 @@ class DiT(nn.Module):
             h = h + torch.cat([turns.sin(), turns.cos()], dim=2).flatten(1).to(h.dtype)
         else:
             angles = waves(where, self.width // self.heads // (2 * self.dimensions)).flatten(1)
-        more = 0
-        if tokens is not None:
-            if self.tokens is None or tokens.dim() != 3 or (len(tokens), tokens.shape[2]) != (len(x), self.token_size):
-                raise ConfigError(f"DiT: tokens must have shape ({len(x)}, count, {self.token_size}), as token_size "
-                                  f"says, got {tuple(tokens.shape)}")  # fmt: skip
-            more = tokens.shape[1]
-            h = torch.cat([self.tokens(tokens.to(h.dtype)), h], dim=1)
+        more, mask = 0, None
+        words = None if tokens is None else heard("DiT", tokens, len(x), self.token_size, h)
+        if words is not None and self.tokens is not None:
+            more = words.tokens.shape[1] - 1
+            mask = F.pad(words.mask[..., 1:], (0, h.shape[1]), value=True)
+            h = torch.cat([self.tokens(words.tokens[:, 1:]), h], dim=1)
             angles = None if angles is None else F.pad(angles, (0, 0, more, 0))  # they lie nowhere
         for block in self.blocks:
-            h = block(h, embedding, angles)
+            h = block(h, embedding, angles, mask)
         shift, scale = self.head_modulation(embedding)[:, None].chunk(2, dim=2)
         out = self.head(torch.addcmul(shift, self.head_norm(h[:, more:]), 1 + scale))
         return self._image(out, grid).to(x.dtype)

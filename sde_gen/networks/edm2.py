@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.networks.attention import attended
+from sde_gen.networks.attention import Heard, attended, heads_of, heard, told
 from sde_gen.networks.embedding import Unrounded
 from sde_gen.networks.mlp import C_NOISE_LIMIT, looked_up
 from sde_gen.networks.sizes import Sizes, fitting_even, measured, sized
@@ -73,55 +73,80 @@ class _Linear(nn.Module):
 
 
 class _Embedding(Unrounded):
-    """sqrt(2) cos(w c + phase) with w from N(0, (2 pi)^2), through a matrix, blended with that of the label."""
+    """sqrt(2) cos(w c + phase) with w from N(0, (2 pi)^2), through a matrix, blended with those of label and vector."""
 
     frequencies: Tensor
     phases: Tensor
 
-    def __init__(self, features: int, size: int, num_classes: int) -> None:
+    def __init__(self, features: int, size: int, num_classes: int, vector_size: int) -> None:
         super().__init__()
         self.num_classes = num_classes
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(features))
         self.register_buffer("phases", 2 * math.pi * torch.rand(features))
         self.noise = _Linear(features, size)
         self.label = _Linear(num_classes, size) if num_classes else None
+        self.vector = _Linear(vector_size, size) if vector_size else None
+        self.vector_size = vector_size
 
-    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int) -> Tensor:
+    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int, more: Tensor | None = None) -> Tensor:
         if c_noise.dim() > 1 or (c_noise.dim() == 1 and len(c_noise) != batch):
             raise ConfigError(f"EDM2: c_noise must have shape () or ({batch},), one number a sample, got "
                               f"{tuple(c_noise.shape)}")  # fmt: skip
         level = c_noise.expand(batch).to(torch.float32).clamp(-C_NOISE_LIMIT, C_NOISE_LIMIT)
         waves = math.sqrt(2) * torch.cos(level[:, None] * self.frequencies + self.phases)
         vector = self.noise(waves.to(self.noise.weight.dtype))
-        if self.label is None:
-            if label is not None:
-                raise ConfigError("EDM2: got a label, but was built with num_classes=0; build it with num_classes >= 1")
-            return silu(vector)
-        rows = F.pad(self.label.matrix(math.sqrt(self.num_classes)), (0, 1)).T  # no label is nothing
-        return silu(blend(vector, looked_up("EDM2", rows, label, vector), 0.5))
+        if self.label is not None:
+            rows = F.pad(self.label.matrix(math.sqrt(self.num_classes)), (0, 1)).T  # no label is nothing
+            vector = blend(vector, looked_up("EDM2", rows, label, vector), 0.5)
+        elif label is not None:
+            raise ConfigError("EDM2: got a label, but was built with num_classes=0; build it with num_classes >= 1")
+        if more is not None and (self.vector is None or more.shape != (batch, self.vector_size)):
+            raise ConfigError(f"EDM2: vector must have shape ({batch}, {self.vector_size}), as vector_size says, got "
+                              f"{tuple(more.shape)}")  # fmt: skip
+        if self.vector is not None:  # no vector is that of zeros
+            more = vector.new_zeros(batch, self.vector_size) if more is None else more.to(vector.dtype)
+            vector = blend(vector, self.vector(more), 0.5)
+        return silu(vector)
+
+
+class _Tokens(nn.Module):
+    """Attention to tokens, with queries, keys and values of unit size, and a gain that starts at zero."""
+
+    def __init__(self, channels: int, token_size: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.query = _Linear(channels, channels, 1, 1)
+        self.key_value = _Linear(token_size, 2 * channels)
+        self.out = _Linear(channels, channels, 1, 1)
+        self.gain = nn.Parameter(torch.zeros([]))
+
+    def forward(self, x: Tensor, tokens: Heard) -> Tensor:
+        query = unit(self.query(x).unflatten(1, (self.heads, -1)), 2).flatten(1, 2)
+        key_value = unit(self.key_value(tokens.tokens).unflatten(2, (2 * self.heads, -1)), 3).flatten(2)
+        return self.out(told(query, key_value, tokens.mask, self.heads), self.gain)
 
 
 class _Block(nn.Module):
     """A residual block of the way down, which normalises its input, or of the way up; attention where asked."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, told: int, dropout: float, head: int, down: bool,
-        attention: bool = False, way: str = "",
+        self, channels_in: int, channels_out: int, embedded: int, dropout: float, head: int, token_size: int,
+        down: bool, attention: bool = False, way: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
         self.down, self.way = down, way
         self.gain = nn.Parameter(torch.zeros([]))
         self.conv_in = _Linear(channels_out if down else channels_in, channels_out, 3, 3)
-        self.modulation = _Linear(told, channels_out)
+        self.modulation = _Linear(embedded, channels_out)
         self.dropout = nn.Dropout(dropout)
         self.conv_out = _Linear(channels_out, channels_out, 3, 3)
         self.skip = _Linear(channels_in, channels_out, 1, 1) if channels_in != channels_out else nn.Identity()
-        fitting = (n for n in range(math.ceil(channels_out / head), channels_out + 1) if channels_out % n == 0)
-        self.heads = next(fitting) if attention else 0
+        self.heads = heads_of(channels_out, head) if attention else 0
         self.qkv = _Linear(channels_out, 3 * channels_out, 1, 1) if attention else nn.Identity()
         self.out = _Linear(channels_out, channels_out, 1, 1) if attention else nn.Identity()
+        self.tokens = _Tokens(channels_out, token_size, self.heads) if attention and token_size else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, tokens: Heard | None = None) -> Tensor:
         if self.way == "down":
             x = F.avg_pool2d(x, 2)
         elif self.way == "up":
@@ -134,6 +159,8 @@ class _Block(nn.Module):
         if self.heads:
             qkv = unit(self.qkv(x).unflatten(1, (3 * self.heads, -1)), 2).flatten(1, 2)
             x = blend(x, self.out(attended(qkv, self.heads)), 0.3)
+        if self.tokens is not None and tokens is not None:
+            x = x + self.tokens(x, tokens)
         return x.clamp(-_LARGEST, _LARGEST)
 
 
@@ -168,6 +195,8 @@ class EDM2(nn.Module):
         num_classes: number of class labels; 0: no labels.
         learned_variance: whether the output has twice the channels, the second half of which says how the variance of
             a reverse step lies between its two bounds (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        vector_size: length of a vector to be told, blended with the embedding; of order one, as all is here; 0: none.
+        token_size: length of tokens to be told, to which places attend wherever they attend to each other; 0: none.
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
@@ -175,8 +204,8 @@ class EDM2(nn.Module):
     Shapes:
         x (B, channels, H, W), sides that are multiples of 2^(levels - 1), any float dtype; c_noise () or (B,), the half
         log-SNR or, as the paper has it, log(sigma)/4, +-inf allowed; label () or (B,) int64 in 0..num_classes, where
-        `num_classes`, or no label at all, means "no label". Returns the shape and dtype of x, (B, 2 channels, H, W)
-        with learned_variance.
+        `num_classes`, or no label at all, means "no label"; vector (B, vector_size), tokens (B, T, token_size), where
+        zeros are none. Returns the shape and dtype of x, (B, 2 channels, H, W) with learned_variance.
     """
 
     noise_dtype = torch.float32  # as for the MLP
@@ -202,6 +231,8 @@ class EDM2(nn.Module):
         head: int = 64,
         num_classes: int = 0,
         learned_variance: bool = False,
+        vector_size: int = 0,
+        token_size: int = 0,
     ) -> None:
         super().__init__()
         scale = sized("EDM2", self.sizes, size, {
@@ -209,7 +240,7 @@ class EDM2(nn.Module):
         })  # fmt: skip
         self.arguments = {  # what `sde_gen.save` writes down
             "channels": channels, "size": size, **scale, "head": head, "num_classes": num_classes,
-            "learned_variance": learned_variance,
+            "learned_variance": learned_variance, "vector_size": vector_size, "token_size": token_size,
         }  # fmt: skip
         self.channels = checks.integer("EDM2", "channels", channels, low=1)
         _, widths, self.blocks, attends, dropout = measured("EDM2", scale)
@@ -217,9 +248,12 @@ class EDM2(nn.Module):
         self.num_classes = checks.integer("EDM2", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("EDM2", "learned_variance", learned_variance)
 
-        told, self.levels = max(widths), len(widths)
-        common = (told, dropout, head)
-        self.embedding = _Embedding(widths[0], told, self.num_classes)
+        self.vector_size = checks.integer("EDM2", "vector_size", vector_size, low=0)
+        self.token_size = checks.integer("EDM2", "token_size", token_size, low=0)
+
+        embedded, self.levels = max(widths), len(widths)
+        common = (embedded, dropout, head, token_size)
+        self.embedding = _Embedding(widths[0], embedded, self.num_classes, vector_size)
         self.stem = _Linear(channels + 1, widths[0], 3, 3)
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
         now = widths[0]
@@ -244,7 +278,14 @@ class EDM2(nn.Module):
         self.head = _Linear(now, channels * (2 if learned_variance else 1), 3, 3)
         self.gain = nn.Parameter(torch.zeros([]))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | int | None = None,
+        vector: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
         side = 2 ** (self.levels - 1)
         if x.dim() != 4 or x.shape[1] != self.channels:
             raise ConfigError(f"EDM2: x must have shape (batch, {self.channels}, height, width), got {tuple(x.shape)}; "
@@ -252,21 +293,22 @@ class EDM2(nn.Module):
         if x.shape[2] % side or x.shape[3] % side:
             raise ConfigError(f"EDM2: the sides of x must be multiples of {side} for {self.levels} levels, got "
                               f"{tuple(x.shape)}; build the network with fewer multipliers")  # fmt: skip
-        embedding = self.embedding(c_noise, label, x.shape[0])
+        embedding = self.embedding(c_noise, label, x.shape[0], vector)
         h = x.to(self.stem.weight.dtype)
         h = self.stem(torch.cat([h, torch.ones_like(h[:, :1])], dim=1))
+        words = None if tokens is None else heard("EDM2", tokens, len(x), self.token_size, h)
         skips = [h]
         for index, block in enumerate(self.down):
             if index and index % self.blocks == 0:
                 h = self.shrink[index // self.blocks - 1](h, embedding)
                 skips.append(h)
-            h = block(h, embedding)
+            h = block(h, embedding, words)
             skips.append(h)
         for block in self.middle:
-            h = block(h, embedding)
+            h = block(h, embedding, words)
         for index, block in enumerate(self.up):
             place, first = divmod(index, self.blocks + 1)
             if place and not first:
                 h = self.grow[place - 1](h, embedding)
-            h = block(joined(h, skips.pop()), embedding)
+            h = block(joined(h, skips.pop()), embedding, words)
         return self.head(h, self.gain).to(x.dtype)

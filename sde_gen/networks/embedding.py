@@ -7,7 +7,6 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen import checks
-from sde_gen.errors import ConfigError
 from sde_gen.networks.mlp import C_NOISE_LIMIT, ConditionEmbedding, fourier_features
 
 KINDS = ("half_log_snr", "ddpm", "adm", "fourier")
@@ -39,7 +38,7 @@ class Unrounded(nn.Module):
 
 
 class VectorEmbedding(Unrounded, ConditionEmbedding):
-    """A `ConditionEmbedding` of other features, which a vector is added to.
+    """A `ConditionEmbedding` of other features of the noise level.
 
     Args:
         size: width of what it gives, even and at least 4.
@@ -50,7 +49,7 @@ class VectorEmbedding(Unrounded, ConditionEmbedding):
             arXiv:2006.11239; Dhariwal & Nichol 2021, arXiv:2105.05233); "fourier", sine and cosine of 2 pi w c with
             w from N(0, 16^2), for log sigma (Song et al. 2021, arXiv:2011.13456).
         features: number of features of c_noise, even.
-        vector_size: length of a vector that a network may be told; 0: none. No vector is the vector of zeros.
+        vector_size: as for `ConditionEmbedding`.
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
@@ -61,13 +60,11 @@ class VectorEmbedding(Unrounded, ConditionEmbedding):
     def __init__(
         self, size: int, num_classes: int, owner: str, *, kind: str, features: int, vector_size: int = 0
     ) -> None:
-        super().__init__(size, num_classes, owner)
+        super().__init__(size, num_classes, owner, vector_size)
         self.kind = checks.choice(owner, "embedding", kind, KINDS)
-        self.vector_size = checks.integer(owner, "vector_size", vector_size, low=0)
         if kind == "fourier":
             self.register_buffer("frequencies", 16 * torch.randn(features // 2))
         self.first = nn.Linear(features, size)
-        self.vector = nn.Linear(self.vector_size, size, bias=False) if self.vector_size else None
 
     def features(self, c_noise: Tensor, size: int) -> Tensor:
         """(B, size) float32."""
@@ -78,12 +75,3 @@ class VectorEmbedding(Unrounded, ConditionEmbedding):
         level = c_noise.to(torch.float32).clamp(-C_NOISE_LIMIT, C_NOISE_LIMIT)
         angles = level[:, None] * (2 * math.pi * self.frequencies)
         return torch.cat([torch.sin(angles), torch.cos(angles)], dim=1)
-
-    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int, more: Tensor | None = None) -> Tensor:
-        """As for `ConditionEmbedding`; `more` is the vector, (B, vector_size)."""
-        if more is None:
-            return super().forward(c_noise, label, batch)
-        if self.vector is None or more.shape != (batch, self.vector_size):
-            raise ConfigError(f"{self.owner}: vector must have shape ({batch}, {self.vector_size}), as vector_size "
-                              f"says, got {tuple(more.shape)}")  # fmt: skip
-        return super().forward(c_noise, label, batch, self.vector(more.to(self.vector.weight.dtype)))

@@ -8,6 +8,7 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
+from sde_gen.networks.attention import Heard, TokenAttention, heads_of, heard
 
 C_NOISE_LIMIT = 20.0  # half log-SNRs in use lie in about -10..15; beyond the limit a state is pure noise or pure data
 LOWEST_FREQUENCY = 0.05  # radians per unit: a third of a turn over the whole clamped range, so monotone across it
@@ -57,49 +58,62 @@ def looked_up(owner: str, table: Tensor, label: Tensor | int | None, like: Tenso
 
 
 class ConditionEmbedding(nn.Module):
-    """Noise level and optional class label to one vector: MLP(fourier(c_noise)) + table[label], then SiLU.
+    """Noise level, label and vector as one: MLP(fourier(c_noise)) + W vector + table[label], then SiLU.
 
     Args:
-        size: width of the vector, even and at least 4.
+        size: width of what it gives, even and at least 4.
         num_classes: number of classes; 0: none. Row `num_classes` of the table means "no label".
         owner: name used in error messages.
+        vector_size: length of a vector that a network may be told; 0: none. No vector is the vector of zeros.
+
+    Raises:
+        ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
     """
 
     #: Of the noise level, (B,) -> (B, count).
     features = staticmethod(fourier_features)
 
-    def __init__(self, size: int, num_classes: int, owner: str) -> None:
+    def __init__(self, size: int, num_classes: int, owner: str, vector_size: int = 0) -> None:
         super().__init__()
         self.size, self.num_classes, self.owner = size, num_classes, owner
+        self.vector_size = vector_size
         self.first = nn.Linear(size, size)
         self.second = nn.Linear(size, size)
         self.table = nn.Embedding(num_classes + 1, size) if num_classes else None
+        self.vector = nn.Linear(vector_size, size, bias=False) if vector_size else None
 
-    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int, more: Tensor | None = None) -> Tensor:
-        """(B, size) in the dtype of the weights; see the networks for the shapes of `c_noise` and `label`.
+    def forward(self, c_noise: Tensor, label: Tensor | int | None, batch: int, vector: Tensor | None = None) -> Tensor:
+        """(B, size) in the dtype of the weights; see the networks for the shapes of `c_noise`, `label` and `vector`.
 
         A missing label becomes `num_classes`, which means "no label". The values are not checked here, since that would
-        wait for the device on every call; the table's own bounds check speaks up. `more` is added to the vector.
+        wait for the device on every call; the table's own bounds check speaks up.
         """
         if c_noise.dim() > 1 or (c_noise.dim() == 1 and len(c_noise) != batch):
             raise ConfigError(f"{self.owner}: c_noise must have shape () or ({batch},), one number a sample, got "
                               f"{tuple(c_noise.shape)}")  # fmt: skip
         features = self.features(c_noise.expand(batch), self.first.in_features).to(self.first.weight.dtype)
-        vector = self.second(F.silu(self.first(features)))
-        vector = vector if more is None else vector + more
+        out = self.second(F.silu(self.first(features)))
+        if vector is not None:
+            if self.vector is None or vector.shape != (batch, self.vector_size):
+                raise ConfigError(f"{self.owner}: vector must have shape ({batch}, {self.vector_size}), as vector_size "
+                                  f"says, got {tuple(vector.shape)}")  # fmt: skip
+            out = out + self.vector(vector.to(out.dtype))
         if self.table is None:
             if label is not None:
                 raise ConfigError(
                     f"{self.owner}: got a label, but was built with num_classes=0; build it with num_classes >= 1"
                 )
-            return F.silu(vector)
-        return F.silu(vector + looked_up(self.owner, self.table.weight, label, vector))
+            return F.silu(out)
+        return F.silu(out + looked_up(self.owner, self.table.weight, label, out))
 
 
 class _ResidualBlock(nn.Module):
-    """x + out(SiLU(scale * in(LayerNorm(x)) + shift)), scale and shift from the embedding; starts as the identity."""
+    """x + out(SiLU(scale * in(LayerNorm(x)) + shift)), scale and shift from the embedding; starts as the identity.
 
-    def __init__(self, hidden: int, embedding: int, dropout: float) -> None:
+    Attention to tokens follows where asked.
+    """
+
+    def __init__(self, hidden: int, embedding: int, dropout: float, token_size: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(hidden)
         self.linear_in = nn.Linear(hidden, hidden)
@@ -108,11 +122,14 @@ class _ResidualBlock(nn.Module):
         self.linear_out = nn.Linear(hidden, hidden)
         nn.init.zeros_(self.linear_out.weight)
         nn.init.zeros_(self.linear_out.bias)
+        to_tokens = (hidden, token_size, nn.GroupNorm(1, hidden), heads_of(hidden, 64))
+        self.tokens = TokenAttention(*to_tokens) if token_size else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, tokens: Heard | None = None) -> Tensor:
         scale, shift = self.modulation(embedding).chunk(2, dim=1)
         h = F.silu(torch.addcmul(shift, self.linear_in(self.norm(x)), 1 + scale))
-        return x + self.linear_out(self.dropout(h))
+        x = x + self.linear_out(self.dropout(h))
+        return x if self.tokens is None else self.tokens(x[:, :, None], tokens)[:, :, 0]
 
 
 class MLP(nn.Module):
@@ -132,14 +149,16 @@ class MLP(nn.Module):
         num_classes: number of class labels; 0: no labels.
         learned_variance: whether the output has twice the features, the second half of which says how the variance of
             a reverse step lies between its two bounds (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        vector_size: length of a vector to be told, added to the embedding; 0: none.
+        token_size: length of tokens to be told, which the features attend to after each block; 0: none.
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
 
     Shapes:
         x (B, D), any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf allowed; label () or (B,) int64
-        in 0..num_classes, where `num_classes`, or no label at all, means "no label". Returns the shape and dtype of x,
-        (B, 2 D) with learned_variance.
+        in 0..num_classes, where `num_classes`, or no label at all, means "no label"; vector (B, vector_size), tokens
+        (B, T, token_size), where zeros are none. Returns the shape and dtype of x, (B, 2 D) with learned_variance.
     """
 
     #: The embedding works in float32, whatever the weights are in: a noise level in half precision is a coarse one.
@@ -155,11 +174,14 @@ class MLP(nn.Module):
         dropout: float = 0.0,
         num_classes: int = 0,
         learned_variance: bool = False,
+        vector_size: int = 0,
+        token_size: int = 0,
     ) -> None:
         super().__init__()
         self.arguments = {  # what `sde_gen.save` writes down
             "features": features, "hidden": hidden, "layers": layers, "frequencies": frequencies, "dropout": dropout,
-            "num_classes": num_classes, "learned_variance": learned_variance,
+            "num_classes": num_classes, "learned_variance": learned_variance, "vector_size": vector_size,
+            "token_size": token_size,
         }  # fmt: skip
         self.features = checks.integer("MLP", "features", features, low=1)
         hidden = checks.integer("MLP", "hidden", hidden, low=4)
@@ -170,9 +192,11 @@ class MLP(nn.Module):
         self.learned_variance = checks.boolean("MLP", "learned_variance", learned_variance)
         if hidden % 2:
             raise ConfigError(f"MLP: hidden must be even, got {hidden}; try {hidden + 1}")
-        self.embedding = ConditionEmbedding(hidden, self.num_classes, "MLP")
+        self.vector_size = checks.integer("MLP", "vector_size", vector_size, low=0)
+        self.token_size = checks.integer("MLP", "token_size", token_size, low=0)
+        self.embedding = ConditionEmbedding(hidden, self.num_classes, "MLP", vector_size)
         self.stem = nn.Linear(self.features * (1 + 2 * self.frequencies), hidden)
-        self.blocks = nn.ModuleList(_ResidualBlock(hidden, hidden, dropout) for _ in range(layers))
+        self.blocks = nn.ModuleList(_ResidualBlock(hidden, hidden, dropout, token_size) for _ in range(layers))
         self.head_norm = nn.LayerNorm(hidden)
         self.head = nn.Linear(hidden, self.features * (2 if learned_variance else 1))
         self.gain = nn.Linear(hidden, self.features)
@@ -180,18 +204,26 @@ class MLP(nn.Module):
             nn.init.zeros_(layer.weight)
             nn.init.zeros_(layer.bias)
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | int | None = None,
+        vector: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
         if x.dim() != 2 or x.shape[1] != self.features:
             raise ConfigError(
                 f"MLP: x must have shape (batch, {self.features}), got {tuple(x.shape)}; "
                 "build the network with the feature count of the data"
             )
-        embedding = self.embedding(c_noise, label, x.shape[0])
+        embedding = self.embedding(c_noise, label, x.shape[0], vector)
         waves = [x.to(torch.float32) * 2.0**k for k in range(self.frequencies)]
         inputs = torch.cat([x, *(f(w) for w in waves for f in (torch.sin, torch.cos))], dim=1)
         h = self.stem(inputs.to(self.stem.weight.dtype))
+        words = None if tokens is None else heard("MLP", tokens, len(x), self.token_size, h)
         for block in self.blocks:
-            h = block(h, embedding)
+            h = block(h, embedding, words)
         out, tail = self.head(F.silu(self.head_norm(h))), self.gain(embedding) * x.to(h.dtype)
         if self.learned_variance:  # the gain is for what is predicted, not for its variance
             tail = F.pad(tail, (0, self.features))

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.networks.attention import attended
+from sde_gen.networks.attention import Heard, TokenAttention, attended, heads_of, heard
 from sde_gen.networks.embedding import VectorEmbedding
 from sde_gen.networks.sizes import Sizes, fitting_even, measured, sized
 
@@ -64,12 +64,12 @@ class _Attention(nn.Module):
 class _Block(nn.Module):
     """(skip(x) + conv(SiLU(norm(conv(SiLU(norm(x))) + W embedding)))) / sqrt(2), x resampled on both ways.
 
-    (Brock et al. 2019, arXiv:1809.11096), then (x + attention(x)) / sqrt(2) where asked.
+    (Brock et al. 2019, arXiv:1809.11096), then (x + attention(x)) / sqrt(2), and attention to tokens, where asked.
     """
 
     def __init__(
         self, channels_in: int, channels_out: int, told: int, dropout: float, resampling: Resampling, rescale: bool,
-        attention: bool = False, way: str = "",
+        token_size: int, attention: bool = False, way: str = "",
     ) -> None:  # fmt: skip
         super().__init__()
         self.way, self.factor = way, math.sqrt(0.5) if rescale else 1.0
@@ -83,15 +83,18 @@ class _Block(nn.Module):
         same = channels_in == channels_out and not way
         self.skip = nn.Identity() if same else nn.Conv2d(channels_in, channels_out, 1)
         self.attention = _Attention(channels_out) if attention else None
+        to_tokens = (channels_out, token_size, _norm(channels_out), heads_of(channels_out, 64))
+        self.tokens = TokenAttention(*to_tokens) if attention and token_size else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+    def forward(self, x: Tensor, embedding: Tensor, tokens: Heard | None = None) -> Tensor:
         h = F.silu(self.norm_in(x))
         if self.way:
             h, x = self.resampling(h, self.way), self.resampling(x, self.way)
         h = self.conv_in(h) + self.modulation(embedding)[:, :, None, None]
         h = self.conv_out(self.dropout(F.silu(self.norm_out(h))))
         x = (self.skip(x) + h) * self.factor
-        return x if self.attention is None else (x + self.attention(x)) * self.factor
+        x = x if self.attention is None else (x + self.attention(x)) * self.factor
+        return x if self.tokens is None else self.tokens(x, tokens)
 
 
 class NCSNpp(nn.Module):
@@ -130,6 +133,7 @@ class NCSNpp(nn.Module):
         embedding: features of c_noise: "half_log_snr", for what the library tells networks; "fourier" for log sigma, as
             the paper has it for NCSN++; "ddpm" for 999 t or an index, as it has it for DDPM++; see `VectorEmbedding`.
         vector_size: length of a vector to be told, added to the embedding; 0: none.
+        token_size: length of tokens to be told, to which places attend wherever they attend to each other; 0: none.
 
     Raises:
         ConfigError: an argument outside its range; in `forward`, a shape that does not fit.
@@ -137,8 +141,8 @@ class NCSNpp(nn.Module):
     Shapes:
         x (B, channels, H, W), sides that are multiples of 2^(levels - 1), any float dtype; c_noise () or (B,), usually
         the half log-SNR, +-inf allowed; label () or (B,) int64 in 0..num_classes, where `num_classes`, or no label at
-        all, means "no label"; vector (B, vector_size). Returns the shape and dtype of x, (B, 2 channels, H, W) with
-        learned_variance.
+        all, means "no label"; vector (B, vector_size), tokens (B, T, token_size), where zeros are none. Returns the
+        shape and dtype of x, (B, 2 channels, H, W) with learned_variance.
     """
 
     noise_dtype = torch.float32  # as for the MLP
@@ -164,6 +168,7 @@ class NCSNpp(nn.Module):
         learned_variance: bool = False,
         embedding: str = "half_log_snr",
         vector_size: int = 0,
+        token_size: int = 0,
     ) -> None:
         super().__init__()
         me = type(self).__name__
@@ -174,7 +179,7 @@ class NCSNpp(nn.Module):
             "channels": channels, "size": size, **scale, "fir": fir, "progressive_input": progressive_input,
             "progressive_output": progressive_output, "skip_rescale": skip_rescale, "sigma_scaling": sigma_scaling,
             "num_classes": num_classes, "learned_variance": learned_variance, "embedding": embedding,
-            "vector_size": vector_size,
+            "vector_size": vector_size, "token_size": token_size,
         }  # fmt: skip
         self.channels = checks.integer(me, "channels", channels, low=1)
         width, widths, blocks, attends, dropout = measured(me, scale)
@@ -185,6 +190,8 @@ class NCSNpp(nn.Module):
         self.sigma_scaling = checks.boolean(me, "sigma_scaling", sigma_scaling)
         self.num_classes = checks.integer(me, "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean(me, "learned_variance", learned_variance)
+        self.vector_size = checks.integer(me, "vector_size", vector_size, low=0)
+        self.token_size = checks.integer(me, "token_size", token_size, low=0)
         if len(fir) < 2 or len(fir) % 2 or not sum(fir):
             raise ConfigError(f"{me}: fir must be an even number of taps, such as (1, 1) or (1, 3, 3, 1), got {fir}")
 
@@ -195,7 +202,7 @@ class NCSNpp(nn.Module):
             told, self.num_classes, me, kind=embedding, features=features + features % 2, vector_size=vector_size
         )
         self.resampling = Resampling(fir)
-        common = (told, dropout, self.resampling, rescale)
+        common = (told, dropout, self.resampling, rescale, token_size)
         self.stem = nn.Conv2d(channels, width, 3, padding=1)
         self.down, self.shrink, self.into = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         skips, now, image = [width], width, channels
@@ -231,13 +238,18 @@ class NCSNpp(nn.Module):
     def _initialise(self) -> None:
         for name, module in self.named_modules():
             if isinstance(module, nn.Linear | nn.Conv2d):
-                ends = name.endswith(("conv_out", "attention.out")) or name.startswith("heads.")
+                ends = name.endswith(("conv_out", "attention.out", "tokens.out")) or name.startswith("heads.")
                 nn.init.zeros_(module.weight) if ends else nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
 
     def forward(
-        self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None, vector: Tensor | None = None
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | int | None = None,
+        vector: Tensor | None = None,
+        tokens: Tensor | None = None,
     ) -> Tensor:
         me, side = type(self).__name__, 2 ** (self.levels - 1)
         if x.dim() != 4 or x.shape[1] != self.channels:
@@ -250,6 +262,7 @@ class NCSNpp(nn.Module):
         embedding = self.embedding(level, label, x.shape[0], vector)
         image = x.to(self.stem.weight.dtype)
         h = self.stem(image)
+        words = None if tokens is None else heard(me, tokens, len(x), self.token_size, h)
         skips = [h]
         for index, block in enumerate(self.down):
             if index and index % self.blocks == 0:
@@ -261,16 +274,16 @@ class NCSNpp(nn.Module):
                 elif self.into_kind == "residual":
                     h = image = (h + self.resampling(self.into[place](image), "down", padded=True)) * self.factor
                 skips.append(h)
-            h = block(h, embedding)
+            h = block(h, embedding, words)
             skips.append(h)
         for block in self.middle:
-            h = block(h, embedding)
+            h = block(h, embedding, words)
         out: Tensor | None = None
         for index, block in enumerate(self.up):
             place, first = divmod(index, self.blocks + 1)
             if place and not first:
                 h = self.grow[place - 1](h, embedding)
-            h = block(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = block(torch.cat([h, skips.pop()], dim=1), embedding, words)
             if first == self.blocks and (self.out_of_each or place == self.levels - 1):
                 k = place if self.out_of_each else 0
                 said = self.heads[k](F.silu(self.norms[k](h)))
@@ -309,10 +322,12 @@ class DDPMpp(NCSNpp):
         learned_variance: bool = False,
         embedding: str = "half_log_snr",
         vector_size: int = 0,
+        token_size: int = 0,
     ) -> None:
         super().__init__(
             channels, size=size, width=width, multipliers=multipliers, blocks=blocks, attention=attention,
             dropout=dropout, fir=fir, progressive_input=progressive_input, progressive_output=progressive_output,
             skip_rescale=skip_rescale, sigma_scaling=sigma_scaling, num_classes=num_classes,
             learned_variance=learned_variance, embedding=embedding, vector_size=vector_size,
+            token_size=token_size,
         )  # fmt: skip

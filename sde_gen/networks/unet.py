@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from sde_gen import checks
 from sde_gen.errors import ConfigError
-from sde_gen.networks.attention import attended
+from sde_gen.networks.attention import Heard, TokenAttention, attended, heads_of, heard
 from sde_gen.networks.mlp import ConditionEmbedding
 from sde_gen.networks.sizes import Sizes, fitting_unet, measured, sized
 
@@ -63,7 +63,7 @@ class _Attention(nn.Module):
 
     def __init__(self, channels: int, dimensions: int) -> None:
         super().__init__()
-        self.heads = next(n for n in range(math.ceil(channels / 64), channels + 1) if channels % n == 0)
+        self.heads = heads_of(channels, 64)
         self.norm = _norm(channels)
         self.qkv = _CONVOLUTION[dimensions](channels, 3 * channels, 1)
         self.out = _zeroed(_CONVOLUTION[dimensions](channels, channels, 1))
@@ -74,17 +74,22 @@ class _Attention(nn.Module):
 
 
 class _Stage(nn.Module):
-    """A residual block, followed by attention where asked."""
+    """A residual block, followed by attention, and attention to tokens, where asked."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, embedding: int, dropout: float, attention: bool, dimensions: int
-    ) -> None:
+        self, channels_in: int, channels_out: int, embedding: int, dropout: float, attention: bool, dimensions: int,
+        token_size: int,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.block = _ResidualBlock(channels_in, channels_out, embedding, dropout, dimensions)
-        self.attention = _Attention(channels_out, dimensions) if attention else nn.Identity()
+        wide = channels_out
+        self.block = _ResidualBlock(channels_in, wide, embedding, dropout, dimensions)
+        self.attention = _Attention(wide, dimensions) if attention else nn.Identity()
+        to_tokens = attention and token_size
+        self.tokens = TokenAttention(wide, token_size, _norm(wide), heads_of(wide, 64)) if to_tokens else None
 
-    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
-        return self.attention(self.block(x, embedding))
+    def forward(self, x: Tensor, embedding: Tensor, tokens: Heard | None = None) -> Tensor:
+        x = self.attention(self.block(x, embedding))
+        return x if self.tokens is None else self.tokens(x, tokens)
 
 
 class UNet(nn.Module):
@@ -116,6 +121,8 @@ class UNet(nn.Module):
         num_classes: number of class labels; 0: no labels.
         learned_variance: whether the output has twice the channels, the second half of which says how the variance of
             a reverse step lies between its two bounds (Nichol & Dhariwal 2021, arXiv:2102.09672).
+        vector_size: length of a vector to be told, added to the embedding; 0: none.
+        token_size: length of tokens to be told, to which places attend wherever they attend to each other; 0: none.
         dimensions: 1 for series (B, channels, L), 2 for images (.., H, W), 3 for volumes (.., D, H, W).
 
     Raises:
@@ -123,8 +130,9 @@ class UNet(nn.Module):
 
     Shapes:
         x (B, channels, *sides), any sides >= 1 and any float dtype; c_noise () or (B,), usually the half log-SNR, +-inf
-        allowed; label () or (B,) int64 in 0..num_classes, where `num_classes`, or no label at all, means "no label".
-        Returns the shape and dtype of x, (B, 2 channels, *sides) with learned_variance.
+        allowed; label () or (B,) int64 in 0..num_classes, where `num_classes`, or no label at all, means "no label";
+        vector (B, vector_size), tokens (B, T, token_size), where zeros are none. Returns the shape and dtype of x,
+        (B, 2 channels, *sides) with learned_variance.
     """
 
     noise_dtype = torch.float32  # as for the MLP
@@ -147,6 +155,8 @@ class UNet(nn.Module):
         dropout: float | None = None,
         num_classes: int = 0,
         learned_variance: bool = False,
+        vector_size: int = 0,
+        token_size: int = 0,
         dimensions: int = 2,
     ) -> None:
         super().__init__()
@@ -155,17 +165,22 @@ class UNet(nn.Module):
         })  # fmt: skip
         self.arguments = {  # what `sde_gen.save` writes down
             "channels": channels, "size": size, **scale, "num_classes": num_classes,
-            "learned_variance": learned_variance, "dimensions": dimensions,
+            "learned_variance": learned_variance, "vector_size": vector_size, "token_size": token_size,
+            "dimensions": dimensions,
         }  # fmt: skip
         self.channels = checks.integer("UNet", "channels", channels, low=1)
         width, widths, self.blocks, attends, dropout = measured("UNet", scale)
         self.num_classes = checks.integer("UNet", "num_classes", num_classes, low=0)
         self.learned_variance = checks.boolean("UNet", "learned_variance", learned_variance)
+        self.vector_size = checks.integer("UNet", "vector_size", vector_size, low=0)
+        self.token_size = checks.integer("UNet", "token_size", token_size, low=0)
+        if token_size and not attends:
+            raise ConfigError("UNet: token_size needs a level with attention, got attention=(); try (-1,)")
         self.dimensions = dimensions = checks.integer("UNet", "dimensions", dimensions, low=1, high=3)
         convolution = _CONVOLUTION[dimensions]
 
-        told = 4 * width
-        self.embedding = ConditionEmbedding(told, self.num_classes, "UNet")
+        told, common = 4 * width, (dimensions, token_size)
+        self.embedding = ConditionEmbedding(told, self.num_classes, "UNet", vector_size)
         self.stem = convolution(channels, widths[0], 3, padding=1)
 
         self.down, self.shrink = nn.ModuleList(), nn.ModuleList()
@@ -173,38 +188,46 @@ class UNet(nn.Module):
             if level:
                 self.shrink.append(convolution(widths[level - 1], wide, 3, stride=2, padding=1))
             for _ in range(self.blocks):
-                self.down.append(_Stage(wide, wide, told, dropout, level in attends, dimensions))
+                self.down.append(_Stage(wide, wide, told, dropout, level in attends, *common))
 
-        self.middle = _Stage(widths[-1], widths[-1], told, dropout, len(widths) - 1 in attends, dimensions)
+        self.middle = _Stage(widths[-1], widths[-1], told, dropout, len(widths) - 1 in attends, *common)
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
             for _ in range(self.blocks):
-                self.up.append(_Stage(2 * wide, wide, told, dropout, level in attends, dimensions))
+                self.up.append(_Stage(2 * wide, wide, told, dropout, level in attends, *common))
             if level:
                 self.grow.append(convolution(wide, widths[level - 1], 3, padding=1))
 
         self.head_norm = _norm(widths[0])
         self.head = _zeroed(convolution(widths[0], channels * (2 if learned_variance else 1), 3, padding=1))
 
-    def forward(self, x: Tensor, c_noise: Tensor, label: Tensor | int | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        c_noise: Tensor,
+        label: Tensor | int | None = None,
+        vector: Tensor | None = None,
+        tokens: Tensor | None = None,
+    ) -> Tensor:
         if x.dim() != 2 + self.dimensions or x.shape[1] != self.channels:
             raise ConfigError(
                 f"UNet: x must have shape (batch, {self.channels}, {_SIDES[self.dimensions]}), got {tuple(x.shape)}; "
                 "build the network with the channels (and dimensions: 1 for series, 3 for volumes) of the data"
             )
-        embedding = self.embedding(c_noise, label, x.shape[0])
+        embedding = self.embedding(c_noise, label, x.shape[0], vector)
         h = self.stem(x.to(self.stem.weight.dtype))
+        words = None if tokens is None else heard("UNet", tokens, len(x), self.token_size, h)
         skips: list[Tensor] = []
         for index, stage in enumerate(self.down):
             if index and index % self.blocks == 0:
                 h = self.shrink[index // self.blocks - 1](h)
-            h = stage(h, embedding)
+            h = stage(h, embedding, words)
             skips.append(h)
-        h = self.middle(h, embedding)
+        h = self.middle(h, embedding, words)
         for index, stage in enumerate(self.up):
             if index and index % self.blocks == 0:
                 h = self.grow[index // self.blocks - 1](h)
                 h = F.interpolate(h, size=skips[-1].shape[2:], mode="nearest")
-            h = stage(torch.cat([h, skips.pop()], dim=1), embedding)
+            h = stage(torch.cat([h, skips.pop()], dim=1), embedding, words)
         return self.head(F.silu(self.head_norm(h))).to(x.dtype)

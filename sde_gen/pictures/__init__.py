@@ -1,7 +1,8 @@
 """Every picture of the project, drawn by matplotlib and Pillow; both are imported when something is drawn."""
 
+from sde_gen.pictures.animated import save_animation
 from sde_gen.pictures.animation import Frames, forward_strip
-from sde_gen.pictures.drawing import image_grid, save_animation, save_each, save_image
+from sde_gen.pictures.drawing import image_grid, save_each, save_image
 from sde_gen.pictures.evaluation_page import evaluation_picture
 from sde_gen.pictures.figures import has_matplotlib
 from sde_gen.pictures.observed import posterior_picture

@@ -10,7 +10,8 @@ from torch import Tensor
 from sde_gen import checks
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Perturbation
-from sde_gen.pictures.drawing import image_grid, save_animation
+from sde_gen.pictures.animated import save_animation
+from sde_gen.pictures.drawing import image_grid
 from sde_gen.pictures.lines import series, series_range, slices
 from sde_gen.pictures.plots import limits_of, picture_of, scatter
 
@@ -45,9 +46,10 @@ class Frames:
             self._every *= 2
 
     def save(self, path: Path) -> None:
-        """Write them as an animated GIF, the last state included.
+        """Write them as an animation, a .gif or .mp4, the last state included.
 
         Raises:
+            MissingInputError: an MP4 without imageio-ffmpeg.
             WriteError, OutputError: it could not be written.
         """
         states = self._states[:: -max(1, len(self._states) // _FRAMES)][::-1]

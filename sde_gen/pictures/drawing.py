@@ -6,7 +6,7 @@ Every function that writes does it in one rename, so that a viewer never meets h
 import math
 import os
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from sde_gen import checks
-from sde_gen.errors import ConfigError, DataError
+from sde_gen.errors import DataError
 from sde_gen.files import held, publish, temporary_name, writing
 
 if TYPE_CHECKING:
@@ -93,23 +93,3 @@ def save_each(images: Iterable[Tensor], folder: Path) -> Path:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
     return folder
-
-
-def save_animation(frames: Sequence["Image"], path: Path, seconds: float = 4.0) -> Path:
-    """An animated GIF of `seconds`, looping, the last frame held for one second.
-
-    Raises:
-        ConfigError: no frames.
-    """
-    if not frames:
-        raise ConfigError("an animation needs at least one frame")
-    each = max(20, round(1000 * seconds / len(frames)))
-    times = [each] * (len(frames) - 1) + [1000]
-    shades = [frame.convert("P") for frame in frames]
-    return publish(
-        path,
-        lambda temporary: shades[0].save(
-            temporary, format="GIF", save_all=True, append_images=shades[1:], duration=times, loop=0
-        ),
-        "the animation",
-    )

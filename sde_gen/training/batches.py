@@ -49,7 +49,7 @@ class Batches:
         accumulate: parts in which it does.
         seed: of everything.
         device: where the network is.
-        conditional: whether labels are given.
+        conditional: whether labels, and what else is told of samples, are given.
         channels_last: memory layout of images.
         dequantise: whether discrete levels are spread out by uniform noise, new at each step.
 
@@ -87,6 +87,7 @@ class Batches:
         labels = data.train_labels if data.source is None else data.source.labels
         labels = labels if conditional else None
         self._labels = None if labels is None else labels.to(home)
+        self._told = {name: told.to(home) for name, told in data.train_told.items()} if conditional else {}
         self._objective, self._model, self._size, self._seed, self._device = objective, model, size, seed, device
         self._channels_last, self._data, self._conditional = channels_last, data, conditional
         self._numbers = data.train[0].numel()
@@ -132,6 +133,8 @@ class Batches:
             if self._channels_last and x0.ndim == 4:
                 x0 = x0.contiguous(memory_format=torch.channels_last)
             condition = {} if self._labels is None else {"label": _sent(self._labels[chosen], self._device)}
+            if self._told:
+                condition |= {name: _sent(told[chosen], self._device) for name, told in self._told.items()}
             noise = self._noise(step, first, x0)
             generator = keyed_generator(self._seed, step, DROPOUT, 1)
             if first:  # of one number per sample: past those of the rows before
@@ -159,6 +162,8 @@ class Batches:
             if self._width is not None:
                 x0 = self._data.transform.dequantise(x0, self._seed, first)
             condition = {} if labels is None else {"label": labels[rows].to(self._device)}
+            if self._conditional:
+                condition |= {name: told[rows].to(self._device) for name, told in self._data.test_told.items()}
             yield Part(rows, x0, condition, None, None, keyed_generator(self._seed, block, HELD_OUT))
 
     def dropout_of(self, step: int, rows: slice) -> AbstractContextManager[None]:

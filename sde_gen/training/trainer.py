@@ -57,7 +57,7 @@ class Trainer:
         settings: see `TrainerSettings`.
         seed: of everything random, whole number in [0, 2^64).
         device: where to train; by default where the model is.
-        conditional: whether the network is given the labels of `data`.
+        conditional: whether the network is given the labels of `data`, and what else it says of its samples.
         checkpoints: folder for checkpoints; None saves nothing.
         config: plain data that is stored with each checkpoint.
         stop: asked before each step; true saves and ends training.
@@ -107,7 +107,7 @@ class Trainer:
         self.processes = processes = Processes() if processes is None else processes
         network = check_trainable(model.network)
         self.data = data = data if isinstance(data, Dataset) else data_set_of(data)
-        if conditional and data.train_labels is None:
+        if conditional and data.train_labels is None and not data.train_told:
             raise ConfigError(f"Trainer: the data set {data.name} has no labels, so a network cannot be given them")
         s.check_parts(processes.world)
         self.model, self.objective = model, DenoisingScoreMatching() if objective is None else objective

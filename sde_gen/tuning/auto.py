@@ -33,7 +33,7 @@ from sde_gen.tuning.kept import kept
 from sde_gen.tuning.quick import Solution, quick
 from sde_gen.tuning.reference import calibrate
 from sde_gen.tuning.search import search
-from sde_gen.tuning.uncalibrated import uncalibrated
+from sde_gen.tuning.uncalibrated import begun, uncalibrated
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
@@ -126,8 +126,10 @@ class Auto(Sampler):
 
     def solve(self, job: Job) -> Solved:
         if self.calls == 0 and self.nfe is not None:
-            return uncalibrated(job.model, self.nfe).solve(job)
-        return self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler.solve(job)
+            sampler = uncalibrated(job.model, self.nfe)
+        else:
+            sampler = self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler
+        return sampler.solve(replace(job, x=begun(job.x, job.model, sampler)))
 
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
         """What is kept for these, or measured now; `of_rows` if it has to be measured with the condition's rows."""

@@ -25,7 +25,7 @@ from sde_gen.samplers.flow import unit_curves
 from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.limited import LimitedUniPC, Velocities
 from sde_gen.tuning.fitted_steps import FittedSteps
-from sde_gen.tuning.uncalibrated import levels, uncalibrated
+from sde_gen.tuning.uncalibrated import begun, levels, uncalibrated
 
 _LOG = logging.getLogger("sde_gen")
 #: Starts, and those of them that fit.
@@ -83,7 +83,8 @@ class _Batch:
             if step < fine:
                 states.append((x / float(p.size(t))).flatten(1).cpu())
 
-        result = rule(self.model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
+        start = begun(self.start, self.model, rule)
+        result = rule(self.model, start=start, condition=self.condition, callback=record, chunk=STARTS)
         path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
         return Solution(result.x, path, result.nfe, fine * self.start.numel())
 
@@ -98,7 +99,8 @@ class _Batch:
     def of(self, sampler: GridSampler) -> Tensor:
         """Distances of a sampler."""
         try:
-            result = sampler(self.model, start=self.start, condition=self.condition, chunk=STARTS)
+            start = begun(self.start, self.model, sampler)
+            result = sampler(self.model, start=start, condition=self.condition, chunk=STARTS)
         except NonFiniteError:
             return torch.full((STARTS,), math.inf, dtype=torch.float64)
         self.calls += result.nfe
@@ -110,7 +112,7 @@ class _Batch:
         times = p.time(torch.tensor(lam, dtype=torch.float64))
         size, (carry, weights) = p.size(times).tolist(), rule.plan(p, times)
         at = self.model.levels(*p.curves(times), self.start, self.condition)
-        remember, x, rows = Velocities(at, self.start, weights), self.start, []
+        remember, x, rows = Velocities(at, self.start, weights), begun(self.start, self.model, rule), []
         for k, of_x in enumerate(carry):
             velocity, terms = remember(k, x, rule.limit)
             terms = [velocity * size[k + 1], *terms]

@@ -19,9 +19,11 @@ import math
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from sde_gen.model import ScoreModel
 from sde_gen.perturbations import Chain
+from sde_gen.samplers.grid_sampler import GridSampler
 from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.limited import LimitedUniPC
 
@@ -37,6 +39,12 @@ def uncalibrated(model: ScoreModel, nfe: int) -> LimitedUniPC:
     """The rule of this module with `nfe` network calls for a model."""
     least, order, limit = _MANY_RULE if _many(model, nfe) else _FEW_RULE
     return LimitedUniPC(least=least, order=order, limit=limit, grid=levels(model, nfe, nfe))
+
+
+def begun(x: Tensor, model: ScoreModel, sampler: GridSampler) -> Tensor:
+    """A state of the model's first time as one of the sampler's, if that begins later: noise of its size."""
+    p, first, own = model.perturbation, model.times_within()[1], float(sampler.times(model)[0])
+    return x * float(p.sigma(own) / p.sigma(first)) if own < first - 1e-9 else x
 
 
 def _many(model: ScoreModel, nfe: int) -> bool:

@@ -2,9 +2,11 @@
 
 import csv
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from omegaconf import OmegaConf
 
 from sde_gen.config import load_config
 from sde_gen.config.compose import _COMPARES
@@ -54,6 +56,21 @@ def test_it_trains_and_what_it_made_can_be_sampled(experiment: str, command: Com
     )
     assert result.code == 0, result.err
     assert Path("drawn/samples.png").is_file()
+
+
+@pytest.mark.parametrize("file", sorted((Path(config_dir()) / "experiment").glob("*.yaml")), ids=lambda file: file.stem)
+def test_what_an_experiment_says_is_what_is_composed(file: Path) -> None:
+    text = file.read_text("utf-8")
+    composed = load_config("compare" if _COMPARES.search(text) else "train", [f"experiment={file.stem}"])
+
+    def differing(said: Any, got: Any, place: str) -> list[str]:
+        if not isinstance(said, dict):
+            return [] if said == got else [f"{place}: {said!r}, not {got!r}"]
+        inner = {key: value for key, value in said.items() if key not in ("_settings_", "defaults", "hydra")}
+        return [line for key, value in inner.items() for line in differing(value, got[key], f"{place}.{key}")]
+
+    read = OmegaConf.to_container(OmegaConf.create(text))  # which knows 2e-4 as a number
+    assert not differing(read, composed, file.stem)
 
 
 def test_every_experiment_for_training_is_tried_here() -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -57,6 +58,20 @@ def test_an_adaptive_solver_is_animated_too(trained: Command) -> None:
     assert result.code == 0, result.err
     with Image.open("ode/samples_animation.gif") as animation:
         assert animation.n_frames == 32
+
+
+def test_an_animation_as_a_film(trained: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = ("sample", *QUICK[:2], "num_samples=4", "metrics=false", "animation=mp4", "out=o")
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "imageio_ffmpeg", None)
+        refused = trained(*asked)
+    assert (refused.code, Path("o").exists()) == (66, False)
+    assert "run pip install 'sde_gen[video]'" in refused.err
+    wrong = trained(*asked, "animation=avi")
+    assert "must be true or false or one of gif, mp4" in wrong.err
+    pytest.importorskip("imageio_ffmpeg")
+    assert trained(*asked).code == 0
+    assert sorted(os.listdir("o")) == ["report.json", "samples.npz", "samples.png", "samples_animation.mp4"]
 
 
 def test_the_newest_run_a_named_one_and_a_path(trained: Command) -> None:

@@ -60,28 +60,6 @@ def test_positions_tell_places_apart_and_rotary_takes_other_sizes() -> None:
         assert network(torch.randn(1, 1, 12, 4), torch.zeros(1)).shape == (1, 1, 12, 4)
 
 
-def test_is_told_vectors_and_tokens() -> None:
-    network = awake(small(vector_size=5, token_size=7, positions="rotary"))
-    x, c = torch.randn(2, 1, 8, 8), torch.zeros(2)
-    vector, tokens = torch.randn(2, 5), torch.randn(2, 3, 7)
-    plain = network(x, c)
-    assert torch.equal(network(x, c, vector=torch.zeros(2, 5)), plain)
-    for told in ({"vector": vector}, {"tokens": tokens}):
-        said = network(x, c, **told)
-        assert said.shape == x.shape
-        assert (said - plain).abs().amax((1, 2, 3)).min() > 1e-3
-    swapped = network(x, c, tokens=tokens[:, [2, 0, 1]])  # a set
-    torch.testing.assert_close(swapped, network(x, c, tokens=tokens), rtol=1e-4, atol=1e-5)
-    network(x, c, vector=vector, tokens=tokens).square().sum().backward()
-    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in network.parameters())
-    for told, message in (({"vector": vector[:, 1:]}, r"vector must have shape \(2, 5\)"),
-                          ({"tokens": tokens[0]}, r"tokens must have shape \(2, count, 7\)")):  # fmt: skip
-        with pytest.raises(ConfigError, match=message):
-            network(x, c, **told)
-    with pytest.raises(ConfigError, match="as vector_size says"):
-        small()(x, c, vector=vector)
-
-
 @pytest.mark.parametrize(
     ("options", "message"),
     [

@@ -129,6 +129,85 @@ def test_a_label_out_of_range_is_named(kind: str, label: Any) -> None:
         make(num_classes=5)(x, c_noise, label=label)
 
 
+def told(size: int = 3, seed: int = 2) -> dict[str, Tensor]:
+    """A vector of 4 and two tokens of 5 for each sample."""
+    generator = torch.Generator().manual_seed(seed)
+    return {"vector": torch.randn(size, 4, generator=generator), "tokens": torch.randn(size, 2, 5, generator=generator)}
+
+
+@EVERY
+def test_is_told_vectors_and_tokens(kind: str) -> None:
+    """The output follows each of them, row by row, and every parameter is reached."""
+    make, shape = MAKERS[kind]
+    network = awake(make(num_classes=2, vector_size=4, token_size=5))
+    x, c_noise = batch(shape)
+    given = told()
+    label = torch.tensor([0, 1, 2])
+    both = network(x, c_noise, label, **given)
+    assert both.shape == x.shape
+    for name, value in given.items():
+        other = value.clone()
+        other[1] += 1.0  # of one sample
+        moved = (network(x, c_noise, label, **(given | {name: other})) - both).abs().flatten(1).amax(1)
+        assert moved[1] > 1e-3, name
+        torch.testing.assert_close(moved[[0, 2]], torch.zeros(2), rtol=0, atol=1e-5)
+    both.square().sum().backward()
+    for name, parameter in network.named_parameters():
+        assert parameter.grad is not None, name
+        assert parameter.grad.abs().max() > 0, name
+
+
+@EVERY
+def test_zeros_are_no_vector_and_no_tokens(kind: str) -> None:
+    """So a condition is dropped by zeros, and shorter lists of tokens are filled up with them."""
+    make, shape = MAKERS[kind]
+    network = awake(make(vector_size=4, token_size=5))
+    x, c_noise = batch(shape)
+    given, near = told(), {"rtol": 1e-4, "atol": 1e-5}
+    nothing = {name: torch.zeros_like(value) for name, value in given.items()}
+    torch.testing.assert_close(network(x, c_noise, **nothing), network(x, c_noise), **near)
+    longer = {"tokens": torch.cat([given["tokens"], torch.zeros(3, 4, 5)], 1)}
+    torch.testing.assert_close(network(x, c_noise, **longer), network(x, c_noise, tokens=given["tokens"]), **near)
+    swapped = given["tokens"].flip(1)  # a set
+    torch.testing.assert_close(network(x, c_noise, tokens=swapped), network(x, c_noise, tokens=given["tokens"]), **near)
+
+
+@EVERY
+def test_what_it_may_be_told_changes_no_network_that_is_not_told(kind: str) -> None:
+    """Names, and what a network without them says: the weights of one fit into one that may be told more."""
+    make, shape = MAKERS[kind]
+    plain, more = awake(make()).eval(), make(vector_size=4, token_size=5).eval()
+    found = more.load_state_dict(plain.state_dict(), strict=False)
+    assert not found.unexpected_keys
+    assert all("tokens" in name or "vector" in name for name in found.missing_keys)
+    x, c_noise = batch(shape)
+    if kind != "edm2":  # whose embedding shares its size with the vector's
+        assert torch.equal(more(x, c_noise), plain(x, c_noise))
+    if not kind.startswith("dit"):  # where tokens stand beside the others
+        assert torch.equal(more(x, c_noise, tokens=told()["tokens"]), more(x, c_noise))
+
+
+@EVERY
+def test_refuses_vectors_and_tokens_that_do_not_fit(kind: str) -> None:
+    make, shape = MAKERS[kind]
+    x, c_noise = batch(shape)
+    given = told()
+    network = make(vector_size=4, token_size=5)
+    for name, wrong, message in (
+        ("vector", given["vector"][:, 1:], r"vector must have shape \(3, 4\), as vector_size says, got \(3, 3\)"),
+        ("vector", given["vector"][:2], r"vector must have shape \(3, 4\)"),
+        ("tokens", given["tokens"][0], r"tokens must have shape \(3, count, 5\), as token_size says, got \(2, 5\)"),
+        ("tokens", given["tokens"][:2], r"tokens must have shape \(3, count, 5\)"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            network(x, c_noise, **{name: wrong})
+    for name in given:
+        with pytest.raises(ConfigError, match=f"{name} must have shape"):
+            make()(x, c_noise, **{name: given[name]})
+        with pytest.raises(ConfigError, match=f"{name[:5].rstrip('s')}.*_size must be a whole number, at least 0"):
+            make(**{{"vector": "vector_size", "tokens": "token_size"}[name]: -1})
+
+
 @EVERY
 def test_sample_does_not_depend_on_its_batch(kind: str) -> None:
     make, shape = MAKERS[kind]

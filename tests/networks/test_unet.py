@@ -110,3 +110,8 @@ def test_takes_lists() -> None:
 def test_refuses_bad_arguments(options: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         UNet(**options)
+
+
+def test_tokens_need_attention() -> None:
+    with pytest.raises(ConfigError, match="token_size needs a level with attention"):
+        UNet(width=8, attention=(), token_size=3)

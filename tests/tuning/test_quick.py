@@ -73,6 +73,22 @@ def test_a_network_trained_on_a_chain_is_asked_at_its_nodes(p: sg.Chain) -> None
             assert len(asked) == nfe
 
 
+@pytest.mark.parametrize("p", PERTURBATIONS[1:], ids=str)
+def test_a_network_begins_with_noise_of_the_right_size_under_every_formulation(p: sg.Perturbation) -> None:
+    """With few calls a network is not asked at the most noise: what it begins with is smaller where sigma has grown."""
+    network = Net()
+    trained = sg.ScoreModel(network, sg.EDM(0.002, 1000.0), sg.EDMPreconditioning(0.7))
+    model = trained.under(p)
+    x = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = sg.SeededNoise(3)
+    for auto in (sg.Auto(nfe=6, calls=0), sg.Auto(nfe=6, calls=150)):
+        first = auto.choose(model, (1,)).sampler.times(model)[0]
+        for samples in (auto(model, (6, 1), noise=noise, dtype=torch.float64).x,
+                        auto(model, start=noise(x, -1, 0) * float(p.sigma(model.times_within()[1]))).x):  # fmt: skip
+            own = auto.choose(model, (1,)).sampler(model, start=noise(x, -1, 0) * float(p.sigma(first))).x
+            torch.testing.assert_close(samples, own, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("nfe", [3, 10, 20, 60])
 def test_calibration_stays_within_its_calls(nfe: int) -> None:
     for calls in (0, 30, 150, 300):
