@@ -154,7 +154,7 @@ def quick(
     in the plain mean.
     """
     began, usual = time.perf_counter(), uncalibrated(model, nfe)
-    price = _price(model, shape, condition)  # calls of a step
+    price = price_of(model, shape, condition)  # calls of a step
     fine = _fine(nfe, calls // price)
     if fine is None:
         return usual, math.nan, [("uncalibrated", math.nan)], 0
@@ -195,7 +195,7 @@ def quick(
     return sampler if better else usual, errors[kept], tried, made
 
 
-def _price(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
+def price_of(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
     """Network calls of a step: 1, or for a guided model what it makes at lambda = 0, of one sample."""
     if getattr(model, "base", None) is None:
         return 1

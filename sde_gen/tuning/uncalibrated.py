@@ -11,8 +11,9 @@ with w above and b = 1.06 below the centre, for `LimitedUniPC`, which decides in
 least are to be trusted. The levels are in lambda alone, so that they are the same under every formulation; a network is
 asked within the levels of its training, and one trained on a chain at nodes.
 
-What a network says has features of its own at all noise, and at much noise its error is amplified. With few calls it
-begins below that; with many, whose errors are as small as these features, w = 1.5 + N/50 and b = 1 + N/20.
+What a network says has features of its own at all noise, and at much noise its error is amplified. With fewer than 9
+calls it begins below that; with more, which are enough to follow these features, the levels are spread wider: with
+b = max(1.8, 1 + N/20) and w = 1.5 + max(8/N, N/50), around a centre that is up to 1/4 lower.
 """
 
 import math
@@ -28,16 +29,16 @@ from sde_gen.samplers.grids import GivenLambdas
 from sde_gen.samplers.limited import LimitedUniPC
 
 #: Calls from which there are enough to resolve most of what happens, of an exact score and of a network.
-_MANY, _MANY_NETWORK = 16, 20
-#: The least order, the highest and the limit with fewer calls than that, and with as many.
+_MANY, _MANY_NETWORK = 16, 9
+#: The least order, the highest and the limit: of an exact score with fewer calls than that, and otherwise.
 _FEW_RULE, _MANY_RULE = (2, 4, 0.5), (3, 5, 0.25)
-#: Half log-SNR that a network begins at with few calls, where the state has 2 % of the data in it.
-_FIRST = -4.0
+#: Half log-SNR that a network begins at with few calls, where the state has 1 % of the data in it.
+_FIRST = -4.5
 
 
 def uncalibrated(model: ScoreModel, nfe: int) -> LimitedUniPC:
     """The rule of this module with `nfe` network calls for a model."""
-    least, order, limit = _MANY_RULE if _many(model, nfe) else _FEW_RULE
+    least, order, limit = _MANY_RULE if _many(model, nfe) or not is_exact(model) else _FEW_RULE
     return LimitedUniPC(least=least, order=order, limit=limit, grid=levels(model, nfe, nfe))
 
 
@@ -63,7 +64,7 @@ def levels(
     """n half log-SNRs, from the most noise down to what `nfe` calls can follow.
 
     The numbers were found by a search over thirteen mixtures and finite data sets of 2 to 64 dimensions at 5, 10, 20
-    and 50 calls, and, for networks, on three of different ages; then looked at on others.
+    and 50 calls, and, for networks, on six of other ages, sizes and trainings; then looked at on others.
 
     Args:
         later, wider, deeper: added to the centre, by which both widths are multiplied, added to the last level.
@@ -74,7 +75,8 @@ def levels(
     first, least = float(p.half_log_snr(high)), float(p.half_log_snr(low))
     before, after = 1.06, 1.5 + 8 / nfe
     if not exact and _many(model, nfe):
-        before, after = 1 + min(nfe, 100) / 20, 1.5 + min(nfe, 100) / 50
+        before, after = max(1.8, 1 + min(nfe, 100) / 20), 1.5 + max(8 / nfe, min(nfe, 100) / 50)
+        later -= min((nfe - 8) / 16, 0.25)
     elif not exact and first < _FIRST < least:
         first = _FIRST
     last = min(max(2.1 * math.log(max(nfe - 1.5, 0.5)) - 1.3 + deeper, first + 1.0), least)

@@ -41,6 +41,7 @@ RENDERED = {
     "budgets": lambda m, d: m.markdown(d, numbers("stochastic")["distances"]),
     "convergence": lambda m, d: m.markdown(d["orders"], d["errors"]),
     "stochastic": lambda m, d: m.markdown(d["distances"], d["weak"], 300.0),
+    "noise": lambda m, d: m.markdown(d),
     "picard": lambda m, d: m.markdown(d),
     "streaming": lambda m, d: m.markdown(d),
     "streamed_data": lambda m, d: m.markdown(d),
