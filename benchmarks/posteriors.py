@@ -3,7 +3,7 @@
     python benchmarks/posteriors.py [--problem 2d 8d blur small 64d magnitudes saturated] [--observations 8]
         [--samples 512] [--repeats 1] [--library] [--out FILE]
 
-A minute of one core for each problem and four observations at 256 samples; three times that for 64d.
+About a minute of one core for four observations of a problem at 256 samples; more for 64d.
 
 Data from mixtures of Gaussians with the exact score: all error is the method's. The published methods are those of
 `posterior_published.py`; azula and deepinv stand beside them where they are installed (`posterior_peers.py`).
