@@ -63,10 +63,9 @@ class _Batch:
         self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, seed: int, fine: int,
         solved: dict[tuple[int, int], Solution],
     ) -> None:  # fmt: skip
-        p = model.perturbation
         self.model, self.condition = model, condition.tiled(STARTS)
         like = torch.empty((), dtype=torch.float64, device=model.device).expand(STARTS, *shape)
-        self.start = SeededNoise(seed)(like, -1, 0) * float(p.sigma(model.times_within()[1]))
+        self.noise = SeededNoise(seed)(like, -1, 0)
         known = solved.get((seed, fine))
         self.spared = 0 if known is None else known.calls
         if known is None:
@@ -76,6 +75,10 @@ class _Batch:
         self.calls = known.calls
         self.sample, self._path = known.sample, known.path
 
+    def start(self, sampler: GridSampler) -> Tensor:
+        """What a sampler starts from: its first time may be a later one."""
+        return self.noise * float(self.model.perturbation.sigma(sampler.times(self.model)[0]))
+
     def _solve(self, fine: int) -> Solution:
         rule, states, p = uncalibrated(self.model, fine), [], self.model.perturbation
 
@@ -83,13 +86,13 @@ class _Batch:
             if step < fine:
                 states.append((x / float(p.size(t))).flatten(1).cpu())
 
-        result = rule(self.model, start=self.start, condition=self.condition, callback=record, chunk=STARTS)
+        result = rule(self.model, start=self.start(rule), condition=self.condition, callback=record, chunk=STARTS)
         path = make_interp_spline(np.array(rule.grid.values), torch.stack(states).numpy(), k=5)
-        return Solution(result.x, path, result.nfe, fine * self.start.numel())
+        return Solution(result.x, path, result.nfe, fine * self.noise.numel())
 
     def at(self, half_log_snr: float) -> Tensor:
         """u of the fine solution, (STARTS, *shape)."""
-        return torch.from_numpy(self._path(half_log_snr)).to(self.start).reshape(self.start.shape)
+        return torch.from_numpy(self._path(half_log_snr)).to(self.noise).reshape(self.noise.shape)
 
     def distances(self, x: Tensor) -> Tensor:
         """Mean square of each start, per number."""
@@ -98,7 +101,7 @@ class _Batch:
     def of(self, sampler: GridSampler) -> Tensor:
         """Distances of a sampler."""
         try:
-            result = sampler(self.model, start=self.start, condition=self.condition, chunk=STARTS)
+            result = sampler(self.model, start=self.start(sampler), condition=self.condition, chunk=STARTS)
         except NonFiniteError:
             return torch.full((STARTS,), math.inf, dtype=torch.float64)
         self.calls += result.nfe
@@ -109,8 +112,9 @@ class _Batch:
         p, lam = self.model.perturbation, rule.grid.values
         times = p.time(torch.tensor(lam, dtype=torch.float64))
         size, (carry, weights) = p.size(times).tolist(), rule.plan(p, times)
-        at = self.model.levels(*p.curves(times), self.start, self.condition)
-        remember, x, rows = Velocities(at, self.start, weights), self.start, []
+        x, rows = self.start(rule), []
+        at = self.model.levels(*p.curves(times), x, self.condition)
+        remember = Velocities(at, x, weights)
         for k, of_x in enumerate(carry):
             velocity, terms = remember(k, x, rule.limit)
             terms = [velocity * size[k + 1], *terms]
