@@ -84,7 +84,7 @@ def _composed(name: str, overrides: Sequence[str] = (), whole: bool = False) -> 
 
 
 def readable(overrides: Sequence[str]) -> list[str]:
-    """Arguments as Hydra can read them: a value that its grammar refuses, as ~/x (1).csv, is taken as the text it is.
+    """Arguments as Hydra can read them: text that its grammar refuses, as ~/x (1).csv, is taken as it is, in lists too.
 
     Raises:
         ConfigError: an argument that cannot be read, or `+key=value`: every setting has its place, so a key that has to
@@ -100,13 +100,14 @@ def readable(overrides: Sequence[str]) -> list[str]:
                 "(--help lists them)"
             )
         key, sign, value = override.partition("=")
-        quoted = key + sign + _quoted(value)
-        result.append(override if _parses(override) or not value or value[0] in "[{'\"" else quoted)
+        quoted = key + sign + (_quoted_within(value) if value[:1] in ("[", "{") else _quoted(value))
+        result.append(override if _parses(override) or value[:1] in ("", "'", '"') else quoted)
         if not _parses(result[-1]):
-            raise ConfigError(
-                f"cannot read the argument {override!r}; write key=value, and text with , [ ] {{ }} in two kinds of "
-                f"quotes: '{quoted}'"
-            )
+            advice = "names before a : within { } may have letters from a to z, digits, blanks and - _ . /"
+            if value[:1] != "{":
+                text = key + sign + _quoted(value)
+                advice = f"write key=value, and text with , [ ] {{ }} in two kinds of quotes: '{text}'"
+            raise ConfigError(f"cannot read the argument {override!r}; {advice}")
     return result
 
 
@@ -144,6 +145,14 @@ def _parses(override: str) -> bool:
 
 def _quoted(value: str) -> str:
     return '"' + value.replace("\\", "\\\\").replace('"', '\\"') + '"'
+
+
+_WITHIN = re.compile(r"""("(?:[^"\\]|\\.)*"|'(?:[^'\\]|\\.)*')|[^\[\]{},:"'\s][^\[\]{},:"']*""")
+
+
+def _quoted_within(value: str) -> str:
+    """A list or a group in which each text that the grammar refuses, as é, is in quotes."""
+    return _WITHIN.sub(lambda m: m[0] if m[1] or _parses(f"x={m[0]}") else _quoted(m[0].rstrip()), value)
 
 
 def explained(error: Exception, name: str, overrides: Sequence[str] = ()) -> Exception:

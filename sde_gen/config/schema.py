@@ -124,6 +124,7 @@ class SampleConfig(_Observing, _FromCheckpoint):
     overwrite: bool = False  # replace what out= holds
     best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
     label: Any = None  # class to sample, or a list of them; cycle: all in turn; none: no label
+    told: str | None = None  # .npz with arrays vector or tokens, whose rows the samples are told in turn
     guidance: dict[str, Any] | None = None  # what strengthens the label, such as guidance=cfg guidance.scale=2
     clip: bool = False  # keep the denoised estimate within the range of the data at every step
     start: str | None = None  # a picture, .npy or .npz to start from instead of noise
@@ -164,7 +165,7 @@ class EvaluateConfig(_Observing, _FromCheckpoint):
     samples: str | None = None  # the folder or .npz of samples that were drawn before, instead of drawing
     metrics: list[str] = field(default_factory=list)  # distances of samples from held-out data; []: none
     space: Literal["pixels", "latent"] = "pixels"  # of latents: compare what they decode into, or themselves
-    reference: str | None = None  # statistics to compare the samples with: a .npz with mu and sigma
+    reference: str | None = None  # statistics to compare the samples with: a .npz with mu and sigma, or EDM2's .pkl
     reference_out: str | None = None  # a .npz to write those of the training data to
     protocol: Literal["fid-50k"] | None = None  # FID of 50,000 samples, from reference= or the training data
     compared: int | None = checked(2000, low=2)  # most points of each set in a distance; null: all

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sde_gen.data.decoding import MAX_BYTES, SUFFIXES, Encoded, Images
+from sde_gen.data.decoding import MAX_BYTES, SUFFIXES, UNREAD, Encoded, Images
 from sde_gen.data.reading import sentence
 from sde_gen.errors import ConfigError, DataError
 
@@ -166,15 +166,19 @@ def _image_name(archive: Path, name: str) -> str:
     """The name of an image, "" for all that is none.
 
     Raises:
-        DataError: an image that leads out of the archive.
+        DataError: an image that leads out of the archive, or of a kind that is not read.
     """
     name = name.removeprefix("./")
     parts = name.split("/")
-    if not name.lower().endswith(SUFFIXES):
+    if not name.lower().endswith((*SUFFIXES, *UNREAD)):
         return ""
     if name.startswith("/") or ".." in parts or ":" in parts[0]:
         raise DataError(f"{archive}: {name!r} leads out of the archive; make the archive anew")
-    return "" if any(part.startswith(".") or part == "__MACOSX" for part in parts) else name
+    if any(part.startswith(".") or part == "__MACOSX" for part in parts):
+        return ""
+    if name.lower().endswith(UNREAD):
+        raise DataError(f"{archive}: {name} cannot be read, but {', '.join(SUFFIXES)} can; convert or remove it")
+    return name
 
 
 def _check_size(archive: Path, name: str, size: int) -> None:

@@ -95,6 +95,7 @@ def read_column(
     category: bool = False,
     ordinal: Sequence[str] | None = None,
     impute: str | None = None,
+    decimal: str = ".",
 ) -> tuple[Column, NDArray[np.float64]]:
     """A column and its features, from the text of its fields.
 
@@ -109,19 +110,22 @@ def read_column(
         ordinal: its values in their order.
         impute: what takes the place of what is missing: "mean" or "median" of the others for numbers, and for
             categories (or "most_frequent") the most frequent; None: refused.
+        decimal: "," where numbers are written 3,14.
 
     Raises:
         DataError: naming the first field that is missing, no finite number, or not among `ordinal`.
         ConfigError: nothing to impute from.
     """
-    fields = [field.strip() for field in fields]
+    fields = written = [field.strip() for field in fields]
+    if decimal == "," and ordinal is None and not category:
+        fields = [with_point(field) for field in fields]
     texts = [field for field in fields if field.casefold() not in MISSING]
     distinct = sorted(set(texts))
     free = not any(is_number(text) for text in texts)
     if ordinal is None and not category and free and 0 < 2 * len(distinct) <= len(texts):
         category = len(distinct) <= _MOST
     if not category and ordinal is None:
-        return Column(name), _numbers(fields, where, impute)
+        return Column(name), _numbers(fields, written, where, impute, name)
     known = [field for field in fields if field]
     column = Column(name, "category", tuple(sorted(set(known)))) if ordinal is None else Column(
         name, "ordinal", tuple(map(str, ordinal))
@@ -135,23 +139,45 @@ def read_column(
     return column, column.encode([field or usual for field in fields])
 
 
-def _numbers(fields: Sequence[str], where: Callable[[int], str], impute: str | None) -> NDArray[np.float64]:
+def with_point(field: str) -> str:
+    """A number with a decimal comma as Python reads it; one with a point as none, other text as it is."""
+    pointed = field.replace(",", ".")
+    return f"{field}," if is_number(field) and "." in field else pointed if is_number(pointed) else field
+
+
+def _numbers(
+    fields: Sequence[str], written: Sequence[str], where: Callable[[int], str], impute: str | None, name: str
+) -> NDArray[np.float64]:
     found = np.full(len(fields), np.nan)
     for index, field in enumerate(fields):
         if is_number(field) and np.isfinite(float(field)):
             found[index] = float(field)
         elif impute is None or field.casefold() not in MISSING:
-            what = f"{field!r} is not a finite number"
-            if field.casefold() in MISSING:
-                what += "; fill it, or say data.impute=median"
-            elif mark := next((mark for mark in "\t;|," if mark in field), None):
-                what += f"; is {mark!r} the delimiter (data.delimiter), or a decimal comma?"
-            raise DataError(f"{where(index)}: {what}")
+            raise DataError(f"{where(index)}: {written[index]!r} is not a finite number{_hint(written[index], name)}")
     known = found[~np.isnan(found)]
     if not len(known):
         raise ConfigError(f"{where(0)}: impute={impute} has no number in this column to go by; leave the column out")
     fill = np.mean(known) if impute == "mean" else np.median(known)
     return np.where(np.isnan(found), fill, found)[:, None]
+
+
+def _hint(text: str, name: str) -> str:
+    """What to do about text that is no number."""
+    if text.casefold() in MISSING:
+        return "; fill it, or say data.impute=median"
+    mark = next((mark for mark in "\t;|," if mark in text), None)
+    if "," in text and is_number(text.replace(",", "").replace(".", "")):
+        return (
+            f'; is {mark!r} the delimiter (data.delimiter), or is there a decimal comma (data.decimal=",")? '
+            "Marks between thousands are not read"
+        )
+    if mark is not None:
+        return f"; is {mark!r} the delimiter (data.delimiter)?"
+    if any(map(str.isdigit, text.replace(".", "", 1))) and is_number(text.replace(".", "")):
+        return "; marks between thousands are not read"
+    if is_number(text):
+        return ""
+    return f"; dates and other text are left out by data.ignore=[{name}], or are categories: data.categories=[{name}]"
 
 
 def is_number(field: str) -> bool:

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".tif", ".tiff")
+#: Pictures of other kinds, which are refused: to pass them over in silence would be to lose them.
+UNREAD = (".gif", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".psd", ".ppm", ".pgm", ".tga")
+_NAMED = 10  # images that cannot be read, at most, before the others are not even tried
 # Whose header tells how the camera was held: TIFF is turned by Pillow itself, and a PNG would be decoded to find it.
 _ROTATED = ("JPEG", "WEBP")
 MAX_PIXELS = 2**26  # 8192 x 8192; a file that claims more is refused before it is decoded
@@ -109,8 +112,7 @@ class Decoder:
             raise ConfigError(f"channels must be 1 (grey), 3 (colour) or empty, got {channels!r}")
         first: tuple[str, tuple[int, int]] | None = None
         colour = False
-        for image in images:
-            size, is_colour = _guarded(image, _header)
+        for image, (size, is_colour) in _each(images, _header):
             colour = colour or is_colour
             if first is None:
                 first = image.name, size
@@ -136,12 +138,29 @@ class Decoder:
             DataError: one that cannot be decoded, or is no longer what it was.
         """
         out = np.empty((len(images), *self.shape), np.uint8)
-        for place, image in zip(out, images, strict=True):
-            pixels = _guarded(image, lambda opened: _pixels(opened, self.image_size, self.channels))
+        found = _each(images, lambda opened: _pixels(opened, self.image_size, self.channels))
+        for place, (image, pixels) in zip(out, found, strict=True):
             if pixels.shape != place.shape:
                 raise DataError(f"{image.name}: was changed while it was read; run again when it is complete")
             place[...] = pixels
         return torch.from_numpy(out)
+
+
+def _each(images: Sequence[Encoded] | Images, read: Callable[["Image"], T]) -> Iterator[tuple[Encoded, T]]:
+    """Each image with `read` of it; of those that cannot be read, several are named at once, after the others."""
+    failed: list[tuple[str, DataError]] = []
+    for image in images:
+        try:
+            found = _guarded(image, read)
+        except DataError as error:
+            failed.append((image.name, error))
+            if len(failed) == _NAMED:
+                break
+            continue
+        yield image, found
+    if failed:
+        others = ", ".join(name for name, _ in failed[1:])
+        raise DataError(f"{failed[0][1]}; so too {others}" if others else str(failed[0][1]))
 
 
 def _guarded(source: Encoded, read: Callable[["Image"], T]) -> T:

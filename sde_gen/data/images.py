@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sde_gen.data.archives import ARCHIVES, Members, is_archive
 from sde_gen.data.dataset import Dataset
-from sde_gen.data.decoding import SUFFIXES, Decoder, Encoded, Images
+from sde_gen.data.decoding import SUFFIXES, UNREAD, Decoder, Encoded, Images
 from sde_gen.data.labels import encode, order_of
 from sde_gen.data.making import from_raw, streamed
 from sde_gen.data.reading import located, sentence
@@ -148,6 +148,10 @@ def _in_folder(folder: Path) -> tuple[Files, Tensor | None, tuple[str, ...]]:
         )
     if len(files):
         return Files([folder], [files]), None, ()
+    deeper = next((f for name in folders for f in _visible(name) if f.is_dir() and len(_images(f))), None)
+    if deeper is not None:
+        raise DataError(f"{deeper}: has images in a folder within a folder, and one level of them is one class each; "
+                        f"move them up, or give data.path={deeper.parent}")  # fmt: skip
     if not any(map(len, members)):
         raise DataError(f"{folder}: no images found; it must hold {', '.join(SUFFIXES)} files, or sub-folders of them")
     for name, inside in zip(folders, members, strict=True):
@@ -172,8 +176,18 @@ def _images(folder: Path) -> NDArray[np.bytes_]:
 
 
 def _visible(folder: Path) -> list[Path]:
-    """What is in a folder beside images and hidden files."""
+    """What is in a folder beside images and hidden files.
+
+    Raises:
+        DataError: it cannot be listed, or has pictures of a kind that would be passed over in silence.
+    """
     try:
-        return [f for f in folder.iterdir() if not (f.name.startswith(".") or f.suffix.lower() in SUFFIXES)]
+        with os.scandir(folder) as entries:
+            found = [Path(entry.path) for entry in entries if not entry.name.lower().endswith(SUFFIXES)
+                     and not entry.name.startswith(".")]  # fmt: skip
     except OSError as error:
         raise DataError(f"{folder}: cannot be listed ({sentence(error)})") from None
+    if others := sorted(f.name for f in found if f.suffix.lower() in UNREAD):
+        more = f" and {len(others) - 1} more like it" if others[1:] else ""
+        raise DataError(f"{folder}: {others[0]}{more} cannot be read, but {', '.join(SUFFIXES)} can; convert or remove")
+    return found

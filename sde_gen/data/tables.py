@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from sde_gen.checks import choice
-from sde_gen.data.columns import IMPUTE, is_number, read_column
+from sde_gen.data.columns import IMPUTE, is_number, read_column, with_point
 from sde_gen.data.dataset import Dataset
 from sde_gen.data.labels import encode
 from sde_gen.data.making import from_raw
-from sde_gen.data.reading import located, sentence
+from sde_gen.data.reading import located, refuse_foreign, sentence
 from sde_gen.errors import ConfigError, DataError
 
 _SPELLED = {"\\t": "\t", "tab": "\t"}
@@ -33,11 +33,15 @@ def csv_file(
     categories: Sequence[str | int] = (),
     ordinal: Mapping[str, Sequence[str | int]] | None = None,
     impute: str | None = None,
+    ignore: Sequence[str | int] = (),
+    decimal: str = ".",
+    encoding: str = "utf-8",
     held_out: int | float = 0.1,
     seed: int = 0,
 ) -> Dataset:
     r"""Vectors from a CSV file in UTF-8 (or with a byte order mark): a sample a line.
 
+    A first column without a name that counts the lines from 0 or 1, as pandas writes it, is left out.
     Columns of numbers are standardised. A column of text whose values come back is one of categories: a feature for
     each value, 1 where it is that one and else 0 (1, -1 on the model's scale); samples have the value of the largest.
 
@@ -53,28 +57,33 @@ def csv_file(
             ..., standardised; samples have the nearest.
         impute: what takes the place of missing fields: "mean" or "median" for numbers and the most frequent value for
             categories, or "most_frequent"; None: they are refused.
+        ignore: columns, by name or place, that are left out.
+        decimal: "," for numbers such as 3,14.
+        encoding: of a file without a byte order mark, such as "cp1252" of Windows.
         held_out: fraction in (0, 1), or number of samples, to hold out.
         seed: picks the held-out samples.
 
     Raises:
         MissingInputError: no such file.
-        DataError: a field that is not a finite number or missing, an empty label, a line of another length (each is
-            named), no lines.
+        DataError: a file of another program, a field that is not a finite number or missing, an empty label, a line of
+            another length (each is named), no lines.
         ConfigError: a column that is not there, other arguments outside their range.
     """
     file = located(path, "path (data.path) must be a CSV file")
+    refuse_foreign(file)
     delimiter = _SPELLED.get(delimiter, delimiter)
     if len(delimiter) != 1 or delimiter in '"\r\n\0':
         raise ConfigError(f"delimiter must be one character other than quotes and line ends, or tab, got {delimiter!r}")
-    lines = _lines(file, delimiter)
+    lines = _lines(file, delimiter, encoding, decimal)
     if not lines:
         raise DataError(f"{file}: holds no data")
     width = len(lines[0][1])
     whole = isinstance(label, Integral) and not isinstance(label, bool)
     place = int(label) % width if whole and -width <= label < width else None  # type: ignore[arg-type,operator]
     if header is None:
-        fields = [field for column, field in enumerate(lines[0][1]) if column != place]
-        header = isinstance(label, str) or _names_columns(fields, [row for _, row in lines[1:]], place)
+        first, *others = [[with_point(field) for field in row] if decimal == "," else row for _, row in lines]
+        fields = [field for column, field in enumerate(first) if column != place]
+        header = isinstance(label, str) or _names_columns(fields, others, place)
     names = [field.strip() for field in lines.pop(0)[1]] if header else [f"#{column}" for column in range(width)]
     if isinstance(label, str) and label in names:
         place = names.index(label)
@@ -84,6 +93,8 @@ def csv_file(
         raise DataError(f"{file}: holds a header, but no data")
     if impute is not None:
         choice(str(file), "impute", impute, IMPUTE)
+    choice(str(file), "decimal", decimal, (".", ","))
+    passed = {_place(file, names, column, "ignore") for column in ignore}
     asked = {_place(file, names, column, "categories") for column in categories}
     orders = {_place(file, names, column, "ordinal"): list(map(str, v)) for column, v in (ordinal or {}).items()}
     for number, fields in lines:
@@ -95,6 +106,8 @@ def csv_file(
     for index, name in enumerate(names):
         fields = [row[index] for _, row in lines]
         where = partial(_where, file, lines, index, name)
+        if index in passed or (index == 0 and not name and len(names) > 1 and _counts(fields)):
+            continue
         if index == place:
             for row, field in enumerate(fields):
                 if not field.strip():
@@ -102,13 +115,21 @@ def csv_file(
             labels = [field.strip() for field in fields]
             continue
         column, found = read_column(
-            name, fields, where, category=index in asked, ordinal=orders.get(index), impute=impute
+            name, fields, where, category=index in asked, ordinal=orders.get(index), impute=impute, decimal=decimal
         )  # fmt: skip
         columns.append(column)
         features.append(found)
+    if not columns:
+        raise ConfigError(f"{file}: ignore and label leave no column; there must be at least one")
     numbers, classes = (None, ()) if labels is None else encode(str(file), np.array(labels))
     raw = torch.from_numpy(np.concatenate(features, 1))
     return from_raw(file.stem, "vector", raw, numbers, None, held_out, seed, classes, columns=tuple(columns))
+
+
+def _counts(fields: list[str]) -> bool:
+    """Whether these are the numbers of the lines, from 0 or 1."""
+    first = fields[0].strip()
+    return first in ("0", "1") and all(field.strip() == str(k) for k, field in enumerate(fields, int(first)))
 
 
 def _names_columns(first: list[str], others: list[list[str]], label: int | None) -> bool:
@@ -137,18 +158,24 @@ def _place(file: Path, names: list[str], column: str | int, argument: str) -> in
     raise ConfigError(f"{file}: {argument} names no column {column!r}; the columns are {', '.join(names)}")
 
 
-def _lines(file: Path, delimiter: str) -> list[tuple[int, list[str]]]:
+def _lines(file: Path, delimiter: str, encoding: str, decimal: str) -> list[tuple[int, list[str]]]:
     """(line number, fields) of the lines that are not blank."""
     try:
         content = file.read_bytes()
-        text = content.decode(next((name for mark, name in _BOMS if content.startswith(mark)), "utf-8-sig"))
+        plain = "utf-8-sig" if content.startswith(codecs.BOM_UTF8) else encoding
+        text = content.decode(next((name for mark, name in _BOMS if content.startswith(mark)), plain))
         lines = _split(text, delimiter)
-        if delimiter == "," and not any("," in field or len(row) > 1 for _, row in lines[:1] for field in row):
+        commas = any("," in field or len(row) > 1 for _, row in lines[:1] for field in row)
+        if delimiter == "," and (decimal == "," or not commas):
             others = [found for found in (_split(text, other) for other in "\t;| ") if _regular(found)]
             lines = others[0] if len(others) == 1 else lines
         return lines
+    except LookupError:
+        raise ConfigError(f"{file}: encoding must be one that Python knows, such as 'utf-8' or 'cp1252', "
+                          f"got {encoding!r}") from None  # fmt: skip
     except (UnicodeError, csv.Error, OSError) as error:
-        raise DataError(f"{file}: cannot be read as CSV in UTF-8 ({sentence(error)})") from None
+        hint = "; a file of Windows may be data.encoding=cp1252" if isinstance(error, UnicodeError) else ""
+        raise DataError(f"{file}: cannot be read as CSV in {encoding.upper()} ({sentence(error)}){hint}") from None
 
 
 def _split(text: str, delimiter: str) -> list[tuple[int, list[str]]]:

@@ -34,7 +34,7 @@ class Reference:
         Raises:
             MissingInputError, DataError: no such file, another one, or training data that are streamed.
         """
-        found = training_statistics(data, features) if self.path is None else Statistics.read(self.path)
+        found = training_statistics(data, features) if self.path is None else Statistics.read(self.path, features.name)
         if self.protocol and self.path and found.mean.numel() != 2048:
             raise DataError(f"protocol={self.protocol} needs statistics of 2,048 features of Inception, not of "
                             f"{found.mean.numel()} as in {self.path}")  # fmt: skip

@@ -12,11 +12,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sde_gen.errors import CheckpointError, MissingInputError
+from sde_gen.pickles import Number, Settings, number
 
 _DEEPEST = 200
 
@@ -63,31 +63,6 @@ class Shell:
         return named
 
 
-class _Settings(dict):  # type: ignore[type-arg]
-    """A dictionary whose entries are attributes, in those codes."""
-
-    def __setstate__(self, state: Any) -> None:
-        self.update(state)
-
-
-class _Number:
-    """A numpy dtype of plain numbers."""
-
-    def __init__(self, name: Any = None, *_: Any) -> None:
-        if not isinstance(name, str) or name.lstrip("<>=|")[:1] not in ("f", "i", "u", "b"):
-            raise pickle.UnpicklingError(f"numpy dtype {name!r}")
-        self.dtype = np.dtype(name)
-
-    def __setstate__(self, state: Any) -> None:
-        pass
-
-
-def _scalar(kind: Any, data: Any) -> Any:
-    if not isinstance(kind, _Number) or not isinstance(data, bytes):
-        raise pickle.UnpicklingError("a numpy number")
-    return np.frombuffer(data, dtype=kind.dtype, count=1)[0].item()
-
-
 def _persistent(told: Any) -> Shell:
     shell = Shell()
     if isinstance(told, Mapping):
@@ -113,11 +88,11 @@ _REAL: dict[tuple[str, str], Callable[..., Any]] = {
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
     ("torch.storage", "_load_from_bytes"): _storage,
     ("torch", "device"): lambda *names: names,
-    ("numpy", "dtype"): _Number,
-    ("numpy.core.multiarray", "scalar"): _scalar,
-    ("numpy._core.multiarray", "scalar"): _scalar,
+    ("numpy", "dtype"): Number,
+    ("numpy.core.multiarray", "scalar"): number,
+    ("numpy._core.multiarray", "scalar"): number,
     ("torch_utils.persistence", "_reconstruct_persistent_obj"): _persistent,
-    ("dnnlib.util", "EasyDict"): _Settings,
+    ("dnnlib.util", "EasyDict"): Settings,
 }
 _CONTAINERS = ("ModuleDict", "ModuleList", "Sequential")
 

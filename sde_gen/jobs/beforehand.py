@@ -2,7 +2,7 @@
 
 import os
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -25,7 +25,7 @@ _TIMED = 64  # samples whose cost is measured, at most: that of more grows with 
 
 
 def settled(
-    what: Trained, shape: tuple[int, ...], labels: Tensor | None, data: Callable[[], Dataset | None]
+    what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], data: Callable[[], Dataset | None]
 ) -> Trained:
     """`what` with the sampler that `Auto` chooses for its network; unchanged if that needs no measurement.
 
@@ -34,7 +34,7 @@ def settled(
     Args:
         what: the trained network and the sampler asked for.
         shape: of one sample.
-        labels: of the classes that are sampled, in turn; None: the network takes none, or is asked without.
+        told: what the first samples are told, a row for each; the first of them at least.
         data: what is sampled should be like; asked for with noise="auto" alone, which held-out data decide.
 
     Raises:
@@ -47,12 +47,12 @@ def settled(
     if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         auto = replace(auto, folder=str(folder))
     asked = auto
-    condition = {} if labels is None else {"label": labels[:STARTS].to(what.device)}
+    condition = {name: rows[torch.arange(STARTS) % len(rows)].to(what.device) for name, rows in told.items()}
 
     def choose() -> GridSampler:
         auto = with_data(asked, data)
         calls = auto.most_calls or CALLS
-        seconds = calls * _seconds_of_a_call(what, shape, labels, STARTS)
+        seconds = calls * _seconds_of_a_call(what, shape, told, STARTS)
         long = auto.most_calls is None
         if not long and auto.seconds is not None:
             seconds = min(seconds, auto.seconds)
@@ -87,23 +87,23 @@ def with_data(auto: Auto, data: Callable[[], Dataset | None]) -> Auto:
     return replace(auto, data=found.test)
 
 
-def say_cost(what: Trained, shape: tuple[int, ...], labels: Tensor | None, count: int, block: int) -> None:
+def say_cost(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], count: int, block: int) -> None:
     """Say how many calls a sample takes, and about how long all of them will; nothing of what cannot be foretold."""
     if isinstance(what.sampler, ProbabilityFlow) or not what.processes.is_main:
         return
     rows = min(count, block, _TIMED)
     try:
         calls = getattr(what.sampler, "nfe", None) or calls_of(what.sampler, what.model.perturbation)
-        seconds = _seconds_of_a_call(what, shape, labels, rows)
+        seconds = _seconds_of_a_call(what, shape, told, rows)
     except SDEGenError:  # the sampling itself will say what is wrong
         return
     whole = calls * seconds * count / rows / what.processes.world
     say(f"{calls} network calls for each sample, about {_spoken(whole)}")
 
 
-def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], labels: Tensor | None, rows: int) -> float:
+def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], rows: int) -> float:
     """Seconds of one network call on so many samples, the first call, which may have to warm up, left out."""
-    condition = {} if labels is None else {"label": labels[:1].expand(rows).to(what.device)}
+    condition = {name: row[:1].expand(rows, *row.shape[1:]).to(what.device) for name, row in told.items()}
     seconds, states = float("inf"), torch.zeros(rows, *shape, device=what.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -99,3 +99,11 @@ def counts_of(about: Description) -> str:
     more = f", ... ({len(shown)} classes in all)" if len(shown) > _SHOWN else ""
     unlabelled = f"; without a label ({about.unlabelled})" if about.unlabelled else ""
     return f"classes with their training samples: {', '.join(shown[:_SHOWN])}{more}{unlabelled}"
+
+
+def columns_of(about: Description) -> str:
+    """One line: what the columns of a table are taken for."""
+    shown = [column.name + ("" if column.kind == "number" else f" ({len(column.values)} values, {column.kind})")
+             for column in about.columns]  # fmt: skip
+    more = f", ... ({len(shown)} in all)" if len(shown) > _SHOWN else ""
+    return f"columns, of numbers unless it says otherwise: {', '.join(shown[:_SHOWN])}{more}"

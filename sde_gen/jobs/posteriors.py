@@ -24,9 +24,9 @@ _HEAD = """# Posteriors against exact ones
 
 x is drawn from a mixture of Gaussians, y = A x + noise is observed, and each method draws x given y with the exact
 score: all that is wrong is the method's. *over floor*: sliced Wasserstein-2 distance to exact draws over that of
-two exact sets, 1 where none is to be seen; *modes off*: total variation of the weights of the modes; *residual*: |y
-- A x|^2 in units of the noise, over that of exact draws; *log p(y) off* in nats; *calls* of the network and
-*products* with its Jacobian, for a sample.
+two exact sets, 1 where none is to be seen, ± what exact draws scatter by; *modes off*: total variation of the weights
+of the modes; *residual*: |y - A x|^2 in units of the noise, over that of exact draws; *log p(y) off* in nats; *calls*
+of the network and *products* with its Jacobian, for a sample.
 """
 
 
@@ -87,8 +87,9 @@ def _problem(name: str, given: Any) -> tuple[GaussianMixture, Mask, float]:
 
 
 _COLUMNS = {
-    "method": "method", "distance": "over floor", "worst": "worst", "modes": "modes off", "worst_modes": "worst",
-    "residual": "residual", "evidence": "log p(y) off", "nfe": "calls", "products": "products", "seconds": "seconds",
+    "method": "method", "distance": "over floor", "distance_error": "±", "worst": "worst", "modes": "modes off",
+    "worst_modes": "worst", "residual": "residual", "evidence": "log p(y) off", "nfe": "calls", "products": "products",
+    "seconds": "seconds",
 }  # fmt: skip
 
 

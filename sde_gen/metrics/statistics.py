@@ -3,11 +3,13 @@ r"""Mean and covariance of features, in files that others read and write, and th
 .. math:: |m_1 - m_2|^2 + \mathrm{tr}\left(S_1 + S_2 - 2 (S_1 S_2)^{1/2}\right)
 
 pytorch-fid and EDM write .npz files of `mu` and `sigma`, ADM of `mu`, `sigma` and those of spatial features, `mu_s` and
-`sigma_s`, which are left where they are. The files written here hold besides which features they are of and how many
+`sigma_s`, which are left where they are; EDM2 a pickle of both for each features, {"fid": {"mu", "sigma"}, "fd_dinov2":
+{...}}, of which nothing is run. The files written here hold besides which features they are of and how many
 samples, and are read by all of them.
 """
 
 import os
+import pickle
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +23,7 @@ from torch import Tensor
 from sde_gen.errors import DataError, MissingInputError
 from sde_gen.files import publish
 from sde_gen.metrics.jackknife import points
+from sde_gen.pickles import read_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,8 +81,12 @@ class Statistics:
             raise DataError(f"{where}: {error}") from error
 
     @classmethod
-    def read(cls, path: str | os.PathLike[str]) -> "Statistics":
-        """Those of a .npz file of pytorch-fid, EDM, ADM or `write`.
+    def read(cls, path: str | os.PathLike[str], features: str = "") -> "Statistics":
+        """Those of a .npz file of pytorch-fid, EDM, ADM or `write`, or of a .pkl file of EDM2.
+
+        Args:
+            path: the file.
+            features: name of the features wanted, of those in a .pkl: DINOv2's, else Inception's.
 
         Raises:
             MissingInputError: no such file.  DataError: it holds something else.
@@ -88,6 +95,8 @@ class Statistics:
         if not place.is_file():
             raise MissingInputError(f"no statistics at {place}; give a .npz with mu and sigma, or write one with "
                                     "reference_out=")  # fmt: skip
+        if place.suffix == ".pkl":
+            return cls._of_pickle(place, features)
         try:
             with np.load(place, allow_pickle=False) as read:
                 names = [n for n in read.files if n in ("mu", "sigma", "features", "count")] if hasattr(read, "files") \
@@ -96,6 +105,20 @@ class Statistics:
         except (OSError, ValueError, EOFError, zipfile.BadZipFile, AttributeError, TypeError) as error:
             raise DataError(f"{place} cannot be read as a .npz of mu and sigma") from error
         return cls.from_arrays(arrays, str(place))
+
+    @classmethod
+    def _of_pickle(cls, place: Path, features: str) -> "Statistics":
+        entry = "fd_dinov2" if "dinov2" in features else "fid"
+        try:
+            found = read_numbers(place)
+        except (OSError, pickle.UnpicklingError) as error:
+            raise DataError(f"{place} cannot be read as statistics: {error}") from error
+        if not isinstance(found, dict) or not isinstance(found.get(entry), dict):
+            held = ", ".join(map(str, found)) if isinstance(found, dict) else f"a {type(found).__name__}"
+            raise DataError(f"{place} holds {held or 'nothing'}, and no {entry} with mu and sigma")
+        return cls.from_arrays(
+            {name: found[entry][name] for name in found[entry] if name in ("mu", "sigma")}, str(place)
+        )
 
     def write(self, path: str | os.PathLike[str]) -> Path:
         """Write a .npz that pytorch-fid, EDM and ADM read; its folder must be there.

@@ -36,13 +36,13 @@ from sde_gen.tuning.noise_amount import CALLS_FOR_EACH, Held, choose_noise
 from sde_gen.tuning.quick import Solution, price_of, quick
 from sde_gen.tuning.reference import calibrate
 from sde_gen.tuning.search import search
-from sde_gen.tuning.uncalibrated import uncalibrated
+from sde_gen.tuning.uncalibrated import begun, uncalibrated
 
 #: Budgets that a tolerance is tried with, in turn.
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC, SDEDPMSolverPP)}
 #: Changed where what is kept is no longer read or found as before.
-_FORM = 2
+_FORM = 3
 #: Calls of the quick calibration, unless told otherwise.
 CALLS = 300
 
@@ -148,13 +148,15 @@ class Auto(Sampler):
                 under any condition that differs from it in its rows alone.
         """
         if self.calls == 0 and self.nfe is not None:
-            return Choice(uncalibrated(model, self.nfe), self.nfe, math.nan, 0, 0.0, ())
+            return Choice(uncalibrated(model, self.nfe, shape), self.nfe, math.nan, 0, 0.0, ())
         return self._chosen(model, tuple(shape), Condition.of("Auto", condition, None), of_rows=True)
 
     def solve(self, job: Job) -> Solved:
         if self.calls == 0 and self.nfe is not None:
-            return uncalibrated(job.model, self.nfe).solve(job)
-        return self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler.solve(job)
+            sampler = uncalibrated(job.model, self.nfe, job.x.shape[1:])
+        else:
+            sampler = self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler
+        return sampler.solve(replace(job, x=begun(job.x, job.model, sampler)))
 
     def _chosen(self, model: ScoreModel, shape: tuple[int, ...], condition: Condition, of_rows: bool) -> Choice:
         """What is kept for these, or measured now; `of_rows` if it has to be measured with the condition's rows."""

@@ -10,11 +10,14 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 import sde_gen as sg
 from sde_gen.compare import main as compare
 from sde_gen.config import build, load_config
+from sde_gen.config.compose import readable
 from sde_gen.config.signatures import members
+from sde_gen.errors import ConfigError
 from sde_gen.train import run
 from tests.commands.helpers import TINY, Command
 
@@ -57,6 +60,22 @@ def test_a_setting_that_no_file_names_is_set_everywhere(tmp_path: Path) -> None:
 )
 def test_paths_are_taken_as_they_are(path: str) -> None:
     assert load_config("train", ["data=csv_file", f"data.path={path}"]).data.path == path
+
+
+@pytest.mark.parametrize(("given", "expected"), [
+    ("[rote Kreise,été]", ["rote Kreise", "été"]), ("['a, b', é ,\"ü\"]", ["a, b", "é", "ü"]), ("[é]", ["é"]),
+    ("{my size:[klein,groß]}", {"my size": ["klein", "groß"]}),
+])  # fmt: skip
+def test_lists_hold_words_of_any_language(given: str, expected: object) -> None:
+    (override,) = readable([f"label={given}"])
+    assert OverridesParser.create().parse_override(override).value() == expected
+
+
+def test_a_list_that_is_none() -> None:
+    with pytest.raises(ConfigError, match="in two kinds of quotes: 'label=\"\\[é\"'"):
+        readable(["label=[é"])
+    with pytest.raises(ConfigError, match=r"names before a : within { } may have letters from a to z"):
+        readable(["data.ordinal={größe:[a,b]}"])
 
 
 def test_several_values_are_a_sweep_and_said_so() -> None:

@@ -1,6 +1,8 @@
 """Image folders: colours, sizes, classes, and every way a folder can be wrong."""
 
+import shutil
 import struct
+import zipfile
 import zlib
 from pathlib import Path
 
@@ -101,6 +103,41 @@ def test_folder_that_is_not_there_or_empty(tmp_path: Path) -> None:
         image_folder(tmp_path)
     save(tmp_path / "1.png")
     with pytest.raises(DataError, match=r"both directly \(1.png\) and in sub-folders \(a/\)"):
+        image_folder(tmp_path)
+
+
+def test_no_picture_is_passed_over_in_silence(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        save(tmp_path / name / "1.png")
+    save(tmp_path / "b" / "more" / "2.png")
+    with pytest.raises(DataError, match=r"more: has images in a folder within a folder.*give data.path=.*b$"):
+        image_folder(tmp_path)
+    shutil.rmtree(tmp_path / "b" / "more")
+    (tmp_path / "b" / "notes.txt").touch()
+    assert image_folder(tmp_path).num_classes == 2
+    for name in ("x.HEIC", "y.gif"):
+        (tmp_path / "b" / name).touch()
+    with pytest.raises(DataError, match=r"b: x\.HEIC and 1 more like it cannot be read, but \.png, .* can"):
+        image_folder(tmp_path)
+    with zipfile.ZipFile(tmp_path / "all.zip", "w") as archive:
+        for file in sorted(tmp_path.rglob("*.*")):
+            if file.suffix != ".zip":
+                archive.write(file, file.relative_to(tmp_path))
+    with pytest.raises(DataError, match=r"all\.zip: b/x\.HEIC cannot be read"):
+        image_folder(tmp_path / "all.zip")
+
+
+def test_several_broken_images_are_named_at_once(tmp_path: Path) -> None:
+    for i in range(30):
+        save(tmp_path / f"{i:02}.png", (16, 16), seed=i)
+    for i in (3, 7, 8):
+        file = tmp_path / f"{i:02}.png"
+        file.write_bytes(file.read_bytes()[:-200])  # the headers are sound
+    with pytest.raises(DataError, match=r"03\.png: the image cannot be decoded .*; so too .*07\.png, .*08\.png$"):
+        image_folder(tmp_path)
+    for i in range(12, 27):
+        (tmp_path / f"{i:02}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"12\.png: not a PNG.*; so too .*13\.png, .*21\.png$"):
         image_folder(tmp_path)
 
 

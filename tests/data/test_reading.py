@@ -2,6 +2,7 @@
 
 import os
 import random
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -75,6 +76,77 @@ def test_what_is_no_delimiter(tmp_path: Path, delimiter: str) -> None:
 def test_nothing_is_guessed_where_more_than_one_or_none_fits(tmp_path: Path, text: str) -> None:
     with pytest.raises(DataError, match=r"is not a finite number; is .* the delimiter|columns"):
         csv_file(table(tmp_path, text))
+
+
+GERMAN = "".join(f"{k},5;20.618,{k}\n" for k in range(9))
+
+
+def test_numbers_with_a_decimal_comma(tmp_path: Path) -> None:
+    text = "a;b\n" + "".join(f"{k},5;-1,{k}e2\n" for k in range(9))
+    with pytest.raises(DataError, match=r"'0,5' is not a finite number; .* a decimal comma \(data.decimal=\",\"\)"):
+        csv_file(table(tmp_path, text), delimiter=";")
+    for content in (text, text.removeprefix("a;b\n")):
+        data = csv_file(table(tmp_path, content), decimal=",")
+        found = data.transform.inverse(torch.cat([data.train, data.test]).double())
+        torch.testing.assert_close(found[found[:, 0].argsort()], torch.tensor(
+            [[k + 0.5, -100.0 - 10 * k] for k in range(9)], dtype=torch.float64), rtol=1e-5, atol=1e-5)  # fmt: skip
+    for text, what in ((GERMAN, r"'20\.618,0'"), (GERMAN.replace("618,", "61"), r"'20\.610'")):
+        with pytest.raises(DataError, match=rf"{what} is not a finite number.* thousands are not read"):
+            csv_file(table(tmp_path, text), decimal=",")
+    with pytest.raises(ConfigError, match=r"decimal must be one of '\.', ','"):
+        csv_file(table(tmp_path, text), decimal=";")
+
+
+def test_columns_are_left_out_and_so_is_an_index(tmp_path: Path) -> None:
+    lines = [f"{k},{k * k},2024-01-{k + 1:02},{'ab'[k % 2]}" for k in range(20)]
+    text = ",x,date,y\n" + "\n".join(lines) + "\n"
+    with pytest.raises(DataError, match=r"'2024-01-01' is not .* left out by data.ignore=\[date\]"):
+        csv_file(table(tmp_path, text))
+    data = csv_file(table(tmp_path, text), ignore=["date"])
+    assert [column.name for column in data.columns] == ["x", "y"]
+    assert [c.name for c in csv_file(table(tmp_path, text), ignore=[2, "y"]).columns] == ["x"]
+    assert csv_file(table(tmp_path, text.replace("\n3,", "\n7,")), ignore=["date"]).columns[0].name == ""
+    assert [c.name for c in csv_file(table(tmp_path, "k" + text), ignore=["date"]).columns] == ["k", "x", "y"]
+    with pytest.raises(ConfigError, match="ignore names no column 'z'"):
+        csv_file(table(tmp_path, text), ignore=["z"])
+    with pytest.raises(ConfigError, match="leave no column"):
+        csv_file(table(tmp_path, text), ignore=["x", "date", "y"])
+
+
+def test_another_encoding(tmp_path: Path) -> None:
+    file = tmp_path / "t.csv"
+    file.write_bytes("Größe,Stadt\n1,Köln\n2,Köln\n3,Bonn\n4,Bonn\n".encode("cp1252"))
+    with pytest.raises(DataError, match=r"in UTF-8 \(.*\); a file of Windows may be data.encoding=cp1252"):
+        csv_file(file)
+    first, second = csv_file(file, encoding="cp1252").columns
+    assert (first.name, second.values) == ("Größe", ("Bonn", "Köln"))
+    with pytest.raises(ConfigError, match="encoding must be one that Python knows"):
+        csv_file(file, encoding="cp99999")
+    file.write_bytes("ä,b\n1,2\n3,4\n".encode("utf-8-sig"))
+    assert csv_file(file, encoding="cp1252").columns[0].name == "ä", "a byte order mark says what it is"
+
+
+@pytest.mark.parametrize(("content", "what"), [
+    (b"MATLAB 5.0 MAT-file", r"a MATLAB file.*scipy.io.loadmat"), (b"MATLAB 7.3 MAT-file", "which is HDF5"),
+    (b"\x89HDF\r\n\x1a\n", r"an HDF5 file.*h5py"), (b"PAR1....", r"a Parquet file.*read_parquet"),
+    (b"\x1f\x8b\x08", "gunzip"), (b"\x80\x04\x95", "a pickle"), (b"\x89PNG", "image_folder"),
+    ("xl/workbook.xml", r"a workbook of Excel.*CSV UTF-8"), ("x/data.pkl", r"torch\.load"),
+])  # fmt: skip
+def test_files_of_other_programs_are_told_by_their_names(tmp_path: Path, content: bytes | str, what: str) -> None:
+    file = tmp_path / "x"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    else:
+        with zipfile.ZipFile(file, "w") as archive:
+            archive.writestr(content, "x")
+    for read in (csv_file, array_file):
+        with pytest.raises(DataError, match=rf"x: is {what}" if what[:2] in ("a ", "an") else what):
+            read(file)
+
+
+def test_a_table_is_no_array(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"it begins as neither\); a table is data=csv_file"):
+        array_file(table(tmp_path, "1,2\n3,4\n"))
 
 
 def test_one_column_stays_one_column(tmp_path: Path) -> None:

@@ -1,5 +1,9 @@
 """Moments of features: the Fréchet distance of Gaussians, and files that others read and write."""
 
+import os
+import pickle
+import pickletools
+
 import numpy as np
 import pytest
 import torch
@@ -81,3 +85,56 @@ def test_what_is_not_comparable_is_refused(tmp_path) -> None:
             Statistics.read(tmp_path / "bad.npz")
     with pytest.raises(DataError, match="at least 2"):
         Statistics.of(torch.zeros(1, 3))
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("old", [False, True], ids=["numpy2", "numpy1"])
+def test_statistics_of_edm2_are_read_and_nothing_is_run(tmp_path, protocol: int, old: bool) -> None:
+    a, b = _some(1, 3), _some(2, 4)
+    entries = {name: {"mu": s.mean.numpy(), "sigma": np.asfortranarray(s.covariance.numpy())}
+               for name, s in (("fid", a), ("fd_dinov2", b))}  # fmt: skip
+    entries["fd_dinov2"]["sigma"] = entries["fd_dinov2"]["sigma"].astype(">f8")
+    content = pickle.dumps(entries | {"num_images": np.int64(50)}, protocol)
+    if old:  # names as numpy wrote them before its version 2; a length stands before each from protocol 4 on
+        for part in (b"multiarray", b"numeric"):
+            new, before = b"numpy._core." + part, b"numpy.core." + part
+            content = content.replace(bytes([len(new)]) + new, bytes([len(before)]) + before).replace(new, before)
+        content = _unframed(content)
+    (tmp_path / "ref.pkl").write_bytes(content)
+    for name, mine in (("", a), ("inception", a), ("dinov2", b), ("sde_gen.metrics.dinov2", b)):
+        found = Statistics.read(tmp_path / "ref.pkl", name)
+        assert torch.equal(found.mean, mine.mean)
+        assert torch.equal(found.covariance, mine.covariance)
+
+
+def _unframed(content: bytes) -> bytes:
+    """A pickle without the lengths of its frames, which need not be there."""
+    out, before = bytearray(), 0
+    places = [place for code, _, place in pickletools.genops(content) if code.name == "FRAME"]
+    for place in places:
+        out += content[before:place]
+        before = place + 9
+    return bytes(out + content[before:])
+
+
+class _Runs:
+    def __reduce__(self) -> tuple[object, tuple[str]]:
+        return os.mkdir, ("was_run",)
+
+
+@pytest.mark.parametrize(("held", "message"), [
+    ({"fid": {"mu": _Runs(), "sigma": 1}}, r"it names .*mkdir, which no file of numbers needs"),
+    ({"fid": {"mu": np.array([_Runs()])}}, "numpy dtype|mkdir"), ({"kid": {}}, "holds kid, and no fid"),
+    ([1], "holds a list"), ({"fid": {"mu": np.zeros(3)}}, "no mu and sigma"),
+    ({"fid": {"mu": np.zeros(3), "sigma": np.eye(4)}}, "statistics need"), (b"", "cannot be read"),
+])  # fmt: skip
+def test_a_pickle_of_anything_else(tmp_path, monkeypatch: pytest.MonkeyPatch, held: object, message: str) -> None:
+    monkeypatch.chdir(tmp_path)
+    content = held if isinstance(held, bytes) else pickle.dumps(held)
+    (tmp_path / "ref.pkl").write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        Statistics.read("ref.pkl")
+    (tmp_path / "ref.pkl").write_bytes(content[: len(content) // 2])
+    with pytest.raises(DataError):
+        Statistics.read("ref.pkl")
+    assert not (tmp_path / "was_run").exists()

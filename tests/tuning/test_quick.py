@@ -65,7 +65,7 @@ def test_calibration_judges_the_samples_that_are_drawn(p: sg.Perturbation) -> No
     """From the noise of the rule's own first level, which for few calls is less than that of the fine solution's."""
     model = sg.ScoreModel(Net(), p, sg.DataPrediction())
     told = dict(sg.Auto(nfe=4, seconds=1e-9).choose(model, (2,)).tried)["uncalibrated"]  # no trial but of the rule
-    fine, rule = (uncalibrated(model, n)(model, (64, 2), seed=0, dtype=torch.float64).x for n in (60, 4))
+    fine, rule = (uncalibrated(model, n, (2,))(model, (64, 2), seed=0, dtype=torch.float64).x for n in (60, 4))
     assert told == pytest.approx(float((rule - fine).square().mean().sqrt()), rel=1e-9)
 
 
@@ -82,6 +82,22 @@ def test_a_network_trained_on_a_chain_is_asked_at_its_nodes(p: sg.Chain) -> None
             assert len(asked) == nfe
 
 
+@pytest.mark.parametrize("p", PERTURBATIONS[1:], ids=str)
+def test_a_network_begins_with_noise_of_the_right_size_under_every_formulation(p: sg.Perturbation) -> None:
+    """With few calls a network is not asked at the most noise: what it begins with is smaller where sigma has grown."""
+    network = Net()
+    trained = sg.ScoreModel(network, sg.EDM(0.002, 1000.0), sg.EDMPreconditioning(0.7))
+    model = trained.under(p)
+    x = torch.randn(6, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    noise = sg.SeededNoise(3)
+    for auto in (sg.Auto(nfe=6, calls=0), sg.Auto(nfe=6, calls=150)):
+        first = auto.choose(model, (1,)).sampler.times(model)[0]
+        for samples in (auto(model, (6, 1), noise=noise, dtype=torch.float64).x,
+                        auto(model, start=noise(x, -1, 0) * float(p.sigma(model.times_within()[1]))).x):  # fmt: skip
+            own = auto.choose(model, (1,)).sampler(model, start=noise(x, -1, 0) * float(p.sigma(first))).x
+            torch.testing.assert_close(samples, own, rtol=0, atol=1e-9)
+
+
 @pytest.mark.parametrize("nfe", [3, 10, 20, 60])
 def test_calibration_stays_within_its_calls(nfe: int) -> None:
     for calls in (0, 30, 150, 300):
@@ -91,7 +107,7 @@ def test_calibration_stays_within_its_calls(nfe: int) -> None:
         assert model.network.rows <= 64
         assert choice.nfe == choice.sampler(model, (3, 2)).nfe == nfe
         if calls < 40:
-            assert choice.sampler == uncalibrated(model, nfe)
+            assert choice.sampler == uncalibrated(model, nfe, (2,))
             assert math.isnan(choice.error)
 
 
@@ -140,7 +156,7 @@ def test_a_guided_network_is_one_and_its_calls_count(nfe: int) -> None:
     net, other = Net(), Net()
     strong, weak = (sg.ScoreModel(n, sg.VP(), sg.DataPrediction()) for n in (net, other))
     guided = sg.guidance.Autoguidance(strong, weak, scale=2.0)
-    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe)
+    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe, (2,))
     choice = sg.Auto(nfe=nfe).choose(guided, (2,))
     assert net.calls + other.calls - 2 == choice.calibration_nfe <= 300
 
