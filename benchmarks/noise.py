@@ -69,7 +69,8 @@ def measure(age: str, model: sg.ScoreModel, nfe: int) -> dict[str, Any]:
     return {"network": age, "steps": AGES[age], "nfe": nfe, "chosen": said(noisy.sampler),
             "plain": distance(one, fresh), "noisy": distance(other, fresh), "gain": gain, "error": error,
             "gain when chosen": list(noisy.gain), "real": distance(data.train, fresh),
-            "commit": commit.stdout.strip(), "calls": noisy.calibration_nfe, "seconds": round(noisy.calibration_seconds, 1)}  # fmt: skip
+            "commit": commit.stdout.strip(),
+            "calls": noisy.calibration_nfe, "seconds": round(noisy.calibration_seconds, 1)}  # fmt: skip
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
