@@ -61,6 +61,7 @@ def measure(age: str, model: sg.ScoreModel, nfe: int) -> dict[str, Any]:
     plain = sg.Auto(nfe=nfe).choose(model, shape)
     auto = sg.Auto(nfe=nfe, noise="auto", data=seen)
     noisy = replace(auto, calls=min(auto.most_calls or MOST, MOST)).choose(model, shape)
+    commit = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
     if noisy.gain is None:
         raise RuntimeError(f"the noise of {age} at {nfe} calls was not measured")
     one, other = (c.sampler(model, (COUNT, *shape), seed=SEED).x for c in (plain, noisy))
@@ -68,12 +69,13 @@ def measure(age: str, model: sg.ScoreModel, nfe: int) -> dict[str, Any]:
     return {"network": age, "steps": AGES[age], "nfe": nfe, "chosen": said(noisy.sampler),
             "plain": distance(one, fresh), "noisy": distance(other, fresh), "gain": gain, "error": error,
             "gain when chosen": list(noisy.gain), "real": distance(data.train, fresh),
+            "commit": commit.stdout.strip(),
             "calls": noisy.calibration_nfe, "seconds": round(noisy.calibration_seconds, 1)}  # fmt: skip
 
 
 def markdown(rows: list[dict[str, Any]]) -> str:
     """The page."""
-    real = rows[0]["real"]
+    real, commits = rows[0]["real"], ", ".join(sorted({r["commit"] for r in rows}))
     lines = [
         "# Noise chosen by held-out data",
         "",
@@ -81,7 +83,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
         "digits that nothing was chosen on, of starts that nothing was chosen on, and how much nearer the chosen noise",
         "brings the samples, with its standard error.",
         "",
-        f"Training digits beside the same held-out ones: {real:.4f}.",
+        f"Training digits beside the same held-out ones: {real:.4f}. Measured at commit {commits}.",
         "",
         '| network | calls | `Auto(nfe)` | `Auto(nfe, noise="auto")` | nearer by | chosen | its batch calls, seconds |',
         "|---|---|---|---|---|---|---|",

@@ -60,6 +60,15 @@ def test_no_calibration_under_every_formulation(p: sg.Perturbation) -> None:
         assert found[9] < 0.6 * error(sg.UniPC(steps=16), model, truth)
 
 
+@pytest.mark.parametrize("p", [sg.VP(), sg.EDM(), sg.NCSN(0.01, 200.0, 300)], ids=str)
+def test_calibration_judges_the_samples_that_are_drawn(p: sg.Perturbation) -> None:
+    """From the noise of the rule's own first level, which for few calls is less than that of the fine solution's."""
+    model = sg.ScoreModel(Net(), p, sg.DataPrediction())
+    told = dict(sg.Auto(nfe=4, seconds=1e-9).choose(model, (2,)).tried)["uncalibrated"]  # no trial but of the rule
+    fine, rule = (uncalibrated(model, n, (2,))(model, (64, 2), seed=0, dtype=torch.float64).x for n in (60, 4))
+    assert told == pytest.approx(float((rule - fine).square().mean().sqrt()), rel=1e-9)
+
+
 @pytest.mark.parametrize("p", [sg.DDPM(), sg.NCSN(0.01, 50.0, 232)], ids=str)
 def test_a_network_trained_on_a_chain_is_asked_at_its_nodes(p: sg.Chain) -> None:
     model = sg.ScoreModel(Net(), p, sg.DataPrediction())
