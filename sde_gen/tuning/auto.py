@@ -42,7 +42,7 @@ from sde_gen.tuning.uncalibrated import begun, uncalibrated
 BUDGETS = (5, 7, 10, 14, 20, 30, 50, 75, 100, 150, 250)
 _CLASSES = {c.__name__: c for c in (AdamsBashforth, UniPC, Fitted, FittedSteps, LimitedUniPC, SDEDPMSolverPP)}
 #: Changed where what is kept is no longer read or found as before.
-_FORM = 2
+_FORM = 3
 #: Calls of the quick calibration, unless told otherwise.
 CALLS = 300
 
@@ -148,12 +148,12 @@ class Auto(Sampler):
                 under any condition that differs from it in its rows alone.
         """
         if self.calls == 0 and self.nfe is not None:
-            return Choice(uncalibrated(model, self.nfe), self.nfe, math.nan, 0, 0.0, ())
+            return Choice(uncalibrated(model, self.nfe, shape), self.nfe, math.nan, 0, 0.0, ())
         return self._chosen(model, tuple(shape), Condition.of("Auto", condition, None), of_rows=True)
 
     def solve(self, job: Job) -> Solved:
         if self.calls == 0 and self.nfe is not None:
-            sampler = uncalibrated(job.model, self.nfe)
+            sampler = uncalibrated(job.model, self.nfe, job.x.shape[1:])
         else:
             sampler = self._chosen(job.model, tuple(job.x.shape[1:]), job.condition, of_rows=False).sampler
         return sampler.solve(replace(job, x=begun(job.x, job.model, sampler)))

@@ -135,15 +135,15 @@ def choose_noise(
         return usual, None, 0
     _LOG.info("Auto: noise='auto' makes at most %d calls more", calls)
     shuffled = data[torch.randperm(len(data), generator=keyed_generator(seed, 4))]
-    half = min(len(data) // 2, _MOST)
+    half, shape = min(len(data) // 2, _MOST), data.shape[1:]
 
     def late() -> bool:
         return seconds is not None and time.perf_counter() - began > seconds
 
     def trial(eta: float, wider: float, deeper: float = 0.0, order: int = 2, **between: Any) -> _Trial:
         place = {"eta": eta, "wider": wider, "deeper": deeper, "order": order, **between}
-        sampler = SDEDPMSolverPP(solver_order=order, eta=eta, **between) if eta else uncalibrated(model, nfe)
-        sampler = replace(sampler, grid=levels(model, nfe, nfe, 0.0, wider, deeper))
+        sampler = SDEDPMSolverPP(solver_order=order, eta=eta, **between) if eta else uncalibrated(model, nfe, shape)
+        sampler = replace(sampler, grid=levels(model, nfe, nfe, shape, 0.0, wider, deeper))
         return _Trial(place, sampler, data.new_empty(0, *data.shape[1:]))
 
     race = _Race(model, condition, seed + 2, shuffled[:half], late)

@@ -43,6 +43,7 @@ RENDERED = {
     "stochastic": lambda m, d: m.markdown(d["distances"], d["weak"], 300.0),
     "noise": lambda m, d: m.markdown(d),
     "picard": lambda m, d: m.markdown(d),
+    "guided_chain": lambda m, d: m.markdown(d),
     "streaming": lambda m, d: m.markdown(d),
     "streamed_data": lambda m, d: m.markdown(d),
     "digits_likelihood": lambda m, d: m.table(d, 3000),

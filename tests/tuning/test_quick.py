@@ -98,7 +98,7 @@ def test_calibration_stays_within_its_calls(nfe: int) -> None:
         assert model.network.rows <= 64
         assert choice.nfe == choice.sampler(model, (3, 2)).nfe == nfe
         if calls < 40:
-            assert choice.sampler == uncalibrated(model, nfe)
+            assert choice.sampler == uncalibrated(model, nfe, (2,))
             assert math.isnan(choice.error)
 
 
@@ -147,7 +147,7 @@ def test_a_guided_network_is_one_and_its_calls_count(nfe: int) -> None:
     net, other = Net(), Net()
     strong, weak = (sg.ScoreModel(n, sg.VP(), sg.DataPrediction()) for n in (net, other))
     guided = sg.guidance.Autoguidance(strong, weak, scale=2.0)
-    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe)
+    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe, (2,))
     choice = sg.Auto(nfe=nfe).choose(guided, (2,))
     assert net.calls + other.calls - 2 == choice.calibration_nfe <= 300
 
