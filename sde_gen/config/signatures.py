@@ -6,6 +6,7 @@ is parsed.
 """
 
 import ast
+import math
 import re
 from functools import cache
 from typing import Any, NamedTuple
@@ -217,6 +218,8 @@ def _value(module: str, node: ast.expr) -> Any:
         return -_value(module, node.operand)
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.Pow):
         return _value(module, node.left) ** _value(module, node.right)
+    if ast.unparse(node) == "math.inf":
+        return math.inf
     if isinstance(node, ast.Name) and (named := find(module, node.id)) and hasattr(named.node, "value"):
         return _value(named.module, named.node.value)
     if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
