@@ -3,7 +3,7 @@
     python benchmarks/posteriors.py [--problem 2d 8d blur small 64d magnitudes saturated] [--observations 8]
         [--samples 512] [--repeats 1] [--library] [--out FILE]
 
-A minute of one core for each problem and four observations at 256 samples; three times that for 64d.
+About a minute of one core for four observations of a problem at 256 samples; more for 64d.
 
 Data from mixtures of Gaussians with the exact score: all error is the method's. The published methods are those of
 `posterior_published.py`; azula and deepinv stand beside them where they are installed (`posterior_peers.py`).
@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 import sde_gen as sg
-from sde_gen.inverse import Blur, Mask, Matrix, Nonlinear, Operator, Posterior, Reshape
+from sde_gen.inverse import Blur, Mask, Matrix, Nonlinear, Operator, Particles, Posterior, PosteriorTable, Reshape
 from sde_gen.inverse.compared import METHODS
 from sde_gen.metrics import sliced_wasserstein
 
@@ -105,7 +105,7 @@ def nonlinear(name: str, observations: int, samples: int, sets: int = 6) -> list
             found = draw(shape=(samples, 8), seed=0, dtype=torch.float64)
             seconds, off = time.perf_counter() - began, math.nan
             drawn = {method: found.x.double()}
-            if isinstance(found, sg.Particles):
+            if isinstance(found, Particles):
                 off = float(found.log_evidence) - evidence
                 if found.particles is not None:
                     drawn[f"{method}, pooled"] = found.pooled(samples).double()
@@ -143,7 +143,7 @@ def markdown(rows: list[dict[str, Any]]) -> str:
     parts = []
     for problem in dict.fromkeys(row["problem"] for row in rows):
         mine = [row for row in rows if row["problem"] == problem]
-        table = sg.PosteriorTable(tuple(mine))
+        table = PosteriorTable(tuple(mine))
         count = len({row["observation"] for row in mine})
         scatter = sum(row["distance_error"] for row in mine) / len(mine)
         modes = sum(row["modes_floor"] for row in mine) / len(mine)
@@ -193,7 +193,7 @@ def main() -> None:
                 law, operator, noise, methods, observations=given.observations, samples=given.samples,
                 repeats=given.repeats,
             ).rows  # fmt: skip
-        print(f"\n{name}\n{sg.PosteriorTable(tuple(found))}", flush=True)
+        print(f"\n{name}\n{PosteriorTable(tuple(found))}", flush=True)
         rows += [{"problem": name, "samples": given.samples, **row} for row in found]
         if given.out:
             rows.sort(key=lambda row: list(TITLES).index(row["problem"]))

@@ -198,6 +198,7 @@ class PosteriorSettings:
     problems: dict[str, Any]
     observations: int = checked(8)
     samples: int = checked(512, low=2)
+    repeats: int = checked(1, low=1)
     seed: int = checked(0, low=0)
 
     def __post_init__(self) -> None:

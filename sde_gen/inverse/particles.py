@@ -42,6 +42,7 @@ from sde_gen.errors import CollapseWarning, ConfigError, NonFiniteError
 from sde_gen.inverse.mixture import MixtureLevels
 from sde_gen.inverse.posterior import METHODS, Posterior
 from sde_gen.inverse.systems import Particles, effective, opposite, systematic, uniform
+from sde_gen.inverse.tilted import Tilted
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.perturbations import Chain, Perturbation
 from sde_gen.rng import SeededNoise
@@ -69,8 +70,8 @@ class TwistedSMC:
             without gradients of the network, and weights them with the potentials of "pigdm".
         resample: share of N that the effective number must fall below, in [0, 1]; 0 never resamples.
         return_all: whether all particles are returned too.
-        grid: a `TimeGrid`, its name or a list of times; by default `ArctanLambda()`, and on a chain nodes even in
-            lambda.
+        grid: a `TimeGrid`, its name or a list of times; by default `ArctanLambda()`, of width 2 where there is no
+            likelihood, and on a chain nodes even in lambda.
 
     Raises:
         ConfigError: for values outside these; when called, for a model that says nothing particles could correct.
@@ -94,7 +95,9 @@ class TwistedSMC:
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited with this model, descending, float64."""
         p, steps = model.perturbation, self.steps
-        grid = self.grid or (ChainNodes("lambda") if isinstance(p, Chain) else ArctanLambda())
+        # A likelihood acts down to its own noise; models are weighed against each other where the data have their size.
+        width = 3.0 if isinstance(model, Posterior | Tilted) else 2.0
+        grid = self.grid or (ChainNodes("lambda") if isinstance(p, Chain) else ArctanLambda(width=width))
         if isinstance(p, Chain) and isinstance(grid, ChainNodes):
             steps = min(steps, p.length)
         return grid.times(p, grid.length or steps, *model.times_within())

@@ -43,14 +43,16 @@ def compared(cfg: PosteriorSettings, folder: Path, command: str) -> dict[str, An
     for name, (law, operator, noise_std) in problems.items():
         say(f"{name}: {law.dim} numbers, {len(law.weights)} modes, {operator!r}, noise {noise_std:g}")
         table = compare_posteriors(
-            law, operator, noise_std, methods, observations=cfg.observations, samples=cfg.samples, seed=cfg.seed
-        )
+            law, operator, noise_std, methods, observations=cfg.observations, samples=cfg.samples,
+            repeats=cfg.repeats, seed=cfg.seed,
+        )  # fmt: skip
         for line in str(table).splitlines():
             say(f"  {line}")
         parts.append(f"## {name}\n\n{_markdown(table.means())}")
         means[name] = table.means()
         rows += [{"problem": name, **row} for row in table.rows]
-    about = {"command": command, "observations": cfg.observations, "samples": cfg.samples, "rows": rows}
+    about = {"command": command, "observations": cfg.observations, "samples": cfg.samples, "repeats": cfg.repeats,
+             "rows": rows}  # fmt: skip
     write_json(folder / "posteriors.json", about)
     write_text(folder / "posteriors.csv", _csv(rows), "the rows")
     if pictures.has_matplotlib():

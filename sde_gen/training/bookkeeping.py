@@ -10,7 +10,7 @@ from sde_gen.distributed import Processes
 from sde_gen.errors import TrainingFault
 from sde_gen.perturbations import Perturbation
 from sde_gen.training.batches import Batches
-from sde_gen.training.blocks import NormByBlock
+from sde_gen.training.block_norms import NormByBlock
 from sde_gen.training.levels import LearnedWeighting, LossByLevel
 
 #: Skipped updates in a row that end a run.

@@ -23,7 +23,7 @@ from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training.batches import Batches, data_set_of
-from sde_gen.training.blocks import NormByBlock
+from sde_gen.training.block_norms import NormByBlock
 from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
 from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
 from sde_gen.training.levels import learned_weighting

@@ -41,8 +41,8 @@ _RIDGE, _FAR = 0.1, 4.0
 #: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on, with a second batch
 #: and without.
 _BETTER, _SURE = 0.95, 0.75
-#: Most calls for which weights of the terms are fitted to an exact score, and their share of the trials: with more
-#: calls the terms are small, and what is fitted to them is the error of the fine solution.
+#: Most calls for which weights of the terms are fitted to an exact score, and their share of the trials: with more, the
+#: terms are small, and what is fitted to them is the error of the fine solution.
 _FITTED, _SHARE = 12, 0.5
 #: Of the density of local errors: their order, points that it is found at, and the least of it, as a share of its mean.
 _ORDER, _POINTS, _LEAST = 3, 400, 0.1

@@ -269,7 +269,7 @@ def test_what_is_refused(make, says: str) -> None:
 
 
 def test_a_network_that_fails_is_named() -> None:
-    broken = sg.ScoreModel(lambda x, c: torch.where(x[:, :1] > 3.2, math.nan, 0.3) * x, sg.VP())
+    broken = sg.ScoreModel(lambda x, c: torch.where(x[:, :1] > 12, math.nan, 0.3) * x, sg.VP())
     with pytest.raises(sg.NonFiniteError) as caught:
         sg.TwistedSMC(particles=4, steps=10)(Posterior(broken, A, Y, 0.3), (40, 3), seed=1)
     assert 0 < len(caught.value.indices) < 40

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 import sde_gen as sg
 from sde_gen.data import mixture
 from sde_gen.training import Trainer, TrainerSettings, newest_checkpoint
-from sde_gen.training.blocks import NormByBlock
+from sde_gen.training.block_norms import NormByBlock
 
 QUICK = TrainerSettings(steps=12, batch_size=8, warmup=2, log_every=4, checkpoint_every=0, eval_every=0, keep_best=0)
 
