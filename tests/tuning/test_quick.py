@@ -191,7 +191,7 @@ def test_one_fine_solution_serves_other_numbers_of_calls(caplog: pytest.LogCaptu
 
 def test_arguments() -> None:
     for given in ({"effort": 0.1}, {"count": 8}, {"tolerance": 0.1, "nfe": None}):
-        with pytest.raises(sg.ConfigError, match=r"calls and seconds are of the quick calibration"):
+        with pytest.raises(sg.ConfigError, match=r"calls, seconds and noise are of the quick calibration"):
             sg.Auto(calls=10, **{"nfe": 5, **given})
     with pytest.raises(sg.ConfigError, match="expected N lambdas"):
         sg.FittedSteps(lambdas=(0.0, 1.0), of_terms=((1.0,),))
