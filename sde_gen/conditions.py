@@ -128,6 +128,8 @@ class Condition:
         return f"Condition({self.parts})"
 
 
+_WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+
 #: What a network without a condition is told.
 NOTHING = Condition({})
 
@@ -156,6 +158,33 @@ def gathered(
                 f"{', '.join(takes or ()) or 'no condition'}" + (f"; did you mean {near!r}?" if near else "")
             )
     return {**before, **{name: value for name, value in named.items() if takes is None or name in takes}} or None
+
+
+def check_range(where: str, label: Tensor, classes: int) -> None:
+    """Refuse labels outside 0..classes, the last of which is no label. It reads them, and so waits for their device.
+
+    Raises:
+        ConfigError: naming both ranges.
+    """
+    low, high = (int(end) for end in label.aminmax())
+    if low < 0 or high > classes:
+        raise ConfigError(f"{where}: labels are 0..{classes - 1}, or {classes} for no label; got {low}..{high}")
+
+
+def check_labels(where: str, model: Any, label: Any) -> None:
+    """Refuse labels that the network of a model, or of the model it is made of, has no row for.
+
+    A table of a GPU would not say so, but end the process. A run asks once, before its loop; what is no tensor of whole
+    numbers is left to the network.
+
+    Raises:
+        ConfigError: naming both ranges.
+    """
+    while model.network is None and getattr(model, "base", None) is not None:
+        model = model.base
+    classes, label = getattr(model.network, "num_classes", None), getattr(label, "value", label)
+    if isinstance(classes, int) and classes and isinstance(label, Tensor) and label.dtype in _WHOLE and label.numel():
+        check_range(where, label, classes)
 
 
 def _parameters(network: Any) -> list[str] | None:

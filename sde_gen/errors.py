@@ -19,6 +19,7 @@ __all__ = [
     "PrecisionWarning",
     "SDEGenError",
     "SolverError",
+    "UncompiledWarning",
     "WriteError",
 ]
 
@@ -171,3 +172,7 @@ class LateStartWarning(UserWarning):
 
 class PrecisionWarning(UserWarning):
     """A tolerance that the number format cannot hold."""
+
+
+class UncompiledWarning(UserWarning):
+    """Compilation was asked for where torch finds no compiler that works."""

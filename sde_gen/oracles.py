@@ -219,25 +219,24 @@ class GaussianMixture(Labelled):
     def score_marginal(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
         """Gradient of `log_marginal`, shaped like x: -sum_k r_k (alpha^2 Sigma_k + sigma^2 I)^-1 (x - alpha mu_k)."""
         joint, centred, variance = self._joint(x, alpha, sigma, label)
-        each = torch.einsum("kij,bkj->bki", self._on(x.device)[3], centred / variance)
-        return -torch.einsum("bk,bki->bi", joint.softmax(-1), each)
+        return -(joint.softmax(-1)[..., None] * centred / variance).flatten(1) @ self._on(x.device)[3].T
 
     def denoise(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> Tensor:
         """E[x0 | alpha x0 + sigma z = x], shaped like x."""
         joint, centred, variance = self._joint(x, alpha, sigma, label)
-        _, means, values, vectors = self._on(x.device)
+        means, values, axes = self._on(x.device)[1:4]
+        share = joint.softmax(-1)
         posterior = trailing(alpha, 3) * values / variance * centred  # in each component's own axes
-        each = means + torch.einsum("kij,bkj->bki", vectors, posterior)
-        return torch.einsum("bk,bki->bi", joint.softmax(-1), each)
+        return share @ means + (share[..., None] * posterior).flatten(1) @ axes.T
 
     def _joint(self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Any = None) -> tuple[Tensor, Tensor, Tensor]:
         """log w_k N(x; k), (B, K); x - alpha mu in the axes of each component, (B, K, D); variances along them."""
         if x.ndim != 2 or x.shape[1] != self.dim:
             raise ConfigError(f"GaussianMixture: states must have shape (B, {self.dim}), got {tuple(x.shape)}")
-        weights, means, values, vectors = self._on(x.device)
+        weights, _, values, axes, places = self._on(x.device)
         a, s = trailing(alpha, 3), trailing(sigma, 3)
         variance = a.square() * values + s.square()
-        centred = torch.einsum("kji,bkj->bki", vectors, x[:, None, :] - a * means)
+        centred = (x @ axes).unflatten(1, values.shape) - a * places
         normal = -0.5 * ((centred.square() / variance).sum(-1) + variance.log().sum(-1) + self.dim * _LOG_TAU)
         return weights[-1 if label is None else label] + normal, centred, variance
 
@@ -246,7 +245,10 @@ class GaussianMixture(Labelled):
 
     def _on(self, device: torch.device) -> tuple[Tensor, ...]:
         if device not in self._placed:
-            parts = (self._log_weights, self.means, self._values, self._vectors)
+            # The axes of all components side by side, (D, K D), and the means in them: one product instead of K.
+            axes = self._vectors.permute(1, 0, 2).reshape(self.dim, -1)
+            places = torch.einsum("kdi,kd->ki", self._vectors, self.means)
+            parts = (self._log_weights, self.means, self._values, axes, places)
             self._placed[device] = tuple(part.to(device) for part in parts)
         return self._placed[device]
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 import sde_gen as sg
+from sde_gen.networks.mlp import looked_up
 
 TABLE = torch.randn(6, 2, generator=torch.Generator().manual_seed(3))
 SHIFT = torch.linspace(-1, 1, 6)
@@ -136,3 +137,39 @@ def test_a_number_is_no_row() -> None:
         sg.Rows(torch.tensor(3.0))
     with pytest.raises(sg.ConfigError, match="condition must map names"):
         sg.DDIM(steps=2)(MODEL, (2, 2), condition=[1, 2])
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: sg.guidance.ClassifierFree(m, scale=2.0)])
+def test_labels_out_of_range_are_refused_before_a_run(wrap, monkeypatch):
+    """The network is not asked: on a GPU its table would end the process instead of saying so."""
+    model = wrap(sg.ScoreModel(sg.MLP(2, hidden=8, layers=1, num_classes=3), sg.VP()))
+
+    def asked(*_given):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(torch.nn.functional, "embedding", asked)
+    for bad, found in (([0, 4], r"0\.\.4"), ([-1, 0], r"-1\.\.0")):
+        with pytest.raises(sg.ConfigError, match=rf"DDIM: labels are 0\.\.2, or 3 for no label; got {found}"):
+            sg.DDIM(steps=2)(model, (2, 2), seed=0, label=torch.tensor(bad))
+        if not isinstance(model, sg.guidance.ClassifierFree):
+            with pytest.raises(sg.ConfigError, match=r"log_likelihood: labels are 0\.\.2"):
+                sg.log_likelihood(model, torch.zeros(2, 2), label=torch.tensor(bad))
+    with pytest.raises(RuntimeError, match="device-side"):
+        sg.DDIM(steps=2)(model, (2, 2), seed=0, label=torch.tensor([0, 3]))
+
+
+def test_labels_of_the_host_are_read_before_they_reach_another_device():
+    table = torch.zeros(4, 8, device="meta")
+    like = torch.zeros(2, 8, device="meta")
+    assert looked_up("Net", table, torch.tensor([0, 3]), like).shape == (2, 8)
+    for bad in (torch.tensor([0, 4]), 7):
+        with pytest.raises(sg.ConfigError, match=r"Net: labels are 0\.\.2, or 3 for no label"):
+            looked_up("Net", table, bad, like)
+
+
+def test_a_trainer_refuses_labels_that_its_network_does_not_know():
+    x, labels = torch.randn(20, 2), torch.arange(20) % 5
+    data = sg.data.Dataset("five", "vector", x, x[:5], sg.data.Affine(), labels, labels[:5], 5)
+    model = sg.ScoreModel(sg.MLP(2, hidden=8, layers=1, num_classes=3), sg.VP())
+    with pytest.raises(sg.ConfigError, match=r"Trainer: labels are 0\.\.2, or 3 for no label; got 0\.\.4"):
+        sg.Trainer(model, data, conditional=True)

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.skipif(not PAGE.is_file(), reason="an installed package
 def test_the_page(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, Any] = {}
     blocks = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text("utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 6
+    assert len(blocks) == 7
     for block in blocks:
         exec(compile(block, str(PAGE), "exec"), names)  # noqa: S102 - our own page
     exact, result = names["exact"], names["result"]

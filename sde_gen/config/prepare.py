@@ -12,6 +12,7 @@ from sde_gen.config import known_data
 from sde_gen.config.objects import build, find_target
 from sde_gen.config.restore import find_checkpoint, resolved_network
 from sde_gen.config.schema import RunConfig, TrainConfig
+from sde_gen.config.signatures import defaults
 from sde_gen.config.typed import typed
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
@@ -31,8 +32,8 @@ _FREE = frozenset({"data.path", "data.root", "data.codec", "data.source", "data.
     f"trainer.{name}"
     for name in (
         *("steps", "max_seconds", "compile", "accumulate", "checkpoint_activations", "strategy"),
-        *("checkpoint_every", "keep_last", "keep_best"),
-        *("log_every", "eval_every", "preview_every", "preview_samples", "preview_steps"),
+        *("checkpoint_every", "keep_last", "keep_best", "async_save"),
+        *("log_every", "eval_every", "eval_samples", "preview_every", "preview_samples", "preview_steps"),
     )
 )
 
@@ -166,10 +167,13 @@ class Difference:
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[Difference]:
-    """Every setting of `new` that is not what it is in `old`, where the trainer's that it lacks are defaults."""
+    """Every setting of `new` that is not what it is in `old`, where one that is younger than `old` has its default."""
     result = []
     if where == "trainer.":
         old = {name: value for name, value in asdict(TrainerSettings()).items() if name in new} | dict(old)
+    target = new.get("_target_")
+    if isinstance(target, str) and target == old.get("_target_"):
+        old = {name: value for name, value in defaults(target).items() if name in new} | dict(old)
     for key in [*old, *(key for key in new if key not in old)]:
         a, b = old.get(key), new.get(key)
         if isinstance(a, Mapping) and isinstance(b, Mapping):

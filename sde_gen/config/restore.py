@@ -72,7 +72,7 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
         node = {"_target_": f"sde_gen.networks.{'MLP' if data.kind == 'vector' else 'UNet'}"}
         if data.kind != "vector" and max(data.shape[1:]) > _SMALL:  # the defaults of UNet are those for smaller ones
             node |= UNet.fitting(data.shape, len(data.train))
-    if conditional and data.num_classes == 0:
+    if conditional and data.num_classes == 0 and not data.train_told:
         raise ConfigError(f"class_conditional=true, but the data set {data.name} has no labels")
     target = str(node.get("_target_"))
     network = getattr(networks, target.removeprefix("sde_gen.networks."), None)
@@ -87,6 +87,9 @@ def resolved_network(node: Mapping[str, Any], data: Dataset, conditional: bool) 
             node.setdefault("dimensions", max(1, len(data.shape) - 1))
     if conditional:
         node.setdefault("num_classes", data.num_classes)
+        for name, value in data.train_told.items():  # vector_size of vectors, token_size of tokens
+            key = f"{name.removesuffix('s')}_size"
+            node[key] = node.get(key) or value.shape[-1]
     return node
 
 

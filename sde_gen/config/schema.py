@@ -124,6 +124,7 @@ class SampleConfig(_Observing, _FromCheckpoint):
     overwrite: bool = False  # replace what out= holds
     best: bool = False  # the checkpoint of the lowest held-out loss instead of the newest
     label: Any = None  # class to sample, or a list of them; cycle: all in turn; none: no label
+    told: str | None = None  # .npz with arrays vector or tokens, whose rows the samples are told in turn
     guidance: dict[str, Any] | None = None  # what strengthens the label, such as guidance=cfg guidance.scale=2
     clip: bool = False  # keep the denoised estimate within the range of the data at every step
     start: str | None = None  # a picture, .npy or .npz to start from instead of noise
@@ -197,6 +198,7 @@ class PosteriorSettings:
     problems: dict[str, Any]
     observations: int = checked(8)
     samples: int = checked(512, low=2)
+    repeats: int = checked(1, low=1)
     seed: int = checked(0, low=0)
 
     def __post_init__(self) -> None:

@@ -1,11 +1,13 @@
 """Arrays from `.npy` and `.npz` files: vectors, images, series and volumes."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sde_gen.checks import choice, number
 from sde_gen.data.dataset import Dataset
@@ -23,6 +25,9 @@ _SHAPES = (
     "(N, C, D, H, W), (N, D, H, W, C)"
 )
 
+#: What networks are told besides labels, and the dimensions of its arrays.
+DIMENSIONS = {"vector": 2, "tokens": 3}
+
 
 def array_file(
     path: str | Path,
@@ -35,6 +40,7 @@ def array_file(
     image_size: int | None = None,
     random_flip: bool = False,
     random_crop: int | None = None,
+    told: Sequence[str] = (),
     stream: bool | None = None,
     workers: int = 2,
     held_out: int | float = 0.1,
@@ -60,6 +66,8 @@ def array_file(
             square; None: keep their size.
         random_flip: see `image_folder`.
         random_crop: see `image_folder`.
+        told: "vector", "tokens" or both: arrays of a `.npz` that a network is told of the samples, (N, size) and
+            (N, T, size); zeros are nothing.
         stream: whether images stay in their file and are read batch by batch, in the same order: of bytes, or of any
             numbers with `low` and `high`, which then count as continuous, in a `.npy` or an uncompressed `.npz`; None:
             where they would take more than 4 GiB of memory, and can be.
@@ -75,6 +83,8 @@ def array_file(
     file = located(path, "path (data.path) must be a .npy or .npz file (many of one sample each: np.stack)")
     refuse_foreign(file)
     where, images = str(file), {"random_flip": random_flip, "random_crop": random_crop}
+    conditions = conditions_of(file, told, "told")
+    stream = False if conditions and stream is None else stream
     found = _streamed(file, key, label_key, stream, layout, low, high, image_size, workers)
     if found is not None:
         source, classes = found
@@ -96,9 +106,37 @@ def array_file(
     if not (kind == "image" and samples.dtype == np.uint8):  # torch lacks some of numpy's types; float64 holds all
         samples = samples.astype(np.float64)
     raw = torch.from_numpy(np.ascontiguousarray(samples))
+    for name, value in conditions.items():
+        if len(value) != len(raw):
+            raise DataError(f"{where}: {len(raw)} samples need as many rows of {name}, got {len(value)}")
     return from_raw(
-        file.stem, kind, raw, numbers, transform, held_out, seed, classes, image_size=image_size, **images
+        file.stem, kind, raw, numbers, transform, held_out, seed, classes, image_size=image_size, told=conditions,
+        **images,
     )  # fmt: skip
+
+
+def conditions_of(file: Path, names: Sequence[str], option: str) -> dict[str, Tensor]:
+    """What networks are told by arrays of a `.npz`, float32: "vector" (N, size), "tokens" (N, T, size).
+
+    Raises:
+        DataError: they are not there, or not finite numbers of that shape.  ConfigError: another name.
+    """
+    found: dict[str, Tensor] = {}
+    for name in names:
+        choice(str(file), option, name, tuple(DIMENSIONS))
+        try:
+            with file.open("rb") as stream, np.load(stream, allow_pickle=False) as loaded:
+                array = np.asarray(loaded[name])
+                value = torch.from_numpy(array.astype(np.float32))
+        except Exception as error:  # noqa: BLE001  # as for samples
+            raise DataError(f"{file}: {option} needs an array {name!r} of a .npz ({sentence(error)})") from None
+        if array.dtype.kind not in "biuf" or array.ndim != DIMENSIONS[name] or 0 in array.shape:
+            form = "(N, size)" if name == "vector" else "(N, T, size)"
+            raise DataError(f"{file}: {name} must be numbers of shape {form}, got {array.dtype} {array.shape}")
+        if not bool(value.isfinite().all()):
+            raise DataError(f"{file}: {name} has values that are NaN or infinite")
+        found[name] = value
+    return found
 
 
 def _streamed(

@@ -1,7 +1,7 @@
 """A `Dataset` from raw samples: sized, split, scaled."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import torch
@@ -35,6 +35,7 @@ def from_raw(
     image_size: int | None = None,
     random_flip: bool = False,
     random_crop: int | None = None,
+    told: Mapping[str, Tensor] | None = None,
 ) -> Dataset:
     """A Dataset from raw samples (N, *shape): split, then scaled; no transform: standardised by the training part.
 
@@ -81,6 +82,8 @@ def from_raw(
         columns=columns,
         augment=augment,
         source=Held(raw[train], transform, of_train) if wide else None,
+        train_told={name: value[train] for name, value in (told or {}).items()},
+        test_told={name: value[test] for name, value in (told or {}).items()},
     )
 
 

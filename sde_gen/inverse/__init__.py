@@ -2,7 +2,7 @@
 
 operators, image_operators       what is measured of a sample
 measurement, linearised          an operator with its noise; the same near one point
-particles                        TwistedSMC, which corrects what guidance guesses
+particles, systems               TwistedSMC, which corrects what guidance guesses; what it returns
 split_gibbs                      SplitGibbs, which alternates between model and observation
 experts, mixture, tilted         products and mixtures of models, and a model times a function of yours
 compared                         methods against exact posteriors
@@ -14,9 +14,10 @@ from sde_gen.inverse.experts import Product
 from sde_gen.inverse.image_operators import Blur, Downsample, Fourier, Grey
 from sde_gen.inverse.mixture import Mixture
 from sde_gen.inverse.operators import Composed, Mask, Matrix, Nonlinear, Operator, Reshape
-from sde_gen.inverse.particles import Particles, TwistedSMC
+from sde_gen.inverse.particles import TwistedSMC
 from sde_gen.inverse.posterior import Posterior
 from sde_gen.inverse.split_gibbs import SplitGibbs
+from sde_gen.inverse.systems import Particles
 from sde_gen.inverse.tilted import Tilted
 
 __all__ = [

@@ -41,44 +41,18 @@ from sde_gen.conditions import NOTHING, Condition, Rows, gathered
 from sde_gen.errors import CollapseWarning, ConfigError, NonFiniteError
 from sde_gen.inverse.mixture import MixtureLevels
 from sde_gen.inverse.posterior import METHODS, Posterior
+from sde_gen.inverse.systems import Particles, effective, opposite, systematic, uniform
+from sde_gen.inverse.tilted import Tilted
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.perturbations import Chain, Perturbation
 from sde_gen.rng import SeededNoise
 from sde_gen.samplers.grids import ArctanLambda, ChainNodes, as_grid
 from sde_gen.samplers.noise import NoiseSource, ShiftedNoiseSource
-from sde_gen.samplers.sampler import Samples
 
 #: Numbers of all particles held at once unless `chunk` says otherwise: they carry the graph of a network.
 _CHUNK_NUMBERS = 2**20
 #: Particles from which on, and effective ones below which, a system that has collapsed is warned of.
 _MANY, _ALONE = 8, 1.5
-
-
-@dataclass(frozen=True, kw_only=True)
-class Particles(Samples):
-    """What `TwistedSMC` returns: one sample of each system, and what the systems tell.
-
-    Attributes:
-        x: one particle of each system, drawn by weight, (n, *shape).
-        nfe: network calls made for each sample, those of all its particles.
-        log_evidence: log p(y) in nats, float64: (), over all systems, or (n,) where each has an observation or
-            condition of its own.
-        log_evidence_error: its standard error over systems, (); NaN where there is one.
-        system_log_evidence: of each system, (n,).
-        ess: effective particles at each time, (n, K), before they are resampled: 1 to N.
-        ancestors: how many of the particles at the start have descendants at the end, (n,).
-        particles: all of them, (n, N, *shape), with `log_weights`, (n, N), normalised; None unless `return_all`.
-        experts: probability of each expert of a `Mixture`, (n, J), from all particles of a system; None of others.
-    """
-
-    log_evidence: Tensor
-    log_evidence_error: Tensor
-    system_log_evidence: Tensor
-    ess: Tensor
-    ancestors: Tensor
-    particles: Tensor | None = None
-    log_weights: Tensor | None = None
-    experts: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -96,8 +70,8 @@ class TwistedSMC:
             without gradients of the network, and weights them with the potentials of "pigdm".
         resample: share of N that the effective number must fall below, in [0, 1]; 0 never resamples.
         return_all: whether all particles are returned too.
-        grid: a `TimeGrid`, its name or a list of times; by default `ArctanLambda()`, and on a chain nodes even in
-            lambda.
+        grid: a `TimeGrid`, its name or a list of times; by default `ArctanLambda()`, of width 2 where there is no
+            likelihood, and on a chain nodes even in lambda.
 
     Raises:
         ConfigError: for values outside these; when called, for a model that says nothing particles could correct.
@@ -121,7 +95,9 @@ class TwistedSMC:
     def times(self, model: ScoreModel) -> Tensor:
         """The times visited with this model, descending, float64."""
         p, steps = model.perturbation, self.steps
-        grid = self.grid or (ChainNodes("lambda") if isinstance(p, Chain) else ArctanLambda())
+        # A likelihood acts down to its own noise; models are weighed against each other where the data have their size.
+        width = 3.0 if isinstance(model, Posterior | Tilted) else 2.0
+        grid = self.grid or (ChainNodes("lambda") if isinstance(p, Chain) else ArctanLambda(width=width))
         if isinstance(p, Chain) and isinstance(grid, ChainNodes):
             steps = min(steps, p.length)
         return grid.times(p, grid.length or steps, *model.times_within())
@@ -148,8 +124,8 @@ class TwistedSMC:
             model: a `Posterior`, or another model whose levels say what is to be corrected.
             shape: (n, *shape) of the samples, one of each of n systems.
             seed: whole number in [0, 2^64).
-            noise: source of all Gaussian draws instead of the seed; it is asked for (n, N, *shape), for (n, 1), and
-                with a `Mixture` for (n, N).
+            noise: source of all Gaussian draws instead of the seed; it is asked for those of half of the particles,
+                (n, ceil(N/2), *shape), for (n, 1), and with a `Mixture` for (n, N).
             condition, named: keyword arguments of the network, with a row for each sample.
             progress: whether to show a progress bar on standard error.
             chunk: most systems held at once; by default chosen from their size.
@@ -226,8 +202,8 @@ class TwistedSMC:
         weights = torch.zeros(n, self.particles, dtype=torch.float64, device=like.device)
         evidence, before = torch.zeros_like(weights[:, 0]), 0.0
         roots = torch.arange(self.particles, device=like.device).expand_as(weights)
-        effective, sound = [], []
-        x = (source(wide, -1, 0) * float(sigma[0])).reshape(flat)
+        few, sound = [], []
+        x = (opposite(source, wide, -1) * float(sigma[0])).reshape(flat)
         asked: Any = levels
         mixture, experts = _mixture(levels), weights[:, :0]
         if mixture is not None:
@@ -236,13 +212,13 @@ class TwistedSMC:
             denoised, proposal, potential, rate = asked.twist(k, x)
             weights = weights + self._rows(potential - before + gains[k] * rate)
             before = potential
-            effective.append(_effective(weights))
+            few.append(effective(weights))
             mean, pull = x * of_x[k] + proposal * of_data[k], None
             if proposal is not denoised:
                 pull = (proposal - denoised) * (of_data[k] / std[k])
             # Where nothing is resampled, every particle is its own ancestor.
-            lost = (effective[-1] < self.resample * self.particles)[:, None]
-            chosen = _systematic(weights, _uniform(source(wide[:, :1].reshape(n, -1)[:, :1], k, 1)))
+            lost = (few[-1] < self.resample * self.particles)[:, None]
+            chosen = systematic(weights, uniform(source(wide[:, :1].reshape(n, -1)[:, :1], k, 1)))
             chosen = torch.where(lost, chosen, torch.arange(self.particles, device=like.device))
             total = weights.logsumexp(1) - math.log(self.particles)
             evidence = evidence + torch.where(lost[:, 0], total, 0.0)
@@ -250,9 +226,9 @@ class TwistedSMC:
             roots = roots.gather(1, chosen)
             place = (chosen + self.particles * torch.arange(n, device=like.device)[:, None]).reshape(-1)
             before = before[place] if isinstance(before, Tensor) else before
-            z, pull = source(wide, k, 0).reshape(flat), None if pull is None else pull[place]
+            z, pull = opposite(source, wide, k).reshape(flat), None if pull is None else pull[place]
             if mixture is not None:
-                z = z + mixture.branch(_uniform(source(weights, k, 2)).reshape(-1), of_data[k] / std[k], place)
+                z = z + mixture.branch(uniform(source(weights, k, 2)).reshape(-1), of_data[k] / std[k], place)
                 weights = weights + self._rows(mixture.weigh(z, pull))
             elif pull is not None:
                 change = (pull * (z + 0.5 * pull)).flatten(1).sum(1, dtype=torch.float64)
@@ -261,20 +237,20 @@ class TwistedSMC:
             sound.append(weights.sum(1))
         denoised, _, _, rate = asked.twist(steps - 1, x)
         if mixture is not None:
-            denoised = denoised + mixture.branch(_uniform(source(weights, steps - 1, 2)).reshape(-1), 1.0)
+            denoised = denoised + mixture.branch(uniform(source(weights, steps - 1, 2)).reshape(-1), 1.0)
         weights = weights + self._rows(asked.log_final(denoised) - before + gains[-1] * rate)
-        effective.append(_effective(weights))
+        few.append(effective(weights))
         total = weights.logsumexp(1)
         evidence, weights = evidence + total - math.log(self.particles), weights - total[:, None]
         sound.append(evidence + denoised.reshape(n, -1).sum(1))
         self._refuse_non_finite(torch.stack(sound), times.tolist(), first)
         states = denoised.reshape(wide.shape)
-        pick = _systematic(weights, _uniform(source(wide[:, :1].reshape(n, -1)[:, :1], steps, 1)), 1)
+        pick = systematic(weights, uniform(source(wide[:, :1].reshape(n, -1)[:, :1], steps, 1)), 1)
         x = states[torch.arange(n, device=like.device), pick[:, 0]]
         alive = torch.zeros_like(weights).scatter_(1, roots, 1.0).sum(1)
         if mixture is not None:
             experts = torch.einsum("np,npj->nj", weights.exp(), mixture.shares.reshape(*weights.shape, -1))
-        return x, evidence, torch.stack(effective, 1), alive, states, weights, experts, levels.calls, levels.products
+        return x, evidence, torch.stack(few, 1), alive, states, weights, experts, levels.calls, levels.products
 
     def _rows(self, change: Tensor | float) -> Tensor | float:
         """What was added to the log-weight of each particle, (n, N)."""
@@ -299,21 +275,3 @@ def middle_steps(p: Perturbation, times: Tensor) -> tuple[Tensor, Tensor, Tensor
     """a, b and c of the chain's steps from each time to the next, float64."""
     of_x, of_data, std = p.posterior(times[1:], times[:-1])
     return of_x, of_data, std * (0.5 * p.half_log_snr(times).diff()).exp()
-
-
-def _effective(log_weights: Tensor) -> Tensor:
-    """(sum w)^2 / sum w^2 of each row, 1 to N."""
-    return (2 * log_weights.logsumexp(1) - (2 * log_weights).logsumexp(1)).exp()
-
-
-def _uniform(normal: Tensor) -> Tensor:
-    """Numbers in (0, 1) from standard normal ones, float64."""
-    return torch.special.ndtr(normal.to(torch.float64)).clamp(1e-12, 1 - 1e-12)
-
-
-def _systematic(log_weights: Tensor, u: Tensor, count: int | None = None) -> Tensor:
-    """Indices of `count` draws (N by default) from each row, in proportion to weight, at (u + j)/count."""
-    count = log_weights.shape[1] if count is None else count
-    heights = log_weights.softmax(1).cumsum(1)
-    at = (u + torch.arange(count, device=u.device)) / count * heights[:, -1:]
-    return torch.searchsorted(heights, at).clamp_max(log_weights.shape[1] - 1)

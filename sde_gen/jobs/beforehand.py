@@ -2,6 +2,7 @@
 
 import os
 import warnings
+from collections.abc import Callable, Mapping
 from dataclasses import MISSING, fields, is_dataclass, replace
 from pathlib import Path
 
@@ -11,17 +12,21 @@ from torch import Tensor
 from sde_gen.bars import elapsing
 from sde_gen.comparison.budgets import calls_of
 from sde_gen.config.launch import say
+from sde_gen.data import Dataset
 from sde_gen.errors import SDEGenError
 from sde_gen.jobs.common import Trained
 from sde_gen.samplers import DDIM, GivenLambdas, GridSampler, ProbabilityFlow, Sampler
 from sde_gen.tuning import Auto
 from sde_gen.tuning.auto import CALLS
+from sde_gen.tuning.noise_amount import LEAST, SURE
 from sde_gen.tuning.quick import STARTS
 
 _TIMED = 64  # samples whose cost is measured, at most: that of more grows with their number
 
 
-def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Trained:
+def settled(
+    what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], data: Callable[[], Dataset | None]
+) -> Trained:
     """`what` with the sampler that `Auto` chooses for its network; unchanged if that needs no measurement.
 
     The choice is kept in the run, in `auto/`, and read from there the next time.
@@ -29,7 +34,8 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     Args:
         what: the trained network and the sampler asked for.
         shape: of one sample.
-        labels: of the classes that are sampled, in turn; None: the network takes none, or is asked without.
+        told: what the first samples are told, a row for each; the first of them at least.
+        data: what is sampled should be like; asked for with noise="auto" alone, which held-out data decide.
 
     Raises:
         SDEGenError: one of its subclasses, if a tolerance cannot be reached or a network gives no finite numbers.
@@ -40,46 +46,64 @@ def settled(what: Trained, shape: tuple[int, ...], labels: Tensor | None) -> Tra
     folder = what.checkpoint.home / "auto"
     if auto.folder is None and os.access(folder if folder.is_dir() else folder.parent, os.W_OK):
         auto = replace(auto, folder=str(folder))
-    condition = {} if labels is None else {"label": labels[:STARTS].to(what.device)}
+    asked = auto
+    condition = {name: rows[torch.arange(STARTS) % len(rows)].to(what.device) for name, rows in told.items()}
 
     def choose() -> GridSampler:
-        calls = CALLS if auto.calls is None else auto.calls
-        seconds = calls * _seconds_of_a_call(what, shape, labels, STARTS)
-        long = auto.effort is not None or auto.tolerance is not None or auto.count is not None
+        auto = with_data(asked, data)
+        calls = auto.most_calls or CALLS
+        seconds = calls * _seconds_of_a_call(what, shape, told, STARTS)
+        long = auto.most_calls is None
         if not long and auto.seconds is not None:
             seconds = min(seconds, auto.seconds)
         known = auto.folder is not None and Path(auto.folder).is_dir() and any(Path(auto.folder).glob("auto-*.json"))
         does = "looks up, or measures," if known else "measures"
         cost = "thousands of calls" if long else f"up to {calls} calls on {STARTS} starts, about {_spoken(seconds)}"
-        say(f"{said(replace(auto, folder=None))} {does} what suits this network: {cost}")
+        say(f"{said(replace(asked, folder=None))} {does} what suits this network: {cost}")
         with elapsing("calibrating", seconds):
             choice = auto.choose(what.model, shape, condition)
-        say(f"chose {said(choice.sampler)}: {choice.nfe} calls, error {choice.error:.3g} against a fine solution"
-            + "".join(f"; next, {label}: {error:.3g}" for label, error in choice.tried[1:2])
-            + f" ({choice.calibration_nfe} calls, {choice.calibration_seconds:.1f} s"
+        judged = (f"error {choice.error:.3g} against a fine solution"
+                  + "".join(f"; next, {label}: {error:.3g}" for label, error in choice.tried[1:2]))  # fmt: skip
+        if choice.gain is not None:
+            gain, error = choice.gain
+            by = f"{gain:.3g} +- {error:.3g} in energy distance to {auto.data.value.shape[0]} held-out samples"
+            judged = f"nearer than without noise by {by}" if gain > SURE * error else f"{judged}; noise gains {by}"
+        say(f"chose {said(choice.sampler)}: {choice.nfe} calls, {judged}"
+            f" ({choice.calibration_nfe} calls, {choice.calibration_seconds:.1f} s"
             + (f"; kept in {auto.folder})" if auto.folder else ")"))  # fmt: skip
         return choice.sampler
 
     return replace(what, sampler=what.processes.on_main(choose))
 
 
-def say_cost(what: Trained, shape: tuple[int, ...], labels: Tensor | None, count: int, block: int) -> None:
+def with_data(auto: Auto, data: Callable[[], Dataset | None]) -> Auto:
+    """With the held-out data that its noise is judged by; without any, and a word, where there are too few."""
+    if auto.noise is None or auto.data is not None:
+        return auto
+    found = data()
+    if found is None or len(found.test) < 2 * LEAST:
+        say(f"noise=auto needs {2 * LEAST} held-out samples of what is sampled, and they are not here: no noise")
+        return auto
+    return replace(auto, data=found.test)
+
+
+def say_cost(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], count: int, block: int) -> None:
     """Say how many calls a sample takes, and about how long all of them will; nothing of what cannot be foretold."""
     if isinstance(what.sampler, ProbabilityFlow) or not what.processes.is_main:
         return
     rows = min(count, block, _TIMED)
     try:
         calls = getattr(what.sampler, "nfe", None) or calls_of(what.sampler, what.model.perturbation)
-        seconds = _seconds_of_a_call(what, shape, labels, rows)
+        seconds = _seconds_of_a_call(what, shape, told, rows)
     except SDEGenError:  # the sampling itself will say what is wrong
         return
     whole = calls * seconds * count / rows / what.processes.world
     say(f"{calls} network calls for each sample, about {_spoken(whole)}")
 
 
-def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], labels: Tensor | None, rows: int) -> float:
+def _seconds_of_a_call(what: Trained, shape: tuple[int, ...], told: Mapping[str, Tensor], rows: int) -> float:
     """Seconds of one network call on so many samples, the first call, which may have to warm up, left out."""
-    condition = {} if labels is None else {"label": labels[:1].expand(rows).to(what.device)}
+    condition = {name: row[:1].expand(rows, *row.shape[1:]).to(what.device) for name, row in told.items()}
     seconds, states = float("inf"), torch.zeros(rows, *shape, device=what.device)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

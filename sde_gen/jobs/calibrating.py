@@ -15,7 +15,7 @@ from sde_gen.config.schema import EvaluateConfig
 from sde_gen.data import Dataset
 from sde_gen.errors import ConfigError
 from sde_gen.files import write_json
-from sde_gen.jobs.common import Trained, notes_said, table
+from sde_gen.jobs.common import Trained, held_out_condition, notes_said, table
 from sde_gen.jobs.restoring import noisy, operator_of, posterior_of, sampler_of
 from sde_gen.metrics import Calibration, calibration, ranks
 from sde_gen.rng import keyed_generator
@@ -42,9 +42,7 @@ def calibrated(
     sampler = sampler_of(cfg, what, arguments)
     rows = len(truth) * cfg.draws
     say(f"task={cfg.task}: {cfg.draws} draws for each of {len(truth)} held-out samples with {sampler}")
-    labels = {}
-    if what.conditional and data.test_labels is not None:
-        labels["label"] = data.test_labels[chosen].repeat_interleave(cfg.draws).to(what.device)
+    labels = held_out_condition(data, chosen.repeat_interleave(cfg.draws), what.device) if what.conditional else {}
     posterior = posterior_of(cfg, what.model, operator, Rows(y.repeat_interleave(cfg.draws, 0).to(what.device)))
     with notes_said():
         drawn = sampler(posterior, (rows, *data.shape), seed=cfg.seed, chunk=cfg.chunk, device=what.device, **labels)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from sde_gen.config.launch import say
 from sde_gen.config.objects import build
@@ -15,7 +16,7 @@ from sde_gen.config.schema import EvaluateConfig, RunConfig, SampleConfig, Train
 from sde_gen.data import Dataset
 from sde_gen.diagnosis import diagnose
 from sde_gen.distributed import Processes, start
-from sde_gen.errors import BetweenNodesWarning
+from sde_gen.errors import BetweenNodesWarning, UncompiledWarning
 from sde_gen.jobs.origins import resolved
 from sde_gen.model import ScoreModel
 from sde_gen.rng import check_seed, keyed_generator
@@ -92,13 +93,18 @@ def fresh_folder(checkpoint: Checkpoint, kind: str, label: str) -> Path:
     return RunDirectory.fresh(checkpoint.home / kind, label).path
 
 
+def held_out_condition(data: Dataset, rows: Tensor, device: torch.device) -> dict[str, Tensor]:
+    """What a network is told of held-out samples: their labels, vectors and tokens, as far as there are any."""
+    told = dict(data.test_told) if data.test_labels is None else {"label": data.test_labels, **data.test_told}
+    return {name: value[rows].to(device) for name, value in told.items()}
+
+
 def diagnosed(model: ScoreModel, data: Dataset, conditional: bool, seed: int) -> str:
     """Whether a network from elsewhere is read as it was trained: the table is said, the verdict returned."""
     rows = torch.randperm(len(data.test), generator=keyed_generator(seed, 3))[:_DIAGNOSED]
     if len(rows) < 2:
         return "too few held-out samples"
-    labels = None if data.test_labels is None or not conditional else data.test_labels[rows].to(model.device)
-    condition = {} if labels is None else {"label": labels}
+    condition = held_out_condition(data, rows, model.device) if conditional else {}
     found = diagnose(model, data.test[rows].to(model.device), seed=seed, condition=condition)
     for line in repr(found).splitlines():
         say(line)
@@ -109,7 +115,8 @@ def diagnosed(model: ScoreModel, data: Dataset, conditional: bool, seed: int) ->
 def notes_said() -> Iterator[None]:
     """Say each warning of the block once, at its end."""
     with warnings.catch_warnings(record=True) as notes:
-        warnings.simplefilter("once", BetweenNodesWarning)
+        for kind in (BetweenNodesWarning, UncompiledWarning):
+            warnings.simplefilter("once", kind)
         yield
     for note in dict.fromkeys(str(note.message) for note in notes):
         say(f"note: {note}")

@@ -34,7 +34,7 @@ from sde_gen.evaluation.moments import PROTOCOLS, Reference, check_protocol, tra
 from sde_gen.files import make_folder
 from sde_gen.jobs.beforehand import said, say_cost, settled
 from sde_gen.jobs.calibrating import calibrated
-from sde_gen.jobs.common import Trained, diagnosed, fresh_folder, notes_said, trained
+from sde_gen.jobs.common import Trained, diagnosed, fresh_folder, held_out_condition, notes_said, trained
 from sde_gen.jobs.viewing import View
 from sde_gen.metrics import METRICS, Features, MetricResult, NetworkFeatures, Pixels, Statistics, check_sizes, summary
 from sde_gen.rng import keyed_generator
@@ -178,9 +178,7 @@ def _likelihoods(
     count = len(data.test) if given.samples is None else min(given.samples, len(data.test))
     order = torch.randperm(len(data.test), generator=keyed_generator(cfg.seed, 2))
     indices = order[:count].sort().values
-    condition = {}
-    if what.conditional and data.test_labels is not None:
-        condition = {"label": data.test_labels[indices].to(what.device)}
+    condition = held_out_condition(data, indices, what.device) if what.conditional else {}
     ode = asdict(given)
     del ode["samples"]
     options = {"vlb": {"terms": ode.pop("terms")}, "ode": ode}
@@ -212,10 +210,8 @@ def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, di
     """Samples, and what the report says of them."""
 
     def draw(rows: slice) -> tuple[Tensor, int]:
-        condition = {}
-        if what.conditional and data.test_labels is not None:  # classes as often as in the held-out data
-            labels = data.test_labels[torch.arange(rows.start, rows.stop) % len(data.test_labels)]
-            condition = {"label": labels.to(what.device)}
+        turn = torch.arange(rows.start, rows.stop) % len(data.test)  # classes as often as in the held-out data
+        condition = held_out_condition(data, turn, what.device) if what.conditional else {}
         samples = what.sampler(
             what.model,
             (rows.stop - rows.start, *data.shape),
@@ -228,8 +224,8 @@ def _draw(cfg: EvaluateConfig, what: Trained, data: Dataset) -> tuple[Tensor, di
         )
         return samples.x.float().cpu(), samples.nfe
 
-    turns = None if not what.conditional or data.test_labels is None else data.test_labels[:64]
-    what = settled(what, data.shape, turns)
+    turns = held_out_condition(data, torch.arange(len(data.test))[:64], what.device) if what.conditional else {}
+    what = settled(what, data.shape, turns, lambda: data)
     length = part_length(cfg.num_samples, data.shape, cfg.chunk)
     say(f"sampling {cfg.num_samples} with {said(what.sampler)}")
     say_cost(what, data.shape, turns, cfg.num_samples, length)

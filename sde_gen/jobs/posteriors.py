@@ -24,9 +24,9 @@ _HEAD = """# Posteriors against exact ones
 
 x is drawn from a mixture of Gaussians, y = A x + noise is observed, and each method draws x given y with the exact
 score: all that is wrong is the method's. *over floor*: sliced Wasserstein-2 distance to exact draws over that of
-two exact sets, 1 where none is to be seen; *modes off*: total variation of the weights of the modes; *residual*: |y
-- A x|^2 in units of the noise, over that of exact draws; *log p(y) off* in nats; *calls* of the network and
-*products* with its Jacobian, for a sample.
+two exact sets, 1 where none is to be seen, ± what exact draws scatter by; *modes off*: total variation of the weights
+of the modes; *residual*: |y - A x|^2 in units of the noise, over that of exact draws; *log p(y) off* in nats; *calls*
+of the network and *products* with its Jacobian, for a sample.
 """
 
 
@@ -43,14 +43,16 @@ def compared(cfg: PosteriorSettings, folder: Path, command: str) -> dict[str, An
     for name, (law, operator, noise_std) in problems.items():
         say(f"{name}: {law.dim} numbers, {len(law.weights)} modes, {operator!r}, noise {noise_std:g}")
         table = compare_posteriors(
-            law, operator, noise_std, methods, observations=cfg.observations, samples=cfg.samples, seed=cfg.seed
-        )
+            law, operator, noise_std, methods, observations=cfg.observations, samples=cfg.samples,
+            repeats=cfg.repeats, seed=cfg.seed,
+        )  # fmt: skip
         for line in str(table).splitlines():
             say(f"  {line}")
         parts.append(f"## {name}\n\n{_markdown(table.means())}")
         means[name] = table.means()
         rows += [{"problem": name, **row} for row in table.rows]
-    about = {"command": command, "observations": cfg.observations, "samples": cfg.samples, "rows": rows}
+    about = {"command": command, "observations": cfg.observations, "samples": cfg.samples, "repeats": cfg.repeats,
+             "rows": rows}  # fmt: skip
     write_json(folder / "posteriors.json", about)
     write_text(folder / "posteriors.csv", _csv(rows), "the rows")
     if pictures.has_matplotlib():
@@ -87,8 +89,9 @@ def _problem(name: str, given: Any) -> tuple[GaussianMixture, Mask, float]:
 
 
 _COLUMNS = {
-    "method": "method", "distance": "over floor", "worst": "worst", "modes": "modes off", "worst_modes": "worst",
-    "residual": "residual", "evidence": "log p(y) off", "nfe": "calls", "products": "products", "seconds": "seconds",
+    "method": "method", "distance": "over floor", "distance_error": "±", "worst": "worst", "modes": "modes off",
+    "worst_modes": "worst", "residual": "residual", "evidence": "log p(y) off", "nfe": "calls", "products": "products",
+    "seconds": "seconds",
 }  # fmt: skip
 
 

@@ -18,6 +18,8 @@ from sde_gen.config.restore import stored_data
 from sde_gen.config.schema import SampleConfig
 from sde_gen.config.typed import typed
 from sde_gen.data import Dataset, Description
+from sde_gen.data.arrays import DIMENSIONS, conditions_of
+from sde_gen.data.reading import located
 from sde_gen.data.rows import decoded, write_csv
 from sde_gen.digests import digest
 from sde_gen.errors import CheckpointError, ConfigError, SDEGenError
@@ -63,7 +65,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     if transform is None:
         raise CheckpointError(f"checkpoint {checkpoint.path} does not describe its data")
     about, dropped = _training_labels(what)
-    labels = chosen(told(cfg.label, model), about, dropped)
+    labels = chosen(told(cfg.label, model) if about.num_classes else cfg.label, about, dropped)
+    others = _told(cfg, what)
     if labels is not None and cfg.label is None:
         say("label=cycle: the classes in turn; label=NAME is one of them")
     if cfg.task is not None:
@@ -71,16 +74,17 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
     view = View.of(what, cfg.trust)
     if cfg.pngs and view.about.kind != "image":
         raise ConfigError(f"pngs=true is for images, and these are data of kind {view.about.kind}; leave it out")
-    turns = None if labels is None else labels.rows(0, 64)
-    what = settled(what, shape, turns)
+    turns = ({} if labels is None else {"label": labels.rows(0, 64)}) | others
+    what = settled(what, shape, turns, lambda: None if cfg.start is not None else _data(checkpoint, cfg, labels))
     given = None
     if cfg.start is not None:
         given = view.encoded(read_samples(cfg.start, "start", view.about.transform, view.about.shape))
-    data = _data(checkpoint, cfg, labels) if cfg.data is not None and processes.is_main else None
+    compared = (cfg.metrics or cfg.forward) and processes.is_main
+    data = _data(checkpoint, cfg, labels) if cfg.data is not None and compared else None
 
     plan = {"checkpoint": checkpoint.digest, "sampler": cfg.sampler, "sde": cfg.sde, "seed": cfg.seed}
     plan |= {"weights": cfg.weights, "label": cfg.label, "device": what.device.type}
-    plan |= {**made_of(cfg), "given": digest(given)}
+    plan |= {**made_of(cfg), "given": digest(given)} | ({"told": digest(others)} if others else {})
     block = min(cfg.num_samples, cfg.chunk or block_length(shape, what.device.type))
     with ExitStack() as held:
         target = Target(*processes.on_main(lambda: Target.of(cfg, checkpoint).parts()))
@@ -94,11 +98,11 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         say(f"sampling {cfg.num_samples} from {source} with {said(what.sampler)}")
         say_cost(what, shape, turns, cfg.num_samples, block)
         frames = Frames(model, view) if cfg.animation and processes.is_main else None
-        _draw_all(cfg, what, store, labels, given, frames, target)
+        _draw_all(cfg, what, store, labels, others, given, frames, target)
         if not processes.is_main:
             return {}
         head, nfe, seconds = _summary(store)
-        data = _data(checkpoint, cfg, labels) if data is None else data
+        data = _data(checkpoint, cfg, labels) if data is None and compared else data
         shown = view(head)
         report: dict[str, Any] = {
             "sampler": repr(what.sampler),
@@ -114,6 +118,8 @@ def run(config: Mapping[str, Any]) -> dict[str, Any]:
         }
         if labels is not None:
             report["label"] = list(labels.names) or "none"
+        if cfg.told is not None:
+            report["told"] = cfg.told
         if cfg.metrics and data is not None:
             report |= distances(shown, view.data(data))
         arrays: dict[str, Any] = {
@@ -145,6 +151,7 @@ def _draw_all(
     what: Trained,
     store: BlockStore,
     labels: Labels | None,
+    others: Mapping[str, Tensor],
     given: Tensor | None,
     frames: Frames | None,
     target: "Target",
@@ -153,6 +160,8 @@ def _draw_all(
 
     def draw(first: int, size: int) -> Samples:
         condition, start = {} if labels is None else {"label": labels.rows(first, size).to(what.device)}, None
+        turn = torch.arange(first, first + size)
+        condition |= {name: rows[turn % len(rows)].to(what.device) for name, rows in others.items()}
         if given is not None:
             start = started(what, given, cfg.seed, first, size)
         return what.sampler(
@@ -203,6 +212,30 @@ def _rows(
         yield view.raw(block.x).numpy(), [(*classes, "")[label] for label in taken]
 
 
+def _told(cfg: SampleConfig, what: Trained) -> dict[str, Tensor]:
+    """The vectors and tokens of `told=`, which the samples are told in turn.
+
+    Raises:
+        ConfigError: for a network, or a task, that takes none; without them, for one that was always told.
+    """
+    network = what.checkpoint.config.get("network", {})
+    sizes = {name: network.get(f"{name.removesuffix('s')}_size") or 0 for name in DIMENSIONS}
+    taken = [name for name, size in sizes.items() if size and what.conditional]
+    if cfg.told is None:
+        if taken and cfg.task is None and not what.checkpoint.config.get("objective", {}).get("condition_dropout"):
+            raise ConfigError(f"this network was always told {' and '.join(taken)}; give told=FILE.npz with arrays of "
+                              "that name, or train with objective.condition_dropout=0.1")  # fmt: skip
+        return {}
+    if not taken or cfg.task is not None:
+        raise ConfigError("told= is for samples, without task=, of a network that was trained on vectors or tokens; "
+                          "leave it out")  # fmt: skip
+    found = conditions_of(located(cfg.told, "told must be a .npz file"), taken, "told")
+    for name, rows in found.items():
+        if rows.shape[-1] != sizes[name]:
+            raise ConfigError(f"told={cfg.told}: {name} has size {rows.shape[-1]}, and the network takes {sizes[name]}")
+    return found
+
+
 def _training_labels(what: Trained) -> tuple[Description, bool | None]:
     """The data with the classes that the network was given, and whether training dropped labels (None: not known)."""
     about = Description.from_dict(what.checkpoint.state["data"])
@@ -215,8 +248,6 @@ def _training_labels(what: Trained) -> tuple[Description, bool | None]:
 
 def _data(checkpoint: Checkpoint, cfg: SampleConfig, labels: Labels | None) -> Dataset | None:
     """The data of the classes sampled; None, with a word about it, if they are not here: samples need them not."""
-    if not (cfg.metrics or cfg.forward):
-        return None
     try:
         data = stored_data(checkpoint, cfg.trust, cfg.data)
     except SDEGenError as error:

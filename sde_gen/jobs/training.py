@@ -17,7 +17,7 @@ from sde_gen.config.schema import LoggerSettings, TrainConfig
 from sde_gen.config.typed import typed
 from sde_gen.errors import CheckpointError, ConfigError
 from sde_gen.files import remove_leftovers, write_text
-from sde_gen.jobs.common import begin, run_folder
+from sde_gen.jobs.common import begin, notes_said, run_folder
 from sde_gen.jobs.trackers import check_installed
 from sde_gen.jobs.training_report import Report
 from sde_gen.training import (
@@ -52,21 +52,22 @@ def run(config: Mapping[str, Any]) -> dict[str, float]:
         folder = RunDirectory(processes.on_main(lambda: _take_folder(cfg, ready.data.name, held)))
         stop = held.enter_context(stop_on_signals())
         report = Report(folder, ready.settings.steps, logger, processes.is_main)
-        trainer = Trainer(
-            ready.model,
-            ready.data,
-            ready.objective,
-            ready.settings,
-            seed=cfg.seed,
-            device=device,
-            conditional=cfg.class_conditional,
-            checkpoints=folder.checkpoints,
-            config=ready.stored,
-            stop=lambda: bool(stop),
-            listeners=[report],
-            processes=processes,
-            optimizer=ready.optimizer,
-        )
+        with notes_said():
+            trainer = Trainer(
+                ready.model,
+                ready.data,
+                ready.objective,
+                ready.settings,
+                seed=cfg.seed,
+                device=device,
+                conditional=cfg.class_conditional,
+                checkpoints=folder.checkpoints,
+                config=ready.stored,
+                stop=lambda: bool(stop),
+                listeners=[report],
+                processes=processes,
+                optimizer=ready.optimizer,
+            )
         _resume(trainer, folder, ready.stored)
         if ready.data.codec is not None:
             processes.on_main(lambda: keep_codec(ready.data.codec, folder.path))

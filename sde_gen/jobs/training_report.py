@@ -16,14 +16,15 @@ from sde_gen.config.launch import say
 from sde_gen.config.schema import LoggerSettings
 from sde_gen.errors import SDEGenError, WriteError
 from sde_gen.files import make_folder, write_text
-from sde_gen.jobs.classes import columns_for, columns_of, counts_of, cycled, occurring
+from sde_gen.jobs.classes import columns_for, columns_of, counts_of, occurring
 from sde_gen.jobs.common import table
+from sde_gen.jobs.quality_record import COLUMNS, Quality, drawn
 from sde_gen.jobs.trackers import Tracker, opened
-from sde_gen.samplers import DDIM
 from sde_gen.training import MetricsFile, RunDirectory, Trainer, read_metrics
-from sde_gen.training.levels import LossByLevel
 
 _ROW_SECONDS = 5.0  # between two rows that are said, where there is no terminal
+#: What the tables beside the metrics are called at a tracker.
+_TRACKED = {"levels": "loss_at", "blocks": "grad_norm_of", "weighting": "learned_u_at", "quality": "quality"}
 
 
 class Report:
@@ -35,9 +36,11 @@ class Report:
         self._trackers: list[Tracker] = []
         self._said = 0.0
         self._page_due = 0.0
+        self._quality: Quality | None = None
 
     def start(self, trainer: Trainer) -> None:
         """Say what is about to happen; open the files."""
+        self._quality = Quality(trainer) if trainer.settings.eval_samples else None
         if not self.is_main:
             return
         parameters = sum(p.numel() for p in trainer.network.parameters())
@@ -60,9 +63,16 @@ class Report:
         if trainer.step:
             say(f"continued from step {trainer.step}")
         self._metrics = MetricsFile(self.folder.metrics, trainer.step)
-        columns = ("step", *LossByLevel(trainer.model.perturbation).names)
-        self._levels = MetricsFile(self.folder.levels, trainer.step, columns)
-        for file in (self._metrics, self._levels):
+        parts = trainer.record.levels.names
+        tables = {"levels": (self.folder.levels, parts), "blocks": (self.folder.gradients, trainer.record.blocks.names)}
+        if trainer.weighting is not None:
+            tables["weighting"] = (self.folder.weighting, parts)
+        if self._quality is not None:
+            tables["quality"] = (self.folder.quality, COLUMNS[1:])
+        self._tables = {
+            event: MetricsFile(path, trainer.step, ("step", *names)) for event, (path, names) in tables.items()
+        }
+        for file in (self._metrics, *self._tables.values()):
             if file.set_aside:
                 say(f"{file.path} could not be read, and is now {file.set_aside}")
         self._trackers = opened(self._logger, self.folder, trainer.step, trainer.config)
@@ -74,20 +84,36 @@ class Report:
         """What the trainer tells."""
         if event == "preview":
             self._preview(trainer)  # in every process: a sharded network needs them all
-        elif not self.is_main:
+        elif event == "log" and "held_out_loss" in values and self._quality is not None:
+            self._measure(self._quality, trainer)
+        if not self.is_main:
             return
         elif event == "save failed":
             say(f"not saved: {values['error']}; training goes on, and saving is tried again")
-        elif event == "levels":
-            self._levels.add(values)
-            self._track({f"loss_at/{name}": value for name, value in values.items() if name != "step"}, trainer.step)
+        elif event in _TRACKED:
+            self._add(event, values, trainer.step)
         elif event == "log":
+            values = {**values, "memory_mib": round(_memory(trainer.device), 1)}
             if not self._metrics.add(values):
                 say(f"{self.folder.metrics} cannot be written; its rows wait")
             self._show(values)
             self._track({name: value for name, value in values.items() if name != "step"}, trainer.step)
             if time.monotonic() >= self._page_due:
                 self._write_page(trainer, running=True)
+
+    def _add(self, table: str, values: Mapping[str, float], step: int) -> None:
+        """A row of one of the tables beside the metrics."""
+        self._tables[table].add(values)
+        self._track({f"{_TRACKED[table]}/{name}": value for name, value in values.items() if name != "step"}, step)
+
+    def _measure(self, quality: Quality, trainer: Trainer) -> None:
+        try:
+            row = quality.row(trainer)
+        except SDEGenError as error:  # samples that are not finite, of weights that still may become better
+            say(f"samples of step {trainer.step} are not compared: {error}")
+            return
+        if self.is_main:
+            self._add("quality", row, trainer.step)
 
     def _track(self, values: Mapping[str, float], step: int) -> None:
         for tracker in self._trackers:
@@ -102,7 +128,8 @@ class Report:
             "time": f"{trainer.seconds:.0f} s of training"
             + (f", about {(self.steps - trainer.step) / rate:.0f} s to go" if running and rate else ""),
             "throughput": f"{rate * trainer.settings.batch_size:.4g} samples/s",
-            "memory": _memory(trainer.device),
+            "memory": f"{_memory(trainer.device):.0f} MiB at most"
+            + (" on the GPU" if trainer.device.type == "cuda" else ""),
             "model": f"{trainer.model.perturbation}, {type(trainer.network).__name__} with "
             f"{sum(p.numel() for p in trainer.network.parameters()):,} parameters, on {trainer.device}",
             "data": f"{trainer.data.name}, {trainer.data.size} samples of shape {trainer.data.shape}",
@@ -110,8 +137,9 @@ class Report:
         }
         images = [f"samples/{path.name}" for path in sorted(folder.samples.glob("step_*.png"))]
         with suppress(SDEGenError):  # files that are gone, or a full disk, end a run for its checkpoints' sake only
-            rows, levels = read_metrics(folder.metrics), read_metrics(folder.levels, None)
-            page = pictures.training_page(folder.path.name, facts, rows, levels, images, running)
+            tables = {"metrics": read_metrics(folder.metrics)}
+            tables |= {event: read_metrics(file.path, None) for event, file in self._tables.items()}
+            page = pictures.training_page(folder.path.name, facts, tables, images, running)
             write_text(folder.page, page, "the run's page")
         self._page_due = time.monotonic() + max(10.0, 100 * (time.monotonic() - began))
 
@@ -143,16 +171,11 @@ class Report:
         if s.preview_samples == 0 or (data.kind in ("vector", "series") and not pictures.has_matplotlib()):
             return
         count = max(1024, s.preview_samples) if data.kind == "vector" else s.preview_samples
-        chain = getattr(trainer.model.perturbation, "length", s.preview_steps)
-        sampler = DDIM(steps=min(s.preview_steps, chain))
-        condition = {}
-        if trainer.conditional:
-            condition["label"] = cycled(occurring(data.description), 0, count).to(trainer.device)
-        with trainer.ema.applied():
-            x = sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition).x
+        x = drawn(trainer, count)
         if not self.is_main:
             return
-        columns = columns_for(len(occurring(data.description)), count) if condition else None
+        classes = occurring(data.description) if trainer.conditional else ()
+        columns = columns_for(len(classes), count) if classes else None
         real = data.test
         if data.codec is not None and data.pixels is not None:
             x, real = data.codec.decode(data.transform.inverse(x.cpu()).float()), data.pixels.test
@@ -182,6 +205,7 @@ class Report:
         if pictures.has_matplotlib():
             pictures.loss_curve(read_metrics(self.folder.metrics), self.folder.path / "loss.png")
             pictures.loss_by_level(read_metrics(self.folder.levels, None), self.folder.path / "levels.png")
+            pictures.norm_by_block(read_metrics(self.folder.gradients, None), self.folder.path / "gradients.png")
         else:
             say("matplotlib is not installed, so there is no loss.png; run pip install 'sde_gen[plot]'")
         last = trainer.last
@@ -197,13 +221,13 @@ class Report:
         say(f"next: python -m sde_gen.sample run={quote(self.folder.path.name)}{place}")
 
 
-def _memory(device: torch.device) -> str:
-    """The most that was used so far: on a GPU by tensors, else by the process."""
+def _memory(device: torch.device) -> float:
+    """The most that was used so far, in MiB: on a GPU by tensors, else by the process; NaN where nobody knows."""
     if device.type == "cuda":
-        return f"{torch.cuda.max_memory_allocated(device) / 2**20:.0f} MiB on the GPU at most"
+        return torch.cuda.max_memory_allocated(device) / 2**20
     try:
         import resource
     except ImportError:  # not on Windows
-        return "unknown"
+        return float("nan")
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return f"{used / 2**20:.0f} MiB at most"
+    return used / 2**20

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from sde_gen import checks
 from sde_gen.bars import shown
-from sde_gen.conditions import Condition, gathered
+from sde_gen.conditions import Condition, check_labels, gathered
 from sde_gen.data.transform import Affine
 from sde_gen.errors import ConfigError, NonFiniteError, SDEGenError
 from sde_gen.likelihood.adams_bashforth import adams_bashforth, default_nodes
@@ -117,6 +117,7 @@ def log_likelihood(
     checks.integer(_WHERE, "chunk", size)
     starts = range(0, len(x), size)
     told = Condition.of(_WHERE, gathered(_WHERE, model.network, condition, named, log_likelihood), len(x))
+    check_labels(_WHERE, model, told.parts.get("label"))
     parts = []
     with evaluating(model):
         for start in shown(starts, "likelihood") if progress else starts:

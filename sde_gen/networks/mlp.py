@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sde_gen import checks
+from sde_gen.conditions import check_range
 from sde_gen.errors import ConfigError
 from sde_gen.networks.attention import Heard, TokenAttention, heads_of, heard
 
@@ -43,18 +44,18 @@ def looked_up(owner: str, table: Tensor, label: Tensor | int | None, like: Tenso
         ConfigError: labels of another kind, number or range.
     """
     most, batch = len(table) - 1, len(like)
-    label = torch.as_tensor(most if label is None else label, device=like.device)
+    label = torch.as_tensor(most if label is None else label)
     if label.is_floating_point() or label.is_complex() or label.dtype == torch.bool:
         raise ConfigError(f"{owner}: label must hold whole numbers (int64), got {label.dtype}")
     if label.dim() > 1 or (label.dim() == 1 and len(label) != batch):
         raise ConfigError(f"{owner}: label must have shape () or ({batch},), got {tuple(label.shape)}")
+    if label.device.type == "cpu" != like.device.type and not torch.compiler.is_compiling():
+        check_range(owner, label, most)  # a GPU would not say which label it was, but end the process
     try:
-        return F.embedding(label.to(torch.int64).expand(batch), table)
+        return F.embedding(label.to(like.device, torch.int64).expand(batch), table)
     except IndexError:
-        low, high = label.aminmax()
-        raise ConfigError(
-            f"{owner}: labels are 0..{most - 1}, or {most} for no label; got {int(low)}..{int(high)}"
-        ) from None
+        check_range(owner, label, most)
+        raise
 
 
 class ConditionEmbedding(nn.Module):

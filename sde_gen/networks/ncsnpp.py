@@ -41,11 +41,12 @@ class Resampling(nn.Module):
         self.padding = len(fir) // 2 - 1
 
     def forward(self, x: Tensor, way: str, padded: bool = False) -> Tensor:
-        """`x` the "up" or "down" way; `padded`: it already has the border that the filter reaches over."""
+        """`x` the "up" or "down" way, `padded`: with a border, down that which the filter reaches over, up one of 1."""
         taps, channels = self.taps.to(x.dtype), x.shape[1]
         if way == "up":
-            taps = (4 * taps).expand(channels, -1, -1, -1)
-            return F.conv_transpose2d(x, taps, stride=2, padding=self.padding, groups=channels)
+            taps, cut = (4 * taps).expand(channels, -1, -1, -1), max(0, self.padding - padded)
+            out = F.conv_transpose2d(x, taps, stride=2, padding=cut, groups=channels)
+            return F.pad(out, (1, 1, 1, 1)) if padded and not self.padding else out
         padding = 0 if padded else self.padding
         return F.conv2d(x, taps.expand(channels, -1, -1, -1), stride=2, padding=padding, groups=channels)
 
@@ -123,7 +124,8 @@ class NCSNpp(nn.Module):
         fir: taps of the filter of up- and downsampling, an even number of them; (1, 1) is a plain average.
         progressive_input: how smaller images of the input enter each level: "none", "skip" (added through a 1x1
             convolution) or "residual" (downsampled by a convolution, and carried on).
-        progressive_output: "none", or "skip": the output is the sum of one image of each level.
+        progressive_output: how levels enter the output: "none", "skip" (it is the sum of one image of each level) or
+            "residual" (features of the lowest, upsampled by convolutions and added to those of each).
         skip_rescale: whether sums are divided by sqrt(2).
         sigma_scaling: whether c_noise is sigma itself, whose logarithm is embedded and by which the output is divided,
             as networks that give a score have it. The library's parameterizations do that outside of a network.
@@ -185,7 +187,8 @@ class NCSNpp(nn.Module):
         width, widths, blocks, attends, dropout = measured(me, scale)
         fir = checks.integers(me, "fir", fir, low=0)
         self.into_kind = checks.choice(me, "progressive_input", progressive_input, ("none", "skip", "residual"))
-        self.out_of_each = checks.choice(me, "progressive_output", progressive_output, ("none", "skip")) == "skip"
+        out_kind = checks.choice(me, "progressive_output", progressive_output, ("none", "skip", "residual"))
+        self.out_of_each, residual = out_kind == "skip", out_kind == "residual" and len(widths) > 1
         rescale = checks.boolean(me, "skip_rescale", skip_rescale)
         self.sigma_scaling = checks.boolean(me, "sigma_scaling", sigma_scaling)
         self.num_classes = checks.integer(me, "num_classes", num_classes, low=0)
@@ -222,7 +225,7 @@ class NCSNpp(nn.Module):
         self.middle = nn.ModuleList([_Block(now, now, *common, attention=True), _Block(now, now, *common)])
 
         self.up, self.grow = nn.ModuleList(), nn.ModuleList()
-        self.norms, self.heads = nn.ModuleList(), nn.ModuleList()
+        self.norms, self.heads, self.out_of = nn.ModuleList(), nn.ModuleList(), nn.ModuleList()
         for level, wide in reversed(list(enumerate(widths))):
             if level < len(widths) - 1:
                 self.grow.append(_Block(now, now, *common, way="up"))
@@ -230,6 +233,10 @@ class NCSNpp(nn.Module):
                 last = level in attends and k == blocks
                 self.up.append(_Block(now + skips.pop(), wide, *common, attention=last))
                 now = wide
+            if residual and level == len(widths) - 1:
+                self.out_of.append(nn.Sequential(_norm(now), nn.SiLU(), nn.Conv2d(now, now, 3, padding=1)))
+            elif residual:
+                self.out_of.append(nn.Conv2d(widths[level + 1], now, 3))
             if self.out_of_each or level == 0:
                 self.norms.append(_norm(now))
                 self.heads.append(nn.Conv2d(now, channels * (2 if learned_variance else 1), 3, padding=1))
@@ -278,12 +285,18 @@ class NCSNpp(nn.Module):
             skips.append(h)
         for block in self.middle:
             h = block(h, embedding, words)
-        out: Tensor | None = None
+        out, carried = None, h
         for index, block in enumerate(self.up):
             place, first = divmod(index, self.blocks + 1)
             if place and not first:
                 h = self.grow[place - 1](h, embedding)
             h = block(torch.cat([h, skips.pop()], dim=1), embedding, words)
+            if first == self.blocks and self.out_of:
+                if place == 0:
+                    carried = self.out_of[0](h)
+                else:
+                    more = self.out_of[place](self.resampling(carried, "up", padded=True))
+                    h = carried = (more + h) * self.factor
             if first == self.blocks and (self.out_of_each or place == self.levels - 1):
                 k = place if self.out_of_each else 0
                 said = self.heads[k](F.silu(self.norms[k](h)))

@@ -14,6 +14,7 @@ from sde_gen.pictures.plots import (
     loss_by_level,
     loss_curve,
     loss_curves,
+    norm_by_block,
     picture_of,
     scatter,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "loss_by_level",
     "loss_curve",
     "loss_curves",
+    "norm_by_block",
     "pairs",
     "picture_of",
     "posterior_picture",

@@ -158,22 +158,38 @@ def loss_by_level(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
     """Training loss against half log-SNR, from the rows of a levels.csv: means of five parts of a run."""
     figure = new_figure(6.0, 4.0)
     axes = figure.add_subplot()
+    names = sorted({name for row in rows for name in row if name != "step"}, key=float)
+    _in_parts(axes, rows, {name: float(name) for name in names})
+    axes.set_xlabel("half log-SNR (noise on the left, data on the right)")
+    axes.set_ylabel("training loss")
+    return save_image(rendered(figure), path)
+
+
+def norm_by_block(rows: Sequence[Mapping[str, float]], path: Path) -> Path:
+    """Gradient norm of each block of the network, from the rows of a gradients.csv: means of five parts of a run."""
+    names = dict.fromkeys(name for row in rows for name in row if name != "step")
+    figure = new_figure(max(6.0, 0.25 * len(names) + 1.5), 4.0)
+    axes = figure.add_subplot()
+    _in_parts(axes, rows, {name: float(k) for k, name in enumerate(names)})
+    axes.set_xticks(range(len(names)), list(names), rotation=90, fontsize=7)
+    axes.set_ylabel("gradient norm")
+    return save_image(rendered(figure), path)
+
+
+def _in_parts(axes: "Axes", rows: Sequence[Mapping[str, float]], places: Mapping[str, float]) -> None:
+    """Means over five parts of a run of each column against its place, the later the darker."""
     parts = min(5, len(rows))
     for part in range(parts):
         some = rows[part * len(rows) // parts : (part + 1) * len(rows) // parts]
-        names = sorted({name for row in some for name in row if name != "step"}, key=float)
-        values = [[row[name] for row in some if name in row] for name in names]
-        means = [sum(found) / len(found) for found in values]
+        values = {name: [row[name] for row in some if name in row] for name in places}
+        means = {places[name]: sum(found) / len(found) for name, found in values.items() if found}
         shade = 0.25 + 0.75 * (part + 1) / parts
         label = f"up to step {int(some[-1]['step'])}"
-        axes.plot([float(name) for name in names], means, "o-", color=BLUE, alpha=shade, label=label, markersize=3)
-        if all(mean > 0 for mean in means):
+        axes.plot(list(means), list(means.values()), "o-", color=BLUE, alpha=shade, label=label, markersize=3)
+        if all(mean > 0 for mean in means.values()):
             axes.set_yscale("log")
-    axes.set_xlabel("half log-SNR (noise on the left, data on the right)")
-    axes.set_ylabel("training loss")
     if rows:
         axes.legend(fontsize=7)
-    return save_image(rendered(figure), path)
 
 
 def loss_curves(runs: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> Path:

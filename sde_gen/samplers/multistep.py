@@ -18,6 +18,7 @@ The rules that have names are in `named_multistep.py`. Zhao et al. 2023, arXiv:2
 
 import abc
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, ClassVar
 
 import torch
@@ -60,7 +61,7 @@ class Multistep(GridSampler):
 
     def stepper(self, run: Run) -> Step:
         p, e, times, reuse = run.perturbation, run.levels, run.times, run.reuse
-        table, raw = self.table(p, times), e.raw
+        table, raw = _table(self, p, tuple(times.tolist())), e.raw
         a, b = from_state_and_data(self.interpolates, e.alpha, e.sigma)
         in_x, in_raw = a + b * e.skip, b * e.out  # N = in_x x + in_raw raw
         scale, keep = estimate(in_x, in_raw)
@@ -99,6 +100,12 @@ class Multistep(GridSampler):
             return new, known
 
         return step
+
+
+@lru_cache(maxsize=64)
+def _table(rule: Multistep, p: Perturbation, times: tuple[float, ...]) -> Table:
+    """`Multistep.table`, found once for all chunks and runs; not to be written to."""
+    return rule.table(p, torch.tensor(times, dtype=torch.float64))
 
 
 def _twice(

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sde_gen import checks
-from sde_gen.conditions import NOTHING, Condition, gathered
+from sde_gen.conditions import NOTHING, Condition, check_labels, gathered
 from sde_gen.errors import ConfigError, LateStartWarning
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.rng import SeededNoise, block_size
@@ -147,6 +147,7 @@ class Sampler(abc.ABC):
             where = type(self).__name__
             given = gathered(where, model.network, condition, named, Sampler.__call__)
             told = Condition.of(where, given, len(like)).beside(model.given, where, len(like))
+            check_labels(where, model, told.parts.get("label"))
         few = chunk is None and not deterministic and like.numel() <= _CHUNK_NUMBERS
         size = len(like) if few else self._chunk_size(like, chunk, deterministic, source)
         parts: list[Tensor] = []

@@ -27,6 +27,7 @@ end of a first-order step:
 with a, b as above and the same z in both.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ import torch
 from torch import Tensor
 
 from sde_gen.checks import checked
+from sde_gen.errors import ConfigError
 from sde_gen.model import combine
 from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.grid_sampler import GridSampler, Run, Step, estimate, require_finite
@@ -58,10 +60,11 @@ def moments(z: Tensor, count: int) -> list[Tensor]:
     return found
 
 
-def linear_and_noise(p: Perturbation, t: Tensor, s: Tensor, eta: float) -> tuple[Tensor, Tensor, Tensor]:
-    """(h, factor of x, standard deviation of the noise) of the steps t -> s."""
+def linear_and_noise(p: Perturbation, t: Tensor, s: Tensor, eta: float | Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(h, factor of x, standard deviation of the noise) of the steps t -> s, with one eta or one for each."""
     h, sigma_t, sigma_s = p.half_log_snr(s) - p.half_log_snr(t), p.sigma(t), p.sigma(s)
-    fade = eta**2 * h if eta else torch.zeros_like(h)  # 0 times inf, onto sigma = 0, is 0 here
+    eta = torch.as_tensor(eta, dtype=h.dtype)
+    fade = torch.where(eta > 0, eta**2 * h, 0.0)  # 0 times inf, onto sigma = 0, is 0 here
     return h, sigma_s / sigma_t * torch.exp(-fade), sigma_s * (-torch.expm1(-2 * fade)).sqrt()
 
 
@@ -103,6 +106,8 @@ class SDEDPMSolverPP(GridSampler):
     Args:
         solver_order: 1, 2 or 3: values of x0hat in the polynomial.
         eta: strength of the noise, > 0; 1 is the reverse SDE. With few steps less is better: see the documentation.
+        s_tmin, s_tmax: levels sigma/alpha between which noise is added, 0 <= s_tmin <= s_tmax; s_tmax may be infinite.
+            A step that begins outside is one of the probability-flow ODE, so the marginals are kept.
 
     Attributes:
         order: weak order: 1 or 2, and 2 for solver_order = 3 too (see the module).
@@ -113,19 +118,31 @@ class SDEDPMSolverPP(GridSampler):
 
     solver_order: int = checked(2, low=1, high=3)
     eta: float = checked(1.0, above=0.0)
+    s_tmin: float = checked(0.0, low=0.0)
+    s_tmax: float = checked(math.inf, low=0.0, infinite=True)
 
     is_stochastic = True
     default_steps = 20
     default_grid = ArctanLambda()
     is_finite_without_signal = True
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.s_tmin > self.s_tmax:
+            raise ConfigError(f"SDEDPMSolverPP: s_tmin={self.s_tmin} must not be above s_tmax={self.s_tmax}")
+
     @property
     def order(self) -> float:  # pyright: ignore[reportIncompatibleVariableOverride]
         return float(min(self.solver_order, 2))
 
-    def weights(self, h: Tensor) -> Tensor:
+    def strength(self, half_log_snr: Tensor) -> Tensor:
+        """eta of the steps that begin at these levels."""
+        rho = torch.exp(-half_log_snr)
+        return ((rho >= self.s_tmin) & (rho <= self.s_tmax)).to(rho) * self.eta
+
+    def weights(self, h: Tensor, eta: Tensor) -> Tensor:
         """Weights (3, N) of the last three values of x0hat, newest first, in the integral over each of N steps."""
-        flat, linear, square = moments((1 + self.eta**2) * h, 3)
+        flat, linear, square = moments((1 + eta**2) * h, 3)
         of = torch.zeros(3, len(h), dtype=h.dtype)
         of[0] = flat
         plain = torch.where(torch.isinf(h), 0.0, h)  # onto sigma = 0: x0hat itself
@@ -145,8 +162,9 @@ class SDEDPMSolverPP(GridSampler):
 
     def stepper(self, run: Run) -> Step:
         p, e, times = run.perturbation, run.levels, run.times
-        h, decay, std = linear_and_noise(p, times[:-1], times[1:], self.eta)
-        weights = self.weights(h) * e.alpha[1:]
+        eta = self.strength(p.half_log_snr(times[:-1]))
+        h, decay, std = linear_and_noise(p, times[:-1], times[1:], eta)
+        weights = self.weights(h, eta) * e.alpha[1:]
         require_finite(self, p, times[:-1], decay, std, weights)
         scale, keep = estimate(e.skip, e.out)
         for j in range(1, 3):  # estimates are kept divided by the scale of their own time

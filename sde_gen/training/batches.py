@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from sde_gen.conditions import check_labels
 from sde_gen.data import Affine, Dataset, batch_indices, batch_words, split_indices
 from sde_gen.errors import ConfigError
 from sde_gen.model import ScoreModel
@@ -58,7 +59,7 @@ class Batches:
         drawn: the times of this process's share of the newest batch, on the host.
 
     Raises:
-        ConfigError: levels are to be spread out that the data does not have.
+        ConfigError: levels are to be spread out that the data does not have; labels that the network does not know.
     """
 
     def __init__(
@@ -86,6 +87,7 @@ class Batches:
         self._ahead = None if data.source is None else Ahead(self._read, data.source.workers)
         labels = data.train_labels if data.source is None else data.source.labels
         labels = labels if conditional else None
+        check_labels("Trainer", model, labels)
         self._labels = None if labels is None else labels.to(home)
         self._told = {name: told.to(home) for name, told in data.train_told.items()} if conditional else {}
         self._objective, self._model, self._size, self._seed, self._device = objective, model, size, seed, device

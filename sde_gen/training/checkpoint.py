@@ -237,17 +237,22 @@ def save_tensors(path: Path, named: Mapping[str, Tensor], notes: dict[str, str] 
     Raises:
         OSError: what the system said, such as that the disk is full.
     """
-    # safetensors refuses tensors that share memory or are not contiguous; a copy on the CPU is neither.
-    copies = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in named.items()}
+    # safetensors refuses tensors that share memory or are not contiguous.
+    flat, seen = {}, set()
+    for name, tensor in named.items():
+        flat[name] = own = tensor.detach().cpu().contiguous()
+        if own.untyped_storage().data_ptr() in seen:
+            flat[name] = own.clone()
+        seen.add(own.untyped_storage().data_ptr())
+    path.touch()
+    mode = path.stat().st_mode & 0o777
     try:
-        save_file(copies, path, notes)
+        save_file(flat, path, notes)
     except SafetensorError as error:  # its own class for what the system said, such as a full disk
         if found := re.search(r"os error (\d+)", str(error)):
             raise OSError(int(found[1]), os.strerror(int(found[1]))) from error
         raise
-    umask = os.umask(0)
-    os.umask(umask)
-    path.chmod(0o666 & ~umask)  # safetensors makes its files readable by the owner only
+    path.chmod(mode)  # safetensors makes its files readable by the owner only
 
 
 def _publish(temporary: Path, final: Path) -> None:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen.distributed import Processes
-from sde_gen.errors import ConfigError
 from sde_gen.perturbations import Perturbation
 
 PARTS = 16
@@ -33,7 +32,8 @@ class LossByLevel:
         self._perturbation = perturbation
         low, high = (float(perturbation.half_log_snr(t)) for t in (perturbation.t_max, perturbation.t_min))
         self._edges = torch.linspace(low, high, PARTS + 1, dtype=torch.float64)
-        self.names = tuple(f"{middle:.2f}" for middle in ((self._edges[1:] + self._edges[:-1]) / 2).tolist())
+        self._middles = (self._edges[1:] + self._edges[:-1]) / 2
+        self.names = tuple(f"{middle:.2f}" for middle in self._middles.tolist())
         self.sums, self.counts = torch.zeros(2, PARTS, dtype=torch.float64)
 
     def sorted(self, losses: Tensor, times: Tensor) -> Tensor:
@@ -55,6 +55,12 @@ class LossByLevel:
         found = {name: total / count for name, total, count in met if count}
         self.restore(())
         return found
+
+    @torch.no_grad()
+    def learned(self, weighting: "LearnedWeighting") -> dict[str, float]:
+        """u of a weighting that is learned, in the middle of each part."""
+        u = weighting.log_scale(self._middles.to(weighting.amplitudes.device))
+        return dict(zip(self.names, u.tolist(), strict=True))
 
     def state(self) -> tuple[float, ...]:
         """Sums and counts as plain data."""
@@ -104,14 +110,10 @@ class LearnedWeighting(nn.Module):
 
 
 def learned_weighting(optimizer: torch.optim.Optimizer, device: torch.device, processes: Processes) -> LearnedWeighting:
-    """A weighting whose parameters the optimiser of the network moves as well, without decay.
-
-    Raises:
-        ConfigError: there are several processes.
-    """
-    if processes.world > 1:
-        raise ConfigError("trainer.learned_weighting=true is for one process; leave it out, or use one")
+    """A weighting whose parameters the optimiser of the network moves as well, without decay; one of all processes."""
     weighting = LearnedWeighting().to(device)
+    if processes.world > 1:  # of each part of a batch: what the parts add up to is then the mean as well
+        weighting.amplitudes.register_hook(lambda grad: processes.sum(grad) / processes.world)
     optimizer.add_param_group({"params": list(weighting.parameters()), "weight_decay": 0.0, "matrices": False})
     return weighting
 

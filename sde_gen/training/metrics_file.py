@@ -1,4 +1,4 @@
-"""`metrics.csv`, and `levels.csv`: one row per line of progress."""
+"""`metrics.csv`, and the tables beside it: one row per line of progress."""
 
 import csv
 import io
@@ -13,8 +13,9 @@ from sde_gen.files import read_text, write_text, writing
 
 METRIC_COLUMNS: tuple[str, ...] = (
     "step", "loss", "grad_norm", "learning_rate", "seconds", "steps_per_second", "held_out_loss", "skipped",
+    "memory_mib",
 )  # fmt: skip
-_FEWEST_COLUMNS = 7  # files of older runs end before "skipped"
+_FEWEST_COLUMNS = 7  # files of older runs end before "skipped", or after it
 _MOST_FAILURES = 3
 _MOST_BYTES = 2**31
 

@@ -23,7 +23,6 @@ import torch
 from torch import Tensor, nn
 
 from sde_gen import checks
-from sde_gen.distributed import Processes
 from sde_gen.errors import CheckpointError
 from sde_gen.training.checkpoint import Checkpoint, checkpoint_folders, read_checkpoint, save_checkpoint
 from sde_gen.training.ema import EMA
@@ -194,14 +193,16 @@ def all_averages(module: nn.Module, decays: float | Sequence[float], posthoc: bo
     return (*(EMA(module, decay) for decay in listed), *(PowerEMA(module, length) for length in LENGTHS if posthoc))
 
 
-def save_snapshot(folder: Path | None, step: int, averages: Sequence[EMA], processes: Processes) -> None:
-    """Keep the power-function averages of a step beside the checkpoints in `folder`; every process must call it.
+def snapshot(averages: Sequence[EMA], keep: bool, copy: bool) -> dict[str, Tensor]:
+    """The power-function averages among those of a run, as `sde_gen.training.sharding.collected` has them."""
+    own = {name: t for average in averages if isinstance(average, PowerEMA) for name, t in average.averages().items()}
+    return collected(own, keep, copy)
+
+
+def save_snapshot(folder: Path, step: int, tensors: Mapping[str, Tensor]) -> Path:
+    """Keep the power-function averages of a step beside the checkpoints in `folder`.
 
     Raises:
         WriteError, OutputError: they could not be written.
     """
-    if folder is None:
-        return
-    own = {name: t for average in averages if isinstance(average, PowerEMA) for name, t in average.averages().items()}
-    tensors = {"averages": collected(own, processes.is_main)}
-    processes.on_main(lambda: str(save_checkpoint(folder / FOLDER, step, tensors, {}, {}, keep_last=0)))
+    return save_checkpoint(folder / FOLDER, step, {"averages": tensors}, {}, {}, keep_last=0)

@@ -26,6 +26,7 @@ class Progress:
         metrics: the newest row of metrics.
         since_row: what the next row has so far: steps, those that count, sums of their losses and gradient norms.
         levels: the same by noise level: sums of losses and their numbers; nothing where there is nothing.
+        blocks: the same by block: sums of gradient norms, and how many.
         imported: where the weights came from if they were not trained here; there is no optimiser state then.
     """
 
@@ -40,6 +41,7 @@ class Progress:
     metrics: Mapping[str, float] = field(default_factory=dict)
     since_row: tuple[int, int, float, float] = (0, 0, 0.0, 0.0)
     levels: tuple[float, ...] = ()
+    blocks: tuple[float, ...] = ()
     imported: Any = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -76,7 +78,7 @@ class Progress:
             return replace(
                 found, seconds=float(found.seconds), ema_updates=counts[0], skipped=(counts[1], counts[2]),
                 metrics=dict(found.metrics), since_row=(counts[3], counts[4], float(losses), float(norms)),
-                levels=tuple(float(n) for n in found.levels),
+                levels=tuple(float(n) for n in found.levels), blocks=tuple(float(n) for n in found.blocks),
             )  # fmt: skip
         except (TypeError, ValueError, OverflowError) as error:
             raise CheckpointError(f"{path / 'state.json'} cannot be used ({error}); use another checkpoint") from error

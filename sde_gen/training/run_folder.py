@@ -16,7 +16,8 @@ _RUN_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._=,+@-]*")
 class RunDirectory:
     """Paths of a run, and its lock.
 
-        config.yaml   metrics.csv   levels.csv   loss.png   levels.png   training.html   checkpoints/
+        config.yaml   metrics.csv   levels.csv   gradients.csv   weighting.csv   quality.csv
+        training.html   loss.png   levels.png   gradients.png   checkpoints/
         samples/ (pictures during training)   tensorboard/
 
     Args:
@@ -28,6 +29,9 @@ class RunDirectory:
         self.config = self.path / "config.yaml"
         self.metrics = self.path / "metrics.csv"
         self.levels = self.path / "levels.csv"
+        self.gradients = self.path / "gradients.csv"
+        self.weighting = self.path / "weighting.csv"
+        self.quality = self.path / "quality.csv"
         self.page = self.path / "training.html"
         self.checkpoints = self.path / "checkpoints"
         self.samples = self.path / "samples"

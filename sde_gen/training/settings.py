@@ -42,7 +42,8 @@ class TrainerSettings:
             and optimiser state are sharded, for networks that do not fit).
         dequantise: add uniform noise of one level's width to discrete data, new at each step, for a network that learns
             a density over their cells, which likelihoods in bits per dimension need.
-        compile: run the network through torch.compile.
+        compile: run the network through torch.compile, which takes a minute at the first step, and again for held-out
+            losses and pictures. Where torch finds no compiler that works, a warning says so and it runs as it is.
         checkpoint_activations: keep only what enters each block of the network, and compute its inside again in the
             backward pass: less memory for about a third more time, the very same gradients.
         channels_last: memory layout of images, faster on CPUs and on most GPUs.
@@ -50,11 +51,15 @@ class TrainerSettings:
         checkpoint_every: steps between checkpoints; 0 saves at the end only.
         keep_last: newest checkpoints kept; 0 keeps all.
         keep_best: checkpoints of the lowest held-out loss kept beside them; 0 keeps none and measures none.
+        async_save: write checkpoints while training goes on, which waits for the copy of its state alone; until it is
+            written the copy takes as much memory of the host as its files take of the disk.
         log_every: steps between rows of metrics.csv.
         eval_every: steps between held-out losses; 0 evaluates at the end only.
+        eval_samples: samples that the command draws at each evaluation, from the same noise, and compares with
+            held-out data; 0 draws none.
         preview_every: steps between pictures of samples; 0 draws one at the end only.
         preview_samples: samples in a picture; 0 draws none.
-        preview_steps: sampler steps of a picture.
+        preview_steps: sampler steps of a picture, and of those samples.
 
     Raises:
         ConfigError: a value outside its range.
@@ -83,8 +88,10 @@ class TrainerSettings:
     checkpoint_every: int = checked(1000, low=0)
     keep_last: int = checked(3, low=0)
     keep_best: int = checked(1, low=0)
+    async_save: bool = checked(True)
     log_every: int = checked(50)
     eval_every: int = checked(1000, low=0)
+    eval_samples: int = checked(0, low=0)
     preview_every: int = checked(0, low=0)
     preview_samples: int = checked(64, low=0)
     preview_steps: int = checked(50)
@@ -127,11 +134,13 @@ class TrainerSettings:
         return rate
 
     def check_parts(self, processes: int) -> None:
-        """Refuse a batch that does not go round.
+        """Refuse what does not go round among several processes.
 
         Raises:
-            ConfigError: more processes times parts than samples in a batch.
+            ConfigError: more processes times parts than samples in a batch; a learned weighting of a sharded network.
         """
+        if self.learned_weighting and self.strategy == "fsdp" and processes > 1:
+            raise ConfigError("trainer.learned_weighting=true does not go with trainer.strategy=fsdp; use ddp")
         if self.batch_size < processes * self.accumulate:
             raise ConfigError(
                 f"trainer.batch_size={self.batch_size} is too small for {processes} processes with "

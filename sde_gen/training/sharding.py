@@ -1,6 +1,7 @@
 """One network on several processes: a copy on each (DDP), or a shard on each (FSDP2); tensors to and from shards."""
 
 import copy
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from typing import Any, cast
@@ -11,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from sde_gen.distributed import Processes, talking
-from sde_gen.errors import ConfigError
+from sde_gen.errors import ConfigError, UncompiledWarning
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.training.batches import Batches
@@ -58,7 +59,7 @@ class Parallel:
         if settings.checkpoint_activations:
             _recompute(network)
         unreached = processes.world > 1 and not sharded and self._some_unreached(objective, processes)
-        if settings.compile:
+        if settings.compile and _compiler_works(device):
             network.compile()
         with talking():
             if sharded:
@@ -95,6 +96,25 @@ class Parallel:
         unreached = any(p.requires_grad and p.grad is None for p in network.parameters())
         network.zero_grad(set_to_none=True)
         return bool(processes.sum(torch.tensor(int(unreached))))
+
+
+def _compiler_works(device: torch.device) -> bool:
+    """Whether torch can compile for the device, shown by a function of one line; if not, a warning says so."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of what the compiler imports
+            torch.compile(lambda x: x.sin() + 1, fullgraph=True)(torch.zeros(2, device=device))
+    except (RuntimeError, ImportError, OSError) as error:  # torch's own are RuntimeErrors
+        why = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        needed = "a C++ compiler" if device.type == "cpu" else "a C compiler and triton"
+        warnings.warn(
+            f"trainer.compile=true: torch cannot compile here ({why}), so the network runs as it is, with the same "
+            f"numbers; install {needed}, or leave it out",
+            UncompiledWarning,
+            stacklevel=4,
+        )
+        return False
+    return True
 
 
 def _recompute(network: nn.Module) -> None:
@@ -203,11 +223,14 @@ def laid_out_like(target: Tensor, value: Tensor) -> Tensor:
     return distribute_tensor(value.to(shard.device), shard.device_mesh, shard.placements, src_data_rank=None)
 
 
-def collected(named: Mapping[str, Tensor], keep: bool) -> dict[str, Tensor]:
-    """Whole tensors in host memory where `keep`; every process must ask, since shards are exchanged."""
+def collected(named: Mapping[str, Tensor], keep: bool, copy: bool = False) -> dict[str, Tensor]:
+    """Whole tensors in host memory where `keep`; every process must ask, since shards are exchanged.
+
+    With `copy` they share no memory with what they are of, nor with each other.
+    """
     result = {}
     for name, tensor in named.items():
         full = whole(tensor.detach())
         if keep:
-            result[name] = full.cpu()
+            result[name] = full.to("cpu", copy=True, memory_format=torch.contiguous_format) if copy else full.cpu()
     return result

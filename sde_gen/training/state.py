@@ -115,10 +115,12 @@ def packed(
     optimizer: torch.optim.Optimizer,
     weighting: nn.Module | None,
     keep: bool,
+    copy: bool = False,
 ) -> dict[str, dict[str, Tensor]]:
     """What a checkpoint holds in tensors, in host memory where `keep`; every process must ask, as shards are exchanged.
 
-    Of tensors that the optimiser does not keep, those of a parameter that no loss has reached, there is nothing.
+    With `copy` it stays as it is while training goes on. Of tensors that the optimiser does not keep, those of a
+    parameter that no loss has reached, there is nothing.
     """
     first, *more = averages
     parts = {"model": network.state_dict(), "ema": first.state_dict(), "optimizer": pack_optimizer(optimizer, network)}
@@ -126,7 +128,7 @@ def packed(
         parts["averages"] = {name: tensor for average in more for name, tensor in average.averages().items()}
     if weighting is not None:
         parts["weighting"] = weighting.state_dict() | pack_optimizer(optimizer, weighting)
-    return {stem: collected(named, keep) for stem, named in parts.items()}
+    return {stem: collected(named, keep, copy) for stem, named in parts.items()}
 
 
 def unpack(

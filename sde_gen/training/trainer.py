@@ -18,23 +18,23 @@ from torch import Tensor
 
 from sde_gen.data import Dataset
 from sde_gen.distributed import Processes, Pulse, talking
-from sde_gen.errors import ConfigError, SDEGenError, TrainingFault, WriteError
+from sde_gen.errors import ConfigError, SDEGenError, TrainingFault
 from sde_gen.model import ScoreModel, evaluating
 from sde_gen.objectives import DenoisingScoreMatching
 from sde_gen.rng import check_seed
 from sde_gen.training.batches import Batches, data_set_of
+from sde_gen.training.block_norms import NormByBlock
 from sde_gen.training.bookkeeping import MOST_IN_A_ROW, Record
 from sde_gen.training.checkpoint import Checkpoint, newest_checkpoint, save_checkpoint
-from sde_gen.training.levels import LossByLevel, learned_weighting
+from sde_gen.training.levels import learned_weighting
 from sde_gen.training.optimizers import Factory, make_optimizer
-from sde_gen.training.posthoc import all_averages, save_snapshot
+from sde_gen.training.posthoc import all_averages, save_snapshot, snapshot
 from sde_gen.training.progress import Progress
+from sde_gen.training.saving import Saver, Task
 from sde_gen.training.settings import TrainerSettings
 from sde_gen.training.sharding import Parallel, training_mode
 from sde_gen.training.state import check_trainable, packed, unpack, weights_digest
 from sde_gen.training.update import Update
-
-_MOST_FAILED_SAVES = 3
 
 Listener = Callable[[str, "Trainer", Mapping[str, Any]], None]
 
@@ -62,8 +62,8 @@ class Trainer:
         config: plain data that is stored with each checkpoint.
         stop: asked before each step; true saves and ends training.
         listeners: called as `listener(event, trainer, values)` with "log" (a row of metrics), "levels" (mean loss by
-            half log-SNR), "checkpoint", "save failed" and "preview". What one cannot write (an `OSError`) does not end
-            training.
+            half log-SNR), "blocks" (mean gradient norm by block), "weighting" (a learned one, by half log-SNR),
+            "checkpoint", "save failed" and "preview". What one cannot write (an `OSError`) does not end training.
         processes: of the job, from `sde_gen.distributed.start`; one by default.
         retry_seconds: pause between tries of the last save.
         optimizer: makes a torch optimiser of groups of parameters, instead of the one that the settings name.
@@ -76,6 +76,7 @@ class Trainer:
         averages: all that are kept, `ema` first.
         weighting: of the noise levels, where it is learned.
         optimizer: of `settings.optimizer`, or what `optimizer` made.
+        record: of the steps since the last row of metrics.
         faults: how many updates were skipped because a loss or gradient was not finite.
         last: the newest row of metrics.
         interrupted: whether `stop` ended training before its last step.
@@ -136,9 +137,10 @@ class Trainer:
         self._update = Update(self.optimizer, s.clip, self.device, processes.world == 1)
         self.averages = all_averages(network, s.ema, posthoc=s.posthoc_every > 0)
         self.ema = self.averages[0]
-        self._record = Record(s.log_every, self.batches, processes, self.device, LossByLevel(model.perturbation))
-        self.faults = self._record.faults
-        self._failed_saves = 0
+        blocks = NormByBlock(network, self._update.params)
+        self.record = Record(s.log_every, self.batches, processes, self.device, model.perturbation, blocks)
+        self.faults = self.record.faults
+        self._saver = Saver(processes, s.async_save, self._tell)
         self._held_out: tuple[int, float] = (-1, math.nan)  # step, loss
         self._logged = (time.monotonic(), 0)
 
@@ -157,23 +159,25 @@ class Trainer:
         s, pulse = self.settings, Pulse(self.processes)
         began, start = time.monotonic() - self.seconds, self.step
         self._logged = (time.monotonic(), self.step)
-        with training_mode(self.network):
+        with training_mode(self.network), self._saver.running():
             stop, self.seconds = pulse.exchange(bool(self.stop()), self.seconds)
-            if self._record.since_row[0]:
+            if self.record.since_row[0]:
                 self._log_if_due()  # what an interruption left to write
             while self.step < s.steps and not stop and not self._budget_spent():
                 with talking():
                     self.update()
                 if self._update.bad_in_a_row >= MOST_IN_A_ROW:
-                    self._record.read(self.step)
+                    self.record.read(self.step)
                 stop, self.seconds = pulse.exchange(bool(self.stop()), time.monotonic() - began)
                 if _due(self.step, s.posthoc_every):
                     self._snapshot()
                 if self.step >= s.steps or stop:
                     break  # the end does all of the following
                 self._log_if_due()
-                if _due(self.step, s.checkpoint_every) or (self._failed_saves and _due(self.step, s.log_every)):
-                    self._save_or_later()
+                if _due(self.step, s.log_every):
+                    self._saver.settle(wait=False)
+                if _due(self.step, s.checkpoint_every) or (self._saver.failed and _due(self.step, s.log_every)):
+                    self._save_later()
                 if _due(self.step, s.preview_every):
                     self._tell("preview", {})
                 if self.processes.world == 1:
@@ -185,7 +189,7 @@ class Trainer:
                     self._log(held_out=not stop)
                 if self.processes.world == 1:
                     self.seconds = time.monotonic() - began
-                while not self._save_or_later(measure=not stop):
+                while not self._save_later(measure=not stop, wait=True):
                     time.sleep(self._retry_seconds)
         return dict(self.last)
 
@@ -195,7 +199,7 @@ class Trainer:
     def update(self) -> None:
         """One optimiser step, on the batch of this step."""
         scale = self.processes.world / self.settings.batch_size  # gradients are averaged over the processes
-        record, parallel = self._record, self._parallel
+        record, parallel = self.record, self._parallel
         row = record.losses[record.count]
         for part in self.batches.parts(self.step):
             with nullcontext() if parallel.plain else parallel.surroundings(self.step, part.rows):
@@ -213,6 +217,7 @@ class Trainer:
             row[part.rows].copy_(losses.detach())
         record.times.append(self.batches.drawn)
         record.norms[record.count].copy_(self._update(self.settings.rate(self.step, self.seconds), row))
+        record.each.append(self._update.norms)
         record.count += 1
         for average in self.averages:
             average.update()
@@ -226,22 +231,22 @@ class Trainer:
             self._log(held_out=_due(k, s.eval_every))
 
     def _log(self, held_out: bool = False) -> None:
-        self._record.read(self.step)
-        measured = self._record.row(self.settings.batch_size)
+        self.record.read(self.step)
+        measured = self.record.row(self.settings.batch_size)
         row: dict[str, float] = {"step": self.step, "seconds": round(self.seconds, 3)}
         row["learning_rate"] = self.settings.rate(max(0, self.step - 1), self.seconds)
-        (then, step), self._logged = self._logged, (time.monotonic(), self.step)
+        then, step = self._logged
         if measured:
             row |= measured
-            row["steps_per_second"] = round((self.step - step) / max(1e-9, self._logged[0] - then), 3)
+            row["steps_per_second"] = round((self.step - step) / max(1e-9, time.monotonic() - then), 3)
         if held_out:
             row["held_out_loss"] = self.evaluate()
-            self._logged = (time.monotonic(), self.step)
         if measured or held_out:
             self.last = {**self.last, **row}
             self._tell("log", row)
-        if levels := self._record.levels.row():
-            self._tell("levels", {"step": self.step} | levels)
+        for event, columns in self.record.tables(self.weighting).items():
+            self._tell(event, {"step": self.step} | columns)
+        self._logged = (time.monotonic(), self.step)  # what listeners do is no part of a step
 
     @torch.no_grad()
     def evaluate(self) -> float:
@@ -268,29 +273,24 @@ class Trainer:
 
     # -- saving and resuming -----------------------------------------------------------------------------------------
 
-    def _save_or_later(self, measure: bool = True) -> bool:
-        """`save()`; whether it succeeded. A full disk is told, and is an error the third time in a row."""
-        if measure and self.settings.keep_best and self.checkpoints is not None and self._held_out[0] != self.step:
+    def _save_later(self, measure: bool = True, wait: bool = False) -> bool:
+        """Save in the background; whether none failed. A full disk is told, and an error the third time in a row."""
+        if self.checkpoints is None:
+            return True
+        if measure and self.settings.keep_best and self._held_out[0] != self.step:
             self.evaluate()  # the best checkpoint is known by it
-        try:
-            self.save()
-        except SDEGenError as error:
-            self._failed_saves += 1
-            if error.exit_code != WriteError.exit_code or self._failed_saves >= _MOST_FAILED_SAVES:
-                raise
-            self._tell("save failed", {"error": str(error)})
-            return False
-        self._failed_saves = 0
-        return True
+        self._saver.begin("checkpoint", self._writing(self.checkpoints, copy=self._saver.apart))
+        if wait:
+            self._saver.settle()
+        return not self._saver.failed
 
     def progress(self) -> Progress:
         """How far the run has come, as a checkpoint states it."""
-        self._record.read(self.step)
+        self.record.read(self.step)
         return Progress(
             self.step, self.seconds, self.seed, self.data.to_dict(), self.conditional, self.ema.updates,
             (self.faults.total, self.faults.in_a_row),
-            self._held_out[1] if self._held_out[0] == self.step else None, self.last, self._record.since_row,
-            self._record.levels.state(),
+            self._held_out[1] if self._held_out[0] == self.step else None, self.last, *self.record.state(),
         )  # fmt: skip
 
     def save(self) -> Path | None:
@@ -299,27 +299,30 @@ class Trainer:
         Raises:
             TrainingFault: the weights are not finite.  WriteError, OutputError: they could not be written.
         """
-        progress, folder, s = self.progress(), self.checkpoints, self.settings
-        if folder is None:
+        if self.checkpoints is None:
             return None
-        tensors = packed(self.network, self.averages, self.optimizer, self.weighting, keep=self.processes.is_main)
-
-        def write() -> Path:
-            if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
-                raise TrainingFault(self.step, (float("nan"), float("nan")), [], "weights", self.faults.in_a_row)
-            state = progress.to_dict()
-            return save_checkpoint(folder, self.step, tensors, self.config, state, s.keep_last, s.keep_best)
-
-        path = self.processes.on_main(write)
+        path = self.processes.on_main(self._writing(self.checkpoints))
         self._tell("checkpoint", {"path": path})
         return path
 
+    def _writing(self, folder: Path, copy: bool = False) -> Task:
+        """What process 0 has to do for a checkpoint of this step, of a copy of its state if it is not done at once."""
+        state, step, in_a_row, s = self.progress().to_dict(), self.step, self.faults.in_a_row, self.settings
+        tensors = packed(self.network, self.averages, self.optimizer, self.weighting, self.processes.is_main, copy)
+
+        def write() -> Path:
+            if not all(bool(t.isfinite().all()) for part in ("model", "ema") for t in tensors[part].values()):
+                raise TrainingFault(step, (float("nan"), float("nan")), [], "weights", in_a_row)
+            return save_checkpoint(folder, step, tensors, self.config, state, s.keep_last, s.keep_best)
+
+        return write
+
     def _snapshot(self) -> None:
         """Keep the power-function averages of this step; one that is not written costs the fit, not the run."""
-        try:
-            save_snapshot(self.checkpoints, self.step, self.averages, self.processes)
-        except WriteError as error:
-            self._tell("save failed", {"error": str(error)})
+        if self.checkpoints is not None:
+            folder, step = self.checkpoints, self.step
+            tensors = snapshot(self.averages, self.processes.is_main, copy=self._saver.apart)
+            self._saver.begin("averages", lambda: save_snapshot(folder, step, tensors))
 
     def resume(self, checkpoint: Checkpoint | None = None) -> Checkpoint | None:
         """Continue from `checkpoint`, by default the newest sound one of this trainer's folder; which, if there is one.
@@ -339,8 +342,7 @@ class Trainer:
         unpack(checkpoint, found, self.network, self.averages, self.optimizer, self.weighting)
         self.step, self.seconds, self.last = found.step, found.seconds, dict(found.metrics)
         self.faults.total, self.faults.in_a_row = found.skipped
-        self._record.since_row = found.since_row
-        self._record.levels.restore(found.levels)
+        self.record.restore(found.since_row, found.levels, found.blocks)
         return checkpoint
 
 

@@ -26,6 +26,8 @@ class Update:
 
     Attributes:
         optimizer: as given.
+        params: all that it moves.
+        norms: of the gradient of each of these in the newest step, (params,).
         checked_here: whether the losses are looked at here. Elsewhere they reach this place through the gradient: a
             loss that is not finite must be made to spoil it, so that all processes know and no device is waited for.
         bad_in_a_row: updates skipped since the last that was not, as far as known without waiting for a device.
@@ -33,17 +35,19 @@ class Update:
 
     def __init__(self, optimizer: torch.optim.Optimizer, clip: float | None, device: torch.device, alone: bool) -> None:
         self.optimizer, self._clip = optimizer, clip
-        self._params = [p for group in optimizer.param_groups for p in group["params"]]
+        self.params = [p for group in optimizer.param_groups for p in group["params"]]
         self._on_device = device.type == "cuda" and bool(optimizer.defaults.get("fused"))
         self.checked_here = device.type == "cpu" and alone
         self.bad_in_a_row = 0
 
     def __call__(self, rate: float, losses: Tensor) -> Tensor:
         """One step with learning rate `rate`, and no gradient left; the norm that the gradient had, NaN for a fault."""
-        gradients = [p.grad for p in self._params if p.grad is not None]
-        norm, clip = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients))), self._clip
-        if hasattr(norm, "full_tensor"):  # of shards
-            norm = whole(norm)
+        gradients = [p.grad for p in self.params if p.grad is not None]
+        norms = torch.stack(torch._foreach_norm(gradients))
+        if hasattr(norms, "full_tensor"):  # of shards
+            norms = whole(norms)
+        norm, clip = torch.linalg.vector_norm(norms), self._clip
+        self.norms = norms if len(norms) == len(self.params) else self._with_zeros(norms)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         if self._on_device:
@@ -61,9 +65,14 @@ class Update:
         self.optimizer.zero_grad(set_to_none=True)
         return norm
 
+    def _with_zeros(self, norms: Tensor) -> Tensor:
+        """Norms of all parameters, also of those that no loss has reached."""
+        reached = torch.tensor([p.grad is not None for p in self.params]).to(norms.device, non_blocking=True)
+        return torch.zeros(len(reached), device=norms.device).masked_scatter_(reached, norms.float())
+
     def _tell_optimizer(self, norm: Tensor) -> None:
         told, clip = {"found_inf": (~norm.isfinite()).float()}, self._clip
         if clip is not None:
             told["grad_scale"] = (norm / clip).clamp_min(1.0)
         for name, value in told.items():
-            setattr(self.optimizer, name, shared_by(self._params[0], value))
+            setattr(self.optimizer, name, shared_by(self.params[0], value))

@@ -7,15 +7,13 @@ with v the last velocity and all else as in `limited.py`; e = 0 and s = 1 are th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
-import torch
 from torch import Tensor
 
 from sde_gen.errors import ConfigError
-from sde_gen.samplers.grid_sampler import Run, Step
+from sde_gen.perturbations import Perturbation
 from sde_gen.samplers.grids import GivenLambdas
-from sde_gen.samplers.limited import LimitedUniPC, Velocities
+from sde_gen.samplers.limited import LimitedUniPC
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,6 @@ class FittedSteps(LimitedUniPC):
             object.__setattr__(self, name, value)
         super().__post_init__()
 
-    def stepper(self, run: Run) -> Step:
-        limit, after = self.limit, run.perturbation.size(run.times)[1:].tolist()
-        carry, weights = self.plan(run.perturbation, run.times)
-        remember = Velocities(run.levels, run.state, weights)
-
-        def step(k: int, x: Tensor, memory: Any) -> tuple[Tensor, Any]:
-            velocity, terms = remember(k, x, limit)
-            of_velocity, *of_terms = self.of_terms[k]
-            new = torch.mul(x, carry[k]).add_(velocity, alpha=of_velocity * after[k])
-            for w, term in zip(of_terms, terms, strict=False):
-                new.add_(term, alpha=w)
-            return new, None
-
-        return step
+    def weights(self, p: Perturbation, times: Tensor) -> Sequence[Sequence[float]]:
+        size = p.size(times)[1:].tolist()
+        return [(row[0] * after, *row[1:]) for row, after in zip(self.of_terms, size, strict=True)]

@@ -1,9 +1,10 @@
-r"""Calibration within some hundred batch calls: a weighted `LimitedUniPC`, fitted step by step along a fine solution.
+r"""Calibration within some hundred batch calls: noise levels for `LimitedUniPC`, and with few calls its weights.
 
-One run over a batch of starts fits the weights of all steps (`FittedSteps`): at each step they are what takes the
-states the run itself has come to nearest to those of a fine solution, in least squares with a pull towards the rule,
-in which a start that is on its way to another mode counts little. So noise levels are tried with weights of their own
-at the price of one run, which is N calls, and one fine solution serves all of them, and all numbers of calls.
+Levels are those of `uncalibrated.py`, moved, widened, and bent towards the density of local errors that a fine
+solution shows; each trial is one run, which is N calls, and one fine solution serves all of them, and all numbers of
+calls. The same run may fit the weights of all steps (`FittedSteps`): at each step they are what takes the states the
+run itself has come to nearest to those of the fine solution, in least squares with a pull towards the rule, in which a
+start that is on its way to another mode counts little.
 """
 
 import logging
@@ -23,9 +24,10 @@ from sde_gen.model import ScoreModel
 from sde_gen.rng import SeededNoise
 from sde_gen.samplers.flow import unit_curves
 from sde_gen.samplers.grid_sampler import GridSampler
-from sde_gen.samplers.limited import LimitedUniPC, Velocities
+from sde_gen.samplers.limited import LimitedUniPC, Terms
 from sde_gen.tuning.fitted_steps import FittedSteps
-from sde_gen.tuning.uncalibrated import begun, levels, uncalibrated
+from sde_gen.tuning.reference import bend
+from sde_gen.tuning.uncalibrated import begun, is_exact, levels, uncalibrated
 
 _LOG = logging.getLogger("sde_gen")
 #: Starts, and those of them that fit.
@@ -39,6 +41,11 @@ _RIDGE, _FAR = 0.1, 4.0
 #: What a fitted solver must err less by, in root mean square, on the starts it was not fitted on, with a second batch
 #: and without.
 _BETTER, _SURE = 0.95, 0.75
+#: Most calls for which weights of the terms are fitted to an exact score, and their share of the trials: with more, the
+#: terms are small, and what is fitted to them is the error of the fine solution.
+_FITTED, _SHARE = 12, 0.5
+#: Of the density of local errors: their order, points that it is found at, and the least of it, as a share of its mean.
+_ORDER, _POINTS, _LEAST = 3, 400, 0.1
 
 
 @dataclass(frozen=True)
@@ -77,7 +84,7 @@ class _Batch:
         self.sample, self._path = known.sample, known.path
 
     def _solve(self, fine: int) -> Solution:
-        rule, states, p = uncalibrated(self.model, fine), [], self.model.perturbation
+        rule, states, p = uncalibrated(self.model, fine, self.start.shape[1:]), [], self.model.perturbation
 
         def record(step: int, t: float, x: Tensor) -> None:
             if step < fine:
@@ -91,6 +98,13 @@ class _Batch:
     def at(self, half_log_snr: float) -> Tensor:
         """u of the fine solution, (STARTS, *shape)."""
         return torch.from_numpy(self._path(half_log_snr)).to(self.start).reshape(self.start.shape)
+
+    def density(self, half_log_snr: np.ndarray) -> np.ndarray:
+        """Of levels with equal local errors of order `_ORDER` (see `grid.py`), by the bend of the fine solution."""
+        t = self._path.t
+        lam = np.linspace(t[0], t[-1], _POINTS)
+        local = bend(torch.from_numpy(self._path(lam)), lam)[_ORDER - 1] ** (1 / (_ORDER + 1))
+        return np.interp(half_log_snr, lam, local + _LEAST * local.mean())
 
     def distances(self, x: Tensor) -> Tensor:
         """Mean square of each start, per number."""
@@ -110,12 +124,12 @@ class _Batch:
         """The solver on the levels of a rule, and its distances, by one run."""
         p, lam = self.model.perturbation, rule.grid.values
         times = p.time(torch.tensor(lam, dtype=torch.float64))
-        size, (carry, weights) = p.size(times).tolist(), rule.plan(p, times)
+        size, plan = p.size(times).tolist(), rule.plan(p, times)
         at = self.model.levels(*p.curves(times), self.start, self.condition)
-        remember, x, rows = Velocities(at, self.start, weights), begun(self.start, self.model, rule), []
-        for k, of_x in enumerate(carry):
-            velocity, terms = remember(k, x, rule.limit)
-            terms = [velocity * size[k + 1], *terms]
+        of_step, x, rows = Terms(at, self.start, plan, rule.limit), begun(self.start, self.model, rule), []
+        for k, of_x in enumerate(plan.carry):
+            terms = [factor * (term if phi is None else term * phi) for term, factor, phi in of_step(k, x)]
+            terms[0] *= size[k + 1]
             x = of_x * x + sum(terms[1:])
             change = _least_squares(terms, self.at(lam[k + 1]) * size[k + 1] - x)
             for w, term in zip(change, terms, strict=True):
@@ -153,8 +167,8 @@ def quick(
     too, where the budget has room for its fine solution), in a mean that no single start decides; and no more than it
     in the plain mean.
     """
-    began, usual = time.perf_counter(), uncalibrated(model, nfe)
-    price = _price(model, shape, condition)  # calls of a step
+    began, usual = time.perf_counter(), uncalibrated(model, nfe, shape)
+    price = price_of(model, shape, condition)  # calls of a step
     fine = _fine(nfe, calls // price)
     if fine is None:
         return usual, math.nan, [("uncalibrated", math.nan)], 0
@@ -167,22 +181,31 @@ def quick(
     second = second if calls - c.calls - second >= 2 * nfe * price else 0
     found: dict[str, tuple[LimitedUniPC, Tensor]] = {}
 
-    def try_at(place: tuple[float, ...]) -> float:
-        grid = levels(model, nfe, nfe, place[0], math.exp(place[1]), place[2])
-        label = f"fitted steps to {grid.values[-1]:.2f}, later {place[0]:.2f}, wider {math.exp(place[1]):.2f}"
-        found[label] = c.fitted(replace(usual, grid=grid))
+    def try_at(place: tuple[float, ...], fits: bool) -> float:
+        later, wider, deeper, bent = place
+        grid = levels(model, nfe, nfe, shape, later, math.exp(wider), deeper, bent, c.density)
+        rule = replace(usual, grid=grid)
+        label = f"to {grid.values[-1]:.2f}, later {later:.2f}, wider {math.exp(wider):.2f}, bent {bent:.2f}"
+        label = f"fitted steps {label}" if fits else label
+        found[label] = c.fitted(rule) if fits else (rule, c.of(rule))
         return _robust(found[label][1], far)
 
-    def spent() -> bool:
-        late = seconds is not None and time.perf_counter() - began > seconds
-        return late or c.calls + price * nfe + second > calls
+    def late() -> bool:
+        return seconds is not None and time.perf_counter() - began > seconds
 
-    _descend(try_at, spent)
+    def spent(share: float = 1.0) -> bool:
+        return late() or c.calls + price * nfe > begin + share * (calls - second - begin)
+
+    begin, exact = c.calls, is_exact(model)
+    if nfe <= _FITTED or not exact:
+        _descend(lambda place: try_at(place, True), lambda: spent(_SHARE if exact else 1.0), (2, 0, 1))
+    if exact:
+        _descend(lambda place: try_at(place, False), spent, (0, 3, 2, 1), _robust(first, far))
     if not found:
         return usual, float(first.mean().sqrt()), [("uncalibrated", float(first.mean().sqrt()))], c.calls - c.spared
     label, (sampler, distances) = min(found.items(), key=lambda item: _robust(item[1][1], far))
     made, pairs = c.calls - c.spared, [(first[_FITS:], distances[_FITS:])]
-    if second and not (seconds is not None and time.perf_counter() - began > seconds):
+    if second and not late():
         other = _Batch(model, shape, condition, seed + 1, fine, solved)
         pairs.append((other.of(usual), other.of(sampler)))
         made += other.calls - other.spared
@@ -195,7 +218,7 @@ def quick(
     return sampler if better else usual, errors[kept], tried, made
 
 
-def _price(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
+def price_of(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> int:
     """Network calls of a step: 1, or for a guided model what it makes at lambda = 0, of one sample."""
     if getattr(model, "base", None) is None:
         return 1
@@ -207,7 +230,7 @@ def _price(model: ScoreModel, shape: tuple[int, ...], condition: Condition) -> i
 
 def _fine(nfe: int, calls: int) -> int | None:
     """Calls of the fine solution; None where there are too few to judge by one."""
-    fine = min(max(_FINE, _FINER * nfe), calls - 3 * nfe)
+    fine = min(max(_FINE, _FINER * nfe), max(calls - 5 * nfe, 2 * nfe), calls - 3 * nfe)
     return None if nfe < 2 or fine < max(40, 2 * nfe) else fine
 
 
@@ -216,20 +239,23 @@ def _robust(distances: Tensor, far: float) -> float:
     return float(distances.clamp_max(far).mean().sqrt())
 
 
-def _descend(try_at: Callable[[tuple[float, ...]], float], spent: Callable[[], bool]) -> None:
-    """Steps along one number at a time, halved when none leads down."""
-    place: tuple[float, ...] = (0.0, 0.0, 0.0)
-    step = [0.5, 0.3, 0.6]
+def _descend(
+    try_at: Callable[[tuple[float, ...]], float], spent: Callable[[], bool], turns: tuple[int, ...],
+    measured: float | None = None,
+) -> None:  # fmt: skip
+    """Steps along one number at a time, halved when none leads down; `measured` is what is known of the first place."""
+    place: tuple[float, ...] = (0.0, 0.0, 0.0, 0.0)
+    step = [0.5, 0.3, 0.6, 0.5]
     if spent():
         return
     tried: set[tuple[float, ...]] = {place}
-    best = try_at(place)
+    best = try_at(place) if measured is None else measured
     while step[0] > 0.02:
         moved = False
-        for i in (2, 0, 1):
+        for i in turns:
             for sign in (1, -1):
                 at = tuple(round(v + sign * step[i] * (i == j), 6) for j, v in enumerate(place))
-                if at in tried:
+                if at in tried or not 0 <= at[3] <= 1:
                     continue
                 if spent():
                     return

@@ -104,12 +104,12 @@ def calibrate(
             states.append((x[keep] / float(p.size(t))).flatten(1).cpu())
 
     result = sampler(model, start=start, condition=tiled, callback=record, chunk=count)
-    return Calibration(model, tiled, start, result.x, torch.from_numpy(lambdas), _bend(torch.stack(states), lambdas),
+    return Calibration(model, tiled, start, result.x, torch.from_numpy(lambdas), bend(torch.stack(states), lambdas),
                        chosen_on, result.nfe)  # fmt: skip
 
 
-def _bend(u: Tensor, lambdas: np.ndarray) -> list[np.ndarray]:
-    """From du/dlambda = alpha^ D - alpha^^2 u along the reference."""
+def bend(u: Tensor, lambdas: np.ndarray) -> list[np.ndarray]:
+    """alpha^ times the p-th derivative of D, p = 1, 2, 3, root mean square: from du/dlambda = alpha^ D - alpha^^2 u."""
     alpha = np.sqrt(1 / (1 + np.exp(-2 * lambdas)))[:, None]
     h = lambdas[1] - lambdas[0]
     states = u.flatten(1).numpy()

@@ -12,7 +12,7 @@ import pytest
 
 import sde_gen as sg
 from sde_gen import bars
-from sde_gen.jobs.beforehand import said
+from sde_gen.jobs.beforehand import said, with_data
 from tests.commands.helpers import TINY, Command
 
 
@@ -46,6 +46,29 @@ def test_auto_measures_once_says_what_it_chose_and_keeps_it(command: Command, la
     judged = command("evaluate", "sampler=auto", "sampler.nfe=5", "likelihood=none", "metrics=[mmd]", "num_samples=16")
     assert judged.code == 0, judged.err
     assert len(list(Path("runs/tiny/auto").glob("auto-*.json"))) == 1 + labels  # classes as often as in the data
+
+
+def test_auto_with_noise_asks_the_held_out_data_of_the_run(trained: Command) -> None:
+    draw = ["num_samples=4", "sampler=auto", "sampler.nfe=3", "sampler.noise=auto", "sampler.calls=366"]
+    first = trained("sample", *draw, "metrics=false", "out=one")
+    assert first.code == 0, first.err
+    assert "Auto(nfe=3, calls=366, noise='auto') measures what suits this network: up to 366 calls" in first.out
+    assert re.search(r"in energy distance to 64 held-out samples \(3\d\d calls", first.out)
+    kept = list(Path("runs").glob("*/auto/auto-*.json"))
+    assert len(kept) == 1
+    again = trained("sample", *draw, "metrics=false", "out=two")
+    assert f"kept in {kept[0].parent}" in again.out
+    one, two = (np.load(f"{name}/samples.npz")["x"] for name in ("one", "two"))
+    assert np.array_equal(one, two)
+
+
+def test_noise_without_enough_held_out_data_is_none_and_it_is_said(capsys: pytest.CaptureFixture[str]) -> None:
+    auto = sg.Auto(nfe=3, noise="auto")
+    few = sg.data.mixture(n=64, n_test=63)
+    for data in (None, few):
+        assert with_data(auto, lambda data=data: data) == auto
+        assert "noise=auto needs 64 held-out samples of what is sampled" in capsys.readouterr().out
+    assert with_data(sg.Auto(nfe=3), lambda: few) == sg.Auto(nfe=3)
 
 
 def test_a_sampler_is_said_as_one_writes_it() -> None:

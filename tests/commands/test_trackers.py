@@ -96,9 +96,8 @@ def test_rows_and_settings_are_sent(command: Command, stand_ins: dict[str, Any],
         assert run.given["name"] == "a"
     metrics = [(step, row) for step, row in run.rows if "loss" in row]
     assert metrics == _rows("a")
-    levels = [row for _, row in run.rows if "loss" not in row]
-    assert len(levels) == 2
-    assert all(key.startswith("loss_at/") for row in levels for key in row)
+    tables = [{key.partition("/")[0] for key in row} for _, row in run.rows if "loss" not in row]
+    assert tables == [{"loss_at"}, {"grad_norm_of"}] * 2
 
     assert command("train", "resume=a", "trainer.steps=6", f"logger={name}", "device=cpu").code == 0
     again = stand_ins["runs"][1]

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from sde_gen.config import load_model
 from sde_gen.data import Affine
-from sde_gen.training import RunDirectory, read_checkpoint
+from sde_gen.training import RunDirectory, read_checkpoint, read_metrics
 from tests.commands.helpers import TINY, Command
 from tests.data.test_archives import CLASSES, packed
 
@@ -33,6 +33,8 @@ def test_what_a_run_holds(command: Command) -> None:
         "loss.png",
         "levels.csv",
         "levels.png",
+        "gradients.csv",
+        "gradients.png",
         "training.html",
         "samples/step_00000004.png",
         *(folder + name for name in (*stored, "manifest.json")),
@@ -47,6 +49,10 @@ def test_what_a_run_holds(command: Command) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert float(rows[-1]["held_out_loss"]) > 0
+    assert 10 < float(rows[0]["memory_mib"]) <= float(rows[1]["memory_mib"])
+    blocks = read_metrics(run / "gradients.csv", None)
+    assert [row["step"] for row in blocks] == [2, 4]
+    assert blocks[0]["stem"] > 0
     assert "next: python -m sde_gen.sample run=a" in result.out
     weights = load_file(run / folder / "ema.safetensors")
     model = load_model(run)
@@ -196,3 +202,16 @@ def test_images_in_an_archive_train_without_being_unpacked(command: Command) -> 
     result = command("train", "data=image_folder", "data.path=photos.tar.gz")
     assert result.code == 2
     assert "decompress it to .tar" in result.err
+
+
+def test_where_nothing_compiles_a_run_says_so_and_goes_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_args: object, **_options: object) -> None:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found")
+
+    monkeypatch.setattr("torch.compile", fails)
+    result = command("train", *TINY, "run=c", "trainer.compile=true")
+    assert result.code == 0, result.err
+    assert (result.out + result.err).count("note: trainer.compile=true: torch cannot compile here (InvalidCxx") == 1
+    assert "install a C++ compiler, or leave it out" in result.out + result.err
+    result = command("train", *TINY, "run=c", "trainer.compile=false", "trainer.steps=6")  # goes on without it
+    assert result.code == 0, result.err

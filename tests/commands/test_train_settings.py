@@ -72,6 +72,12 @@ def test_a_run_of_before_the_setting_goes_on(command: Command) -> None:
     stored = json.loads(Path("runs/old/checkpoints/step_00000004/config.json").read_text("utf-8"))
     older = {**stored, "trainer": {k: v for k, v in stored["trainer"].items() if k not in ("optimizer", "decay_after")}}
     assert differences(older, stored) == []
+    younger = {"_target_": "sde_gen.UNet", "width": 8, "token_size": 0}
+    assert differences({"network": {"_target_": "sde_gen.UNet", "width": 8}}, {"network": younger}) == []
+    found = differences(
+        {"network": {"_target_": "sde_gen.UNet", "width": 8}}, {"network": {**younger, "token_size": 3}}
+    )
+    assert [str(change) for change in found] == ["network.token_size was 0, is 3"]
     (changed,) = differences(older, {**stored, "trainer": {**stored["trainer"], "optimizer": "sgd"}})
     assert (changed.name, changed.old, changed.new) == ("trainer.optimizer", "adam", "sgd")
 
@@ -103,6 +109,10 @@ def test_losses_by_level_and_a_learned_weighting(command: Command) -> None:
     assert [row["step"] for row in rows] == [2, 4]
     assert all(len(row) > 3 for row in rows)
     assert Path("runs/a/levels.png").is_file()
+    learned = read_metrics(Path("runs/a/weighting.csv"), None)
+    assert [row["step"] for row in learned] == [2, 4]
+    assert set(rows[0]) <= set(learned[0])
+    assert 0 < max(abs(u) for name, u in learned[1].items() if name != "step") < 0.1
     (means,) = [row["loss"] for row in read_metrics(Path("runs/a/metrics.csv")) if row["step"] == 4]
     assert min(list(rows[1].values())[1:]) <= means <= max(list(rows[1].values())[1:])
     assert command("train", "resume=a", "trainer.steps=6", "device=cpu").code == 0

@@ -89,8 +89,8 @@ def flipped(value: Any) -> list[Any]:
     return [3]  # None
 
 
-FREE = {"checkpoint_every", "keep_last", "keep_best", "log_every", "eval_every", "preview_every", "preview_samples",
-        "preview_steps"}  # fmt: skip
+FREE = {"checkpoint_every", "keep_last", "keep_best", "async_save", "log_every", "eval_every", "eval_samples",
+        "preview_every",         "preview_samples", "preview_steps"}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", sorted(every_kind()))

@@ -41,7 +41,9 @@ RENDERED = {
     "budgets": lambda m, d: m.markdown(d, numbers("stochastic")["distances"]),
     "convergence": lambda m, d: m.markdown(d["orders"], d["errors"]),
     "stochastic": lambda m, d: m.markdown(d["distances"], d["weak"], 300.0),
+    "noise": lambda m, d: m.markdown(d),
     "picard": lambda m, d: m.markdown(d),
+    "guided_chain": lambda m, d: m.markdown(d),
     "streaming": lambda m, d: m.markdown(d),
     "streamed_data": lambda m, d: m.markdown(d),
     "digits_likelihood": lambda m, d: m.table(d, 3000),
@@ -112,3 +114,19 @@ def test_the_readme_quotes_what_was_measured() -> None:
     digits = {row["model"]: row for row in numbers("digits_likelihood")}
     best = digits["VP, likelihood weighting"]
     assert f"{best['bits/dim']:.2f} ± {best['standard error']:.2f} bits" in text
+
+
+def test_the_page_on_scale_quotes_what_was_measured() -> None:
+    text, saving, record = " ".join(page("docs/scale.md").split()), numbers("saving"), numbers("record")
+    assert f"spends {saving['copy_cpu_s']:.2f} s of CPU time on it, against {saving['at_once_cpu_s']:.2f} s" in text
+    clocks = f"{saving['wait_ratio_cpu']:.2f} of it; {saving['copy_s']:.1f} s against {saving['at_once_s']:.1f} s"
+    assert clocks in text
+    assert f"a step takes {saving['step_ratio_cpu']:.2f} times its CPU time while" in text
+    assert f"steps took {saving['step_ratio']:.1f} times as long" in text
+    assert f"takes at most {record['percent']:.2f} % of the CPU time" in text
+    assert f"{record['percent_of_step']:.2f} % for what is kept, read and written" in text
+    assert f"at most {record['page_percent']:.2f} % for the page" in text
+    assert record["percent"] <= 1
+    for row in numbers("processes")["rows"]:
+        times = " | ".join(f"{row[f'{name}_ms']:.1f}" for name in ("compute", "all_reduce", "job"))
+        assert f"| {row['processes']} | {row['batch_each']} | {times} | {row['ratio']:.2f} |" in text

@@ -218,13 +218,13 @@ def likelihoods(processes: Processes) -> dict[str, Any]:
     return seen
 
 
-def train_on(processes: Processes, checkpoints: Path, steps: int) -> dict[str, Any]:
+def train_on(processes: Processes, checkpoints: Path, steps: int, apart: bool = True) -> dict[str, Any]:
     """A run that saves after every step, and goes on from what it finds."""
-    changes = {"steps": steps, "checkpoint_every": 1, "eval_every": 0, "keep_best": 0, "kind": "points"}
+    changes = {"steps": steps, "checkpoint_every": 1, "eval_every": 0, "keep_best": 0, "async_save": apart}
     return train(processes, checkpoints, changes)
 
 
-def real_full_disk(processes: Processes, checkpoints: Path) -> dict[str, Any]:
+def real_full_disk(processes: Processes, checkpoints: Path, apart: bool) -> dict[str, Any]:
     """The system itself refuses files of more than 1,500 bytes for a while."""
     import resource
 
@@ -239,7 +239,8 @@ def real_full_disk(processes: Processes, checkpoints: Path) -> dict[str, Any]:
         elif event == "checkpoint":
             events.append((event, trainer.step, ""))
 
-    trainer = build(processes, checkpoints, steps=40, checkpoint_every=10, log_every=4, keep_best=0, eval_every=0)
+    trainer = build(processes, checkpoints, steps=40, checkpoint_every=10, log_every=4, keep_best=0, eval_every=0,
+                    async_save=apart)  # fmt: skip
     trainer.save()
     trainer.listeners = (listen,)
     resource.setrlimit(resource.RLIMIT_FSIZE, (1500, hard))

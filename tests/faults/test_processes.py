@@ -74,6 +74,8 @@ CASES = [
     (2, {}),
     (1, {"accumulate": 3}),
     (2, {"spare": True, "steps": 20}),
+    (2, {"learned_weighting": True, "steps": 20, "accumulate": 2}),
+    pytest.param(2, {"learned_weighting": True}, marks=SLOW, id="learned-weighting"),
     pytest.param(2, {"spare": True, "steps": 20, "strategy": "fsdp"}, marks=SLOW, id="spare-fsdp"),
     pytest.param(3, {}, marks=SLOW, id="16 samples on 3"),
     pytest.param(2, {"accumulate": 2}, marks=SLOW, id="accumulate"),
@@ -103,11 +105,11 @@ def test_any_number_of_processes_gives_the_weights_of_one(tmp_path: Path, world:
         for a, b in zip(result["levels"], one["levels"], strict=True):
             assert a == pytest.approx(b, rel=1e-3)
     published = [newest_checkpoint(tmp_path / name)[0] for name in ("one", "several")]
-    more = ("averages",) if "posthoc_every" in changes else ()
+    more = ("averages",) if "posthoc_every" in changes else ("weighting",) if "learned_weighting" in changes else ()
     for part in ("model", "ema", "optimizer", *more):
         a, b = (found.tensors(part) for found in published if found is not None)
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
-    if more:
+    if more == ("averages",):
         names = [{path.name for path in (tmp_path / name / "averages").iterdir()} for name in ("one", "several")]
         assert names[0] == names[1] != set()
     if changes.get("strategy") == "fsdp":
@@ -182,6 +184,11 @@ def test_a_full_disk_of_process_0_ends_all_with_74(tmp_path: Path) -> None:
     ends = run_ranks(jobs.full_disk, 2, tmp_path / "ranks", tmp_path / "checkpoints")
     assert [end[2] for end in ends] == [74, 74], ends
     assert checkpoint_folders(tmp_path / "checkpoints") == []
+
+
+def test_a_learned_weighting_of_shards_is_refused() -> None:
+    with pytest.raises(ConfigError, match="use ddp"):
+        jobs.build(Processes(0, 2), None, learned_weighting=True, strategy="fsdp")
 
 
 def test_too_small_a_batch_is_refused() -> None:

@@ -43,9 +43,31 @@ def test_exact_draws_are_at_one_and_the_prior_is_not(noise: float | torch.Tensor
     assert all(name in shown for name in methods)
 
 
+def test_repeats_are_averaged_and_scatter_less() -> None:
+    asked = []
+
+    def counted(posterior: Posterior, shape: tuple[int, ...], seed: int, dtype: torch.dtype) -> SimpleNamespace:
+        asked.append(exact(posterior, shape, seed, dtype))
+        return asked[-1]
+
+    def measured(repeats: int, seed: int) -> dict:
+        table = sg.compare_posteriors(
+            LAW, OPERATOR, 0.3, {"exact": counted}, observations=1, samples=64, repeats=repeats, seed=seed
+        )
+        return table.rows[0]
+
+    once, twice = measured(1, 2), measured(2, 2)
+    assert torch.equal(asked[0].x, asked[1].x)
+    assert not torch.equal(asked[1].x, asked[2].x)
+    assert twice["distance_error"] == pytest.approx(once["distance_error"] / 2**0.5)
+    assert 0.05 < once["distance_error"] < 1
+    assert twice["modes_floor"] == once["modes_floor"]
+    assert twice["modes"] != once["modes"]
+
+
 def test_the_default_methods_are_those_of_the_library() -> None:
     table = sg.compare_posteriors(LAW, OPERATOR, 0.3, observations=1, samples=8)
-    assert [row["method"] for row in table.rows][-1] == "particles, MMPS"
+    assert [row["method"] for row in table.rows][-2:] == ["particles, MMPS", "particles, MMPS, pooled"]
     assert all(math.isfinite(row["distance"]) for row in table.rows)
 
 

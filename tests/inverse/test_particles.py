@@ -1,7 +1,7 @@
 """Particles: unbiased evidence, the law, invariance, and what is counted and refused."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -205,6 +205,44 @@ def test_one_particle_is_the_guided_chain() -> None:
     assert float((one.x - other.x).abs().max()) < 0.1
 
 
+@pytest.mark.parametrize("particles", [1, 4, 5])
+def test_half_of_a_system_moves_by_the_opposite_noise(particles: int) -> None:
+    """Where the model is linear and odd, so that the second half is minus the first; every one moves at random."""
+    data = sg.GaussianMixture([1.0], [[0.0, 0.0]], 0.3 * torch.eye(2)[None]).model(sg.VP())
+    free = Posterior(data, Matrix([[1.0, 0.0]]), torch.tensor([0.2]), 0.3, "none")
+    smc = sg.TwistedSMC(particles=particles, steps=6, resample=0.0, return_all=True)
+    found = smc(free, (500, 2), seed=2, dtype=torch.float64)
+    x, half = found.particles, particles // 2
+    assert x is not None
+    torch.testing.assert_close(x[:, particles - half :], -x[:, :half], rtol=0, atol=1e-12)
+    torch.testing.assert_close(x.square().mean((0, 2)), x.square().mean().expand(particles), rtol=0.25, atol=0)
+
+
+def test_systems_pooled_are_weighed_by_their_evidence() -> None:
+    smc = sg.TwistedSMC(particles=4, steps=12, return_all=True)
+    posterior = Posterior(MIXTURE.model(sg.VP()), Mask([True, False, False]), torch.tensor([0.05]), 0.3, "pigdm")
+    found = smc(posterior, (300, 3), seed=1, dtype=torch.float64)
+    assert found.particles is not None
+    assert found.log_weights is not None
+    weights = (found.system_log_evidence[:, None] + found.log_weights).flatten().softmax(0)
+    states, n = found.particles.flatten(0, 1), 100_000
+    drawn = found.pooled(n, seed=3)
+    # Systematic draws: each state comes n w times, rounded up or down.
+    ordered = states[:, 0].sort()
+    places = torch.searchsorted(ordered.values, drawn[:, 0].contiguous())
+    assert float((places.bincount(minlength=len(states)) - n * weights[ordered.indices]).abs().max()) < 1
+    assert torch.equal(drawn, found.pooled(n, seed=3))
+    assert not torch.equal(drawn, found.pooled(n, seed=4))
+    assert found.pooled().shape == (300, 3)
+    alone = replace(found, particles=None, log_weights=None).pooled(50)
+    assert bool((alone[:, None] == found.x).all(2).any(1).all())
+    each = Posterior(MIXTURE.model(sg.VP()), Mask([True, False, False]), sg.Rows(torch.zeros(2, 1)), 0.3)
+    with pytest.raises(sg.ConfigError, match="observation or condition of its own"):
+        sg.TwistedSMC(particles=2, steps=3)(each, (2, 3)).pooled()
+    with pytest.raises(sg.ConfigError, match="n must"):
+        found.pooled(0)
+
+
 def test_a_collapse_is_told() -> None:
     """An observation that the prior all but rules out, without guidance."""
     posterior = Posterior(MIXTURE.model(sg.VP()), Mask([True, False, False]), torch.tensor([4.0]), 0.05)
@@ -231,7 +269,7 @@ def test_what_is_refused(make, says: str) -> None:
 
 
 def test_a_network_that_fails_is_named() -> None:
-    broken = sg.ScoreModel(lambda x, c: torch.where(x[:, :1] > 2.5, math.nan, 0.3) * x, sg.VP())
+    broken = sg.ScoreModel(lambda x, c: torch.where(x[:, :1] > 12, math.nan, 0.3) * x, sg.VP())
     with pytest.raises(sg.NonFiniteError) as caught:
         sg.TwistedSMC(particles=4, steps=10)(Posterior(broken, A, Y, 0.3), (40, 3), seed=1)
     assert 0 < len(caught.value.indices) < 40

@@ -38,7 +38,7 @@ def test_resampling() -> None:
 
 
 @pytest.mark.parametrize("into", ["none", "skip", "residual"])
-@pytest.mark.parametrize("out_of", ["none", "skip"])
+@pytest.mark.parametrize("out_of", ["none", "skip", "residual"])
 def test_every_way_in_and_out(into: str, out_of: str) -> None:
     network = awake(small(progressive_input=into, progressive_output=out_of, learned_variance=True))
     out = network(torch.randn(2, 1, 8, 12), torch.zeros(2))
@@ -54,10 +54,39 @@ def test_sigma_scaling_is_the_logarithm_in_and_a_division_out() -> None:
     torch.testing.assert_close(scaled(x, sigma), expected)
 
 
-def test_is_told_a_vector() -> None:
-    network = awake(small(vector_size=3))
-    x, vector = torch.randn(2, 1, 8, 8), torch.randn(2, 3)
-    assert (network(x, torch.zeros(2), vector=vector) - network(x, torch.zeros(2))).abs().max() > 1e-3
+def grown(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor, fir: tuple[int, ...]) -> torch.Tensor:
+    """Twice the size as published: a transposed convolution with its kernel turned round, then the filter, then cut."""
+    taps = torch.tensor(fir, dtype=x.dtype)
+    taps = 4 * torch.outer(taps, taps) / taps.sum() ** 2
+    if len(fir) == 2:  # where the published code copies pixels
+        return F.conv2d(x.repeat_interleave(2, 2).repeat_interleave(2, 3), weight, bias, padding=1)
+    wide = F.conv_transpose2d(x, weight.flip(2, 3).transpose(0, 1), stride=2)
+    apart = F.pad(wide, (1, 1, 1, 1)).flatten(0, 1)[:, None]
+    return F.conv2d(apart, taps.flip(0, 1)[None, None])[:, 0].unflatten(0, wide.shape[:2]) + bias[:, None, None]
+
+
+@pytest.mark.parametrize("fir", [(1, 1), (1, 3, 3, 1)])
+@pytest.mark.parametrize("rescale", [True, False])
+def test_a_residual_output_is_the_published_one(fir: tuple[int, ...], rescale: bool) -> None:
+    """The way up written out, from what each block said, in float64."""
+    network = awake(small(progressive_output="residual", fir=fir, multipliers=(1, 2, 1), skip_rescale=rescale)).double()
+    factor = 0.5**0.5 if rescale else 1.0
+    said: dict[int, torch.Tensor] = {}
+    entered: dict[int, torch.Tensor] = {}
+    for k, block in enumerate(network.up):
+        block.register_forward_hook(lambda _m, _i, out, k=k: said.__setitem__(k, out))
+    for k, block in enumerate(network.grow):
+        block.register_forward_hook(lambda _m, given, _o, k=k: entered.__setitem__(k, given[0]))
+    out = network(torch.randn(2, 1, 8, 12, dtype=torch.float64), torch.zeros(2))
+    first, *others = network.out_of
+    torch.testing.assert_close(entered[0], said[1], rtol=0, atol=0)  # the lowest level goes on as it is
+    norm, _, conv = first
+    pyramid = F.conv2d(F.silu(norm(said[1])), conv.weight, conv.bias, padding=1)
+    for level, conv in enumerate(others, 1):
+        pyramid = factor * (grown(pyramid, conv.weight, conv.bias, fir) + said[2 * level + 1])
+        if level < len(others):
+            torch.testing.assert_close(entered[level], pyramid)
+    torch.testing.assert_close(out, network.heads[0](F.silu(network.norms[0](pyramid))))
 
 
 def test_what_fits_can_be_halved() -> None:
@@ -76,7 +105,7 @@ def test_what_fits_can_be_halved() -> None:
         ({"fir": (1, 2, 1)}, r"fir must be an even number of taps, such as \(1, 1\)"),
         ({"fir": (0, 0)}, "fir must be an even number of taps"),
         ({"progressive_input": "input_skip"}, "progressive_input must be one of 'none', 'skip', 'residual'"),
-        ({"progressive_output": "residual"}, "progressive_output must be one of 'none', 'skip'"),
+        ({"progressive_output": "output_skip"}, "progressive_output must be one of 'none', 'skip', 'residual'"),
         ({"multipliers": ()}, "multipliers must name at least one level"),
         ({"attention": (2,)}, "attention names level 2"),
         ({"sigma_scaling": 1}, "sigma_scaling must be True or False"),

@@ -210,6 +210,17 @@ STOCHASTIC_RULES: dict[str, Case] = {
         )
         for order, eta in ((1, 1.0), (2, 1.0), (2, 0.3), (3, 1.0))
     },
+    "SDEDPMSolverPP(between levels)": Case(
+        # A quarter of the levels that orders are fitted on has more noise, another less.
+        lambda **k: sg.SDEDPMSolverPP(eta=1.2, s_tmin=0.323, s_tmax=5.104, **k),
+        "sde",
+        (2, 1.2, 0.323, 5.104),
+        draws=lambda n: n // 2 + 1,
+        order=2.0,
+        stochastic=True,
+        default="arctan",
+        fitted_on=("lambda",),
+    ),
     **{
         f"StochasticHeun(eta={eta:g})": Case(
             lambda eta=eta, **k: sg.StochasticHeun(eta=eta, **k),

@@ -167,9 +167,13 @@ def sde_parts(q: Problem, t: float, s: float, eta: float) -> tuple[float, float,
     return h, q.curve.alpha(s) / q.curve.alpha(t) * math.exp(-c * h), at, weights, float(noise.sum())
 
 
-def sde(q: Problem, x: Affine, t: float, s: float, memory: Any, order: int, eta: float) -> tuple[Affine, Any]:
+def sde(
+    q: Problem, x: Affine, t: float, s: float, memory: Any, order: int, eta: float, low: float = 0.0,
+    high: float = math.inf,
+) -> tuple[Affine, Any]:  # fmt: skip
     """The variation-of-constants formula with the Lagrange polynomial through the last `order` denoised estimates,
-    fewer after a step that was much shorter."""
+    fewer after a step that was much shorter; without noise from levels sigma/alpha outside of low to high."""
+    eta = eta if low <= q.curve.sigma(t) / q.curve.alpha(t) <= high else 0.0
     h, carried, at, weights, variance = sde_parts(q, t, s, eta)
     known = [(q.denoised(x, t), q.curve.lam(t)), *(memory or [])]
     places = [lam - q.curve.lam(t) for _, lam in known]

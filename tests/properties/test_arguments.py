@@ -111,7 +111,7 @@ def test_samplers_grids_and_correctors_are_values(kind: type) -> None:
     needed: dict[type, dict[str, Any]] = {
         sg.GivenTimes: {"values": (0.9, 0.5)},
         sg.GivenLambdas: {"values": (0.0, 0.5)},
-        sg.Fitted: {"lambdas": (0.0,), "of_start": (0.5,), "of_estimates": ((1.0,),)},
+        sg.Fitted: {"lambdas": (0.0,), "of_state": (0.5,), "of_estimates": ((1.0,),)},
         sg.FittedSteps: {"lambdas": (0.0, 1.0), "of_terms": ((0.0, 1.0),)},
     }
 

@@ -30,7 +30,7 @@ MANY: dict[str, sg.Sampler] = {
     "AdaptiveSDE": sg.AdaptiveSDE(rtol=0.1, atol=0.1),
     "Auto": sg.Auto(nfe=3, count=4, effort=0),
     "Fitted": sg.Fitted(
-        lambdas=(-5.0, -1.0, 2.0), of_start=(0.9, 0.4, 0.0), of_estimates=((0.1,), (0.2, 0.5), (0.0, 0.1, 0.9))
+        lambdas=(-5.0, -1.0, 2.0), of_state=(0.9, 0.4, 0.0), of_estimates=((0.1,), (0.2, 0.5), (0.0, 0.1, 0.9))
     ),
     "LimitedUniPC": sg.LimitedUniPC(steps=3),
     "FittedSteps": sg.FittedSteps(lambdas=(-5.0, -1.0, 2.0), of_terms=((-0.1, 1.0), (0.1, 1.0, 0.9))),

@@ -34,20 +34,22 @@ def test_terms_are_limited_by_the_one_before() -> None:
     """By the formula, on numbers: |T| = 5, 13 and 1 with limit 1/2, and of a sample a thousand times larger."""
     known = [torch.tensor([[3.0, 4.0], [3000.0, 4000.0]], dtype=torch.float64),
              torch.tensor([[5.0, 12.0], [5000.0, 12000.0]], dtype=torch.float64),
-             torch.tensor([[0.6, 0.8], [600.0, 800.0]], dtype=torch.float64)]  # fmt: skip
-    first, second, third = limited(tuple(v.clone() for v in known), 0.5)
+             torch.tensor([[0.3, 0.4], [300.0, 400.0]], dtype=torch.float64)]  # fmt: skip
+    given = list(zip(known, (1.0, 1.0, -2.0), strict=True))
+    first, second, third = (factor * term * (1 if phi is None else phi) for term, factor, phi in limited(given, 0.5))
     share = 1 / math.sqrt(1 + (13 / 2.5) ** 2)
     last = 1 / math.sqrt(1 + (1 / (0.5 * 13 * share)) ** 2)
     torch.testing.assert_close(first, known[0])
     torch.testing.assert_close(second, share * known[1])
-    torch.testing.assert_close(third, last * known[2])
+    torch.testing.assert_close(third, last * -2 * known[2])
 
 
 def test_a_sample_that_does_not_move_is_no_division_by_zero() -> None:
-    terms = limited((torch.zeros(3, 2), torch.zeros(3, 2)), 0.25)
-    assert all(bool((term == 0).all()) for term in terms)
-    still = limited((torch.zeros(3, 2), torch.ones(3, 2)), 0.25)  # nothing before it: nothing of it
-    assert bool((still[1] == 0).all())
+    _, (zeros, _, phi) = limited([(torch.zeros(3, 2), 1.0), (torch.zeros(3, 2), 2.0)], 0.25)
+    assert bool((zeros * phi == 0).all())
+    _, (ones, _, phi) = limited([(torch.zeros(3, 2), 1.0), (torch.ones(3, 2), 1.0)], 0.25)
+    assert bool((ones * phi == 0).all())  # nothing before it: nothing of it
+    assert len(list(limited([(torch.ones(3, 2), 0.0), (torch.ones(3, 2), 1.0)], 0.25))) == 1
 
 
 @pytest.mark.parametrize(("least", "order"), [(2, 4), (3, 5)])
@@ -70,6 +72,21 @@ def test_the_order_is_that_of_the_highest_term(least: int, order: int) -> None:
 def test_a_sample_depends_on_itself_alone() -> None:
     together = run(sg.LimitedUniPC(steps=7), sg.VP())
     assert torch.equal(together, run(sg.LimitedUniPC(steps=7), sg.VP(), chunk=1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("size", [1, 3])
+def test_a_sample_is_the_same_to_the_last_bit_in_batches_of_all_sizes(dtype: torch.dtype, size: int) -> None:
+    """With a network that works on each number alone; products of matrices round otherwise where they are wider."""
+    model = sg.ScoreModel(lambda x, c_noise: torch.tanh(2 * x), sg.VP(), sg.DataPrediction())
+    start = torch.randn(211, size, generator=torch.Generator().manual_seed(2), dtype=dtype)
+    fitted = sg.Fitted(lambdas=(-4, -1, 0, 1, 2), of_state=(0.9, 0.8, 0.7, 0.6, -0.1),
+                       of_estimates=((0.1,), (0.3, -0.1), (0.2, 0.3, 0.1), (0.3, 0.1, 0.2, 0.1), (1.0,)))  # fmt: skip
+    steps = sg.FittedSteps(lambdas=(-4, -1, 0, 1, 2), of_terms=[(0.1, 1.0, 0.9, 1.1)] * 4)
+    for sampler in (sg.LimitedUniPC(steps=7), sg.LimitedUniPC(steps=7, least=3, order=5), fitted, steps):
+        together = sampler(model, start=start).x
+        for chunk in (1, 5, 16, 64, 200):
+            assert torch.equal(together, sampler(model, start=start, chunk=chunk).x), (sampler, chunk)
 
 
 def test_arguments() -> None:

@@ -77,7 +77,7 @@ def test_rows_after_an_interruption_are_those_of_one_piece(tmp_path: Path) -> No
 
 def test_a_skipped_update_does_not_count() -> None:
     trainer, rows = _trainer()
-    levels = trainer._record.levels
+    levels = trainer.record.levels
     trainer.network.register_forward_hook(lambda m, i, out: out * math.nan if trainer.step == 1 else out)
     trainer.train()
     assert trainer.faults.total == 1

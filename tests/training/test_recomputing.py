@@ -42,7 +42,7 @@ def test_gradients_are_the_very_same(changes: dict[str, Any]) -> None:
         network = sg.UNet(3, width=8, multipliers=[1, 2], blocks=1, attention=[-1], dropout=0.2)
         settings = dataclasses.replace(QUICK, checkpoint_activations=recompute, **changes)
         trainer, _ = _trained(settings, network, x)
-        ends.append((network.state_dict(), trainer._record.norms))
+        ends.append((network.state_dict(), trainer.record.norms))
     assert ends[0][0].keys() == ends[1][0].keys()
     assert all(torch.equal(tensor, ends[1][0][name]) for name, tensor in ends[0][0].items())
     assert torch.equal(ends[0][1], ends[1][1])

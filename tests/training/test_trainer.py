@@ -11,8 +11,16 @@ from torch import Tensor
 
 import sde_gen as sg
 from sde_gen.data import Affine, Dataset, mixture
-from sde_gen.errors import CheckpointError, ConfigError
-from sde_gen.training import Checkpoint, Trainer, TrainerSettings, newest_checkpoint, read_checkpoint, save_checkpoint
+from sde_gen.errors import CheckpointError, ConfigError, UncompiledWarning
+from sde_gen.training import (
+    Checkpoint,
+    Trainer,
+    TrainerSettings,
+    newest_checkpoint,
+    read_checkpoint,
+    save_checkpoint,
+    sharding,
+)
 
 QUICK = TrainerSettings(
     steps=20, batch_size=16, warmup=5, schedule="constant", log_every=4, eval_every=0, checkpoint_every=10, ema=0.9
@@ -144,7 +152,11 @@ def test_it_learns() -> None:
 def test_checkpoints_events_and_last_step(tmp_path: Path) -> None:
     settings = dataclasses.replace(QUICK, eval_every=8, preview_every=6, keep_last=0, checkpoint_every=7)
     events: list[tuple[str, int]] = []
-    trainer = _trainer(settings, checkpoints=tmp_path, listeners=[lambda event, t, _: events.append((event, t.step))])
+
+    def listen(event: str, t: Trainer, values: Any) -> None:  # of a checkpoint it may hear some steps later
+        events.append((event, int(values["path"].name[5:]) if event == "checkpoint" else t.step))
+
+    trainer = _trainer(settings, checkpoints=tmp_path, listeners=[listen])
     trainer.train()
     assert [s for e, s in events if e == "checkpoint"] == [7, 14, 20]
     assert [s for e, s in events if e == "preview"] == [6, 12, 18]
@@ -331,3 +343,45 @@ def test_what_cannot_be_trained_is_refused() -> None:
 def test_settings_out_of_range_are_refused(name: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=rf"trainer: {name} must be "):
         TrainerSettings(**{name: value})
+
+
+def test_without_a_compiler_it_says_so_and_trains_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = _trainer(dataclasses.replace(QUICK, steps=3))
+    plain.train()
+
+    def fails(*_args: object, **_options: object) -> None:
+        raise RuntimeError("InvalidCxxCompiler: No working C++ compiler found.\n\nSet TORCHDYNAMO_VERBOSE=1 for more")
+
+    monkeypatch.setattr(torch, "compile", fails)
+    with pytest.warns(UncompiledWarning, match=r"cannot compile here \(InvalidCxxCompiler: No working C\+\+ compiler"):
+        asked = _trainer(dataclasses.replace(QUICK, steps=3, compile=True))
+    asked.train()
+    _assert_equal(asked.network.state_dict(), plain.network.state_dict())
+
+
+def test_compiled_it_trains_saves_and_goes_on_as_uncompiled(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The graph of the network is taken whole, and run by torch itself: the same bits, and a checkpoint for both."""
+    graphs: list[int] = []
+
+    def backend(graph: torch.fx.GraphModule, _inputs: object) -> Any:
+        graphs.append(len(graph.graph.nodes))
+        return graph.forward
+
+    compile_module = torch.nn.Module.compile
+    monkeypatch.setattr(sharding, "_compiler_works", lambda device: True)
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda m: compile_module(m, fullgraph=True, backend=backend))
+    torch._dynamo.reset()
+    whole = _trainer(checkpoints=tmp_path / "whole")
+    whole.train()
+    first = _trainer(dataclasses.replace(QUICK, steps=10, compile=True), checkpoints=tmp_path / "parts")
+    first.train()
+    assert graphs
+    assert all(not name.startswith("_orig_mod") for name in first.network.state_dict())
+    second = _trainer(dataclasses.replace(QUICK, compile=True), checkpoints=tmp_path / "parts")
+    assert second.resume() is not None
+    second.train()
+    torch._dynamo.reset()
+    _assert_equal(second.network.state_dict(), whole.network.state_dict())
+    third = _trainer(checkpoints=tmp_path / "parts")
+    assert third.resume() is not None
+    _assert_equal(third.network.state_dict(), whole.network.state_dict())

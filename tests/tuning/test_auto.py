@@ -13,7 +13,7 @@ import sde_gen as sg
 from sde_gen.conditions import Condition
 from sde_gen.tuning.fitted import expand
 from sde_gen.tuning.grid import placed
-from sde_gen.tuning.reference import _bend, calibrate
+from sde_gen.tuning.reference import bend, calibrate
 from sde_gen.tuning.search import decide, rules, usual
 
 LAW = sg.GaussianMixture([0.6, 0.4], [[0.8], [-0.7]], [[[0.02]], [[0.1]]])
@@ -46,11 +46,13 @@ def net() -> sg.ScoreModel:
     ids=repr,
 )
 def test_every_rule_is_a_combination_of_its_estimates(rule: sg.GridSampler, p: sg.Perturbation) -> None:
-    """The same samples from the rule itself and from its expansion in the start and the estimates."""
+    """The same samples from the rule itself and from its expansion in the state and the estimates."""
     lambdas = torch.tensor([-3.5, -2.0, -1.2, 0.3, 0.5, 2.0, 3.0], dtype=torch.float64)
-    of_start, weights = expand(p, rule, lambdas)
+    of_state, weights = expand(p, rule, lambdas)
     rows = [row[: k + 1] for k, row in enumerate(weights.tolist())]
-    fitted = sg.Fitted(lambdas=lambdas.tolist(), of_start=of_start.tolist(), of_estimates=rows)
+    fitted = sg.Fitted(
+        lambdas=lambdas.tolist(), of_state=of_state.tolist(), of_estimates=rows, prediction=rule.interpolates
+    )
     t = p.time(lambdas[0])
     start = torch.linspace(-2, 2, 9, dtype=torch.float64)[:, None] * float(p.sigma(t))
     given = type(rule)(**{k: getattr(rule, k) for k in ("order", "prediction", "exact") if k in vars(rule)},
@@ -62,7 +64,7 @@ def test_every_rule_is_a_combination_of_its_estimates(rule: sg.GridSampler, p: s
 
 def test_a_fitted_solver_is_the_same_under_every_formulation() -> None:
     sampler = sg.Fitted(
-        lambdas=(-3.0, 0.0, 2.0), of_start=(0.8, 0.2, 0.1), of_estimates=((0.3,), (0.1, 0.7), (0, 0, 1))
+        lambdas=(-3.0, 0.0, 2.0), of_state=(0.8, 0.2, 0.1), of_estimates=((0.3,), (0.1, 0.7), (1, 0, 0.1))
     )
     y, answers = torch.linspace(-2, 2, 5, dtype=torch.float64)[:, None], []
     for p in (sg.VP(), sg.VE(), sg.EDM(), sg.SubVP(), sg.FlowMatching()):
@@ -86,7 +88,7 @@ def test_density_of_local_errors() -> None:
     a2 = 1 / (1 + np.exp(-2 * lam))
     z = np.array([0.5, -1.0, 2.0])
     size = np.sqrt(a2 * c**2 + 1 - a2)
-    first = _bend(torch.from_numpy((size[:, None] * z)[:, :, None]), lam)[0]
+    first = bend(torch.from_numpy((size[:, None] * z)[:, :, None]), lam)[0]
 
     def d(v: np.ndarray) -> np.ndarray:
         return c**2 / np.sqrt(c**2 + np.exp(-2 * v))
@@ -219,8 +221,8 @@ def test_conditions_do_not_decide_unasked() -> None:
         (lambda: sg.Auto(count=3), "count must be a whole number"),
         (lambda: sg.Auto(effort=-1), "effort must be a"),
         (lambda: sg.Fitted(), "expected N lambdas"),
-        (lambda: sg.Fitted(lambdas=(0.0, 1.0), of_start=(1.0, 1.0), of_estimates=((1.0,), (1.0,))), "expected N"),
-        (lambda: sg.Fitted(lambdas=(0.0,), of_start=(1.0,), of_estimates=((1.0,),), steps=3), "neither steps"),
+        (lambda: sg.Fitted(lambdas=(0.0, 1.0), of_state=(1.0, 1.0), of_estimates=((1.0, 1.0), (1.0,))), "expected N"),
+        (lambda: sg.Fitted(lambdas=(0.0,), of_state=(1.0,), of_estimates=((1.0,),), steps=3), "neither steps"),
         (lambda: sg.fit_grid(LAW.model(sg.VP()), 0, shape=(1,)), "steps must be a whole number"),
         (lambda: sg.fit_grid(LAW.model(sg.VP()), 5, sg.EulerMaruyama(), shape=(1,)), "must be deterministic"),
     ],

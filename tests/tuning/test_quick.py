@@ -60,6 +60,15 @@ def test_no_calibration_under_every_formulation(p: sg.Perturbation) -> None:
         assert found[9] < 0.6 * error(sg.UniPC(steps=16), model, truth)
 
 
+@pytest.mark.parametrize("p", [sg.VP(), sg.EDM(), sg.NCSN(0.01, 200.0, 300)], ids=str)
+def test_calibration_judges_the_samples_that_are_drawn(p: sg.Perturbation) -> None:
+    """From the noise of the rule's own first level, which for few calls is less than that of the fine solution's."""
+    model = sg.ScoreModel(Net(), p, sg.DataPrediction())
+    told = dict(sg.Auto(nfe=4, seconds=1e-9).choose(model, (2,)).tried)["uncalibrated"]  # no trial but of the rule
+    fine, rule = (uncalibrated(model, n, (2,))(model, (64, 2), seed=0, dtype=torch.float64).x for n in (60, 4))
+    assert told == pytest.approx(float((rule - fine).square().mean().sqrt()), rel=1e-9)
+
+
 @pytest.mark.parametrize("p", [sg.DDPM(), sg.NCSN(0.01, 50.0, 232)], ids=str)
 def test_a_network_trained_on_a_chain_is_asked_at_its_nodes(p: sg.Chain) -> None:
     model = sg.ScoreModel(Net(), p, sg.DataPrediction())
@@ -98,7 +107,7 @@ def test_calibration_stays_within_its_calls(nfe: int) -> None:
         assert model.network.rows <= 64
         assert choice.nfe == choice.sampler(model, (3, 2)).nfe == nfe
         if calls < 40:
-            assert choice.sampler == uncalibrated(model, nfe)
+            assert choice.sampler == uncalibrated(model, nfe, (2,))
             assert math.isnan(choice.error)
 
 
@@ -147,7 +156,7 @@ def test_a_guided_network_is_one_and_its_calls_count(nfe: int) -> None:
     net, other = Net(), Net()
     strong, weak = (sg.ScoreModel(n, sg.VP(), sg.DataPrediction()) for n in (net, other))
     guided = sg.guidance.Autoguidance(strong, weak, scale=2.0)
-    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe)
+    assert sg.Auto(nfe=nfe, calls=0).choose(guided, (2,)).sampler == uncalibrated(strong, nfe, (2,))
     choice = sg.Auto(nfe=nfe).choose(guided, (2,))
     assert net.calls + other.calls - 2 == choice.calibration_nfe <= 300
 

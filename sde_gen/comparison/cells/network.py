@@ -20,7 +20,7 @@ from sde_gen.training.checkpoint import Checkpoint
 
 #: Settings of the trainer that do not change what is learned.
 FREE = (
-    "checkpoint_every", "keep_last", "keep_best", "log_every", "eval_every",
+    "checkpoint_every", "keep_last", "keep_best", "async_save", "log_every", "eval_every", "eval_samples",
     "preview_every", "preview_samples", "preview_steps",
 )  # fmt: skip
 
