@@ -40,16 +40,23 @@ def located(path: str | Path, what: str, *, folder: bool | None = False) -> Path
 
 #: How files of other programs begin, what they are, and what makes a file of them that is read.
 _FOREIGN = (
-    (b"MATLAB 7.3", "a MATLAB 7.3 file, which is HDF5", "np.save('x.npy', h5py.File(FILE)['NAME'][:])"),
-    (b"MATLAB", "a MATLAB file", "np.save('x.npy', scipy.io.loadmat(FILE)['NAME'])"),
+    (b"MATLAB 7.3 MAT", "a MATLAB 7.3 file, which is HDF5", "np.save('x.npy', h5py.File(FILE)['NAME'][:])"),
+    (b"MATLAB 5.0 MAT", "a MATLAB file", "np.save('x.npy', scipy.io.loadmat(FILE)['NAME'])"),
     (b"\x89HDF", "an HDF5 file", "np.save('x.npy', h5py.File(FILE)['NAME'][:])"),
-    (b"PAR1", "a Parquet file", "pandas.read_parquet(FILE).to_csv('x.csv', index=False)"),
-    (b"ARROW1", "a Feather file", "pandas.read_feather(FILE).to_csv('x.csv', index=False)"),
+    (b"PAR1\x15", "a Parquet file", "pandas.read_parquet(FILE).to_csv('x.csv', index=False)"),
+    (b"ARROW1\0", "a Feather file", "pandas.read_feather(FILE).to_csv('x.csv', index=False)"),
     (b"\xd0\xcf\x11\xe0", "an old workbook of Excel", "Save as, CSV UTF-8"),
     (b"\x1f\x8b", "a file packed by gzip", "gunzip FILE"),
     (b"\x89PNG", "a picture", "data=image_folder data.path=FOLDER"),
     (b"\xff\xd8\xff", "a picture", "data=image_folder data.path=FOLDER"),
-    (b"\x80", "a pickle, which could run any code when it is read", "np.save('x.npy', ARRAY) where it was made"),
+    *(
+        (
+            b"\x80" + bytes([protocol]),
+            "a pickle, which could run any code when it is read",
+            "np.save('x.npy', ARRAY) where it was made",
+        )
+        for protocol in range(2, 6)
+    ),
 )
 
 

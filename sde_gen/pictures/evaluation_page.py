@@ -39,7 +39,9 @@ def evaluation_picture(samples: Tensor | None, real: Tensor, metrics: Sequence[M
     for place, (title, x) in enumerate(sets.items()):
         axes = figure.add_subplot(grid[0, place * columns : (place + 1) * columns])
         if x.ndim > 3:
-            picture = image_grid(x[:_IMAGES], zoom=1) if x.ndim == 4 else picture_of(x[: _IMAGES // 3])
+            shown = min(len(x), _IMAGES if x.ndim == 4 else _IMAGES // 3)
+            some = x[torch.arange(shown) * len(x) // shown]  # of all classes, which may follow one another
+            picture = image_grid(some, zoom=1) if x.ndim == 4 else picture_of(some)
             axes.imshow(picture, cmap="gray", interpolation="nearest")
             axes.set_axis_off()
             axes.set_title(f"{title} ({len(x)})")

@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -73,3 +74,13 @@ def test_a_picture_of_every_kind_of_data(shape: tuple[int, ...]) -> None:
     found = summary(torch.rand(20, *shape), real, real, metrics=["energy_distance", "c2st", "precision"])
     assert evaluation_picture(torch.rand(20, *shape), real, found).size == (1000, 610)
     assert evaluation_picture(None, real, []).size[1] < 610
+
+
+def test_a_picture_shows_some_of_all_classes() -> None:
+    """Samples and held-out data may stand class by class, and be more than there is room for."""
+    x = -torch.ones(90, 3, 4, 4)
+    x[60:, 0] = 1.0  # the last class is red
+    picture = np.asarray(evaluation_picture(None, x, []))
+    red = (picture == (255, 0, 0)).all(-1).sum()
+    black = (picture == 0).all(-1).sum()
+    assert black > red > 0.2 * black, "gaps are black too"
