@@ -46,6 +46,7 @@ RENDERED = {
     "guided_chain": lambda m, d: m.markdown(d),
     "streaming": lambda m, d: m.markdown(d),
     "streamed_data": lambda m, d: m.markdown(d),
+    "fashion_mnist": lambda m, d: m.markdown(d),
     "digits_likelihood": lambda m, d: m.table(d, 3000),
     "likelihood": lambda m, d: "\n".join(m.table(rows) for rows in d.values()),
 }
