@@ -47,6 +47,7 @@ RENDERED = {
     "streaming": lambda m, d: m.markdown(d),
     "streamed_data": lambda m, d: m.markdown(d),
     "fashion_mnist": lambda m, d: m.markdown(d),
+    "posteriors": lambda m, d: m.markdown(d),
     "digits_likelihood": lambda m, d: m.table(d, 3000),
     "likelihood": lambda m, d: "\n".join(m.table(rows) for rows in d.values()),
 }
