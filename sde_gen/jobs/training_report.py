@@ -93,7 +93,6 @@ class Report:
         elif event in _TRACKED:
             self._add(event, values, trainer.step)
         elif event == "log":
-            values = {**values, "memory_mib": round(_memory(trainer.device), 1)}
             if not self._metrics.add(values):
                 say(f"{self.folder.metrics} cannot be written; its rows wait")
             self._show(values)

@@ -54,7 +54,6 @@ def training_page(
         ),
         chart("learning rate", {"": _line(metrics, "learning_rate")}),
         chart("steps per second", {"": _line(metrics, "steps_per_second")}),
-        chart("memory, MiB at most", {"": _line(metrics, "memory_mib")}),
     ]  # fmt: skip
     shown = "".join(
         f'<figure><figcaption>{html.escape(place.rpartition("/")[2])}</figcaption><img src="{html.escape(place)}" '

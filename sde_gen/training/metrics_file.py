@@ -13,9 +13,8 @@ from sde_gen.files import read_text, write_text, writing
 
 METRIC_COLUMNS: tuple[str, ...] = (
     "step", "loss", "grad_norm", "learning_rate", "seconds", "steps_per_second", "held_out_loss", "skipped",
-    "memory_mib",
 )  # fmt: skip
-_FEWEST_COLUMNS = 7  # files of older runs end before "skipped", or after it
+_FEWEST_COLUMNS = 7  # files of older runs end before "skipped"
 _MOST_FAILURES = 3
 _MOST_BYTES = 2**31
 

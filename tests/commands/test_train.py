@@ -49,7 +49,6 @@ def test_what_a_run_holds(command: Command) -> None:
         rows = list(csv.DictReader(stream))
     assert [row["step"] for row in rows] == ["2", "4"]
     assert float(rows[-1]["held_out_loss"]) > 0
-    assert 10 < float(rows[0]["memory_mib"]) <= float(rows[1]["memory_mib"])
     blocks = read_metrics(run / "gradients.csv", None)
     assert [row["step"] for row in blocks] == [2, 4]
     assert blocks[0]["stem"] > 0

@@ -40,7 +40,7 @@ def test_it_is_rewritten_while_the_run_goes_on(command: Command, monkeypatch: py
     assert sources == ["samples/step_00000002.png", "samples/step_00000004.png"]
     assert all((Path("runs/a") / source).is_file() for source in sources)
     for title in ("loss", "gradient norm", "learning rate", "loss by half log-SNR, from noise to data",
-                  "gradient norm by block", "memory, MiB at most"):  # fmt: skip
+                  "gradient norm by block"):  # fmt: skip
         assert f"<figcaption>{title}</figcaption>" in page
 
 
