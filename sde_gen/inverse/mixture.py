@@ -5,8 +5,9 @@ path they do: each expert is a chain of Gaussian steps, and by Bayes' rule the p
 
 .. math:: \pi_j(x_{T:s}) \propto \pi_j(x_{T:t})\, N(x_s;\, a x_t + b D_j,\, c^2), \qquad \pi_j(x_T) = w_j .
 
-So :math:`\bar D = \sum_j \pi_j D_j` is the denoiser of the mixture, with :math:`\partial\pi_j/\partial x = \pi_j
-\frac{\alpha}{\sigma^2} (D_j - \bar D)` in its Jacobian. In the limit of small steps :math:`\pi` is the estimate of
+So :math:`\bar D = \sum_j \pi_j D_j` is the denoiser of the mixture, and its Jacobian has
+:math:`\partial\pi_j/\partial x = \pi_j \frac{\alpha}{\sigma^2} (D_j - \bar D)` in it. In the limit of small steps
+:math:`\pi` is the estimate of
 Skreta et al. 2024, arXiv:2412.17762. A step draws an expert by :math:`\pi`, and then as that expert does: for any
 number of steps the law is the mixture of those that the experts have by themselves. A guided step is weighted with
 :math:`\sum_j \pi_j N(x_s; a x_t + b D_j, c^2) / \sum_j \pi_j N(x_s; a x_t + b (D_j + P - \bar D), c^2)`.
