@@ -28,7 +28,50 @@ from sde_gen.perturbations import Perturbation
 from sde_gen.shapes import trailing
 
 
-class Product(ScoreModel):
+class Experts(ScoreModel):
+    """A model made of several, which are asked under one perturbation.
+
+    Args:
+        models: one or more, under one perturbation.
+
+    Raises:
+        ConfigError: they are no models, or of several perturbations.
+    """
+
+    def __init__(self, models: Sequence[ScoreModel]) -> None:
+        first = models[0]
+        if not all(isinstance(m, ScoreModel) and m.perturbation == first.perturbation for m in models):
+            raise ConfigError(f"{type(self).__name__}: the models must be ScoreModels under one perturbation; "
+                              "see model.under(p)")  # fmt: skip
+        super().__init__(None, first.perturbation, DataPrediction())
+        self.models = nn.ModuleList(models)
+        self.shape, self.classes, self.transform = first.shape, first.classes, first.transform
+        self.trained_under = first.trained_under
+
+    @property
+    def experts(self) -> list[ScoreModel]:
+        """The models."""
+        return [m for m in self.models if isinstance(m, ScoreModel)]
+
+    def times_within(self, t_low: float | None = None) -> tuple[float, float]:
+        """Where all of them were trained."""
+        lows, highs = zip(*(m.times_within(t_low) for m in self.experts), strict=True)
+        return max(lows), min(highs)
+
+    def warn_between_nodes(self, half_log_snr: Tensor) -> None:
+        for model in self.experts:
+            model.warn_between_nodes(half_log_snr)
+
+
+class ExpertsLevels(Levels):
+    """Several models at some noise levels."""
+
+    def __init__(self, model: Experts, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
+        super().__init__(model, alpha, sigma, like, condition)
+        self.experts = [m.levels(alpha, sigma, like, condition) for m in model.experts]
+
+
+class Product(Experts):
     """A product of powers of the laws of several models.
 
     `Product([a, b])` is both at once, `Product([a], [2.0])` the square of a law (a temperature of 1/2),
@@ -55,13 +98,9 @@ class Product(ScoreModel):
         powers = [1.0] * len(models) if powers is None else [checks.number("Product", "power", w) for w in powers]
         if not models or len(models) != len(powers) or 0.0 in powers:
             raise ConfigError(f"Product: give one model or more, and a power that is not 0 for each, got {powers}")
-        if not all(isinstance(m, ScoreModel) and m.perturbation == models[0].perturbation for m in models):
-            raise ConfigError("Product: the models must be ScoreModels under one perturbation; see model.under(p)")
-        super().__init__(None, models[0].perturbation, DataPrediction())
-        self.models, self.powers = nn.ModuleList(models), tuple(powers)
+        super().__init__(models)
+        self.powers = tuple(powers)
         self.spread = checks.number("Product", "spread", spread, low=0.0, open_low=True)
-        self.shape, self.classes, self.transform = models[0].shape, models[0].classes, models[0].transform
-        self.trained_under = models[0].trained_under
 
     @property
     def rest(self) -> float:
@@ -71,38 +110,25 @@ class Product(ScoreModel):
 
     def under(self, perturbation: Perturbation) -> "Product":
         """The same product under another formulation."""
-        other = Product([m.under(perturbation) for m in self._experts()], self.powers, self.spread)
+        other = Product([m.under(perturbation) for m in self.experts], self.powers, self.spread)
         other.training = self.training
         return other
-
-    def _experts(self) -> list[ScoreModel]:
-        return [m for m in self.models if isinstance(m, ScoreModel)]
 
     def levels(self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Any = None) -> "ProductLevels":
         if not isinstance(condition, Condition):
             condition = Condition.of("model", condition, len(like))
         return ProductLevels(self, alpha, sigma, like, condition)
 
-    def times_within(self, t_low: float | None = None) -> tuple[float, float]:
-        """Where all of them were trained."""
-        lows, highs = zip(*(m.times_within(t_low) for m in self._experts()), strict=True)
-        return max(lows), min(highs)
-
-    def warn_between_nodes(self, half_log_snr: Tensor) -> None:
-        for model in self._experts():
-            model.warn_between_nodes(half_log_snr)
-
     def __repr__(self) -> str:
         return "Product(" + ", ".join(f"{m!r} ** {w:g}" for m, w in zip(self.models, self.powers, strict=True)) + ")"
 
 
-class ProductLevels(Levels):
-    """Several models at some noise levels."""
+class ProductLevels(ExpertsLevels):
+    """A product at some noise levels."""
 
     def __init__(self, model: Product, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
         super().__init__(model, alpha, sigma, like, condition)
         self.powers, self.rest, self.spread = model.powers, model.rest, model.spread
-        self.experts = [m.levels(alpha, sigma, like, condition) for m in model.models if isinstance(m, ScoreModel)]
         # Of the normal law: x0hat = alpha S^2 x/(alpha^2 S^2 + sigma^2).
         share = alpha * self.spread**2 / (alpha.square() * self.spread**2 + sigma.square())
         self._shares = share.tolist() if self._single else share.to(like.device).unbind(0)

@@ -17,13 +17,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sde_gen import checks
 from sde_gen.conditions import Condition
 from sde_gen.errors import ConfigError
+from sde_gen.inverse.experts import Experts, ExpertsLevels
 from sde_gen.model import Levels, ScoreModel
-from sde_gen.parameterizations import DataPrediction
 from sde_gen.perturbations import Perturbation
 from sde_gen.shapes import trailing
 
@@ -31,7 +31,7 @@ _ALONE = ("the score of a mixture needs the densities of its experts, which only
           "TwistedSMC, itself or as the model of a Posterior or a Tilted")  # fmt: skip
 
 
-class Mixture(ScoreModel):
+class Mixture(Experts):
     """The mixture of the laws of several models, sum_j w_j p_j.
 
     `TwistedSMC` samples it, exactly where it is alone, whatever the number of particles and steps: the law is the
@@ -57,48 +57,31 @@ class Mixture(ScoreModel):
         if not models or len(models) != len(numbers):
             raise ConfigError(f"{where}: give one model or more, and a weight for each, got {len(models)} models and "
                               f"{len(numbers)} weights")  # fmt: skip
-        if not all(isinstance(m, ScoreModel) and m.perturbation == models[0].perturbation for m in models):
-            raise ConfigError(f"{where}: the models must be ScoreModels under one perturbation; see model.under(p)")
+        super().__init__(models)
         if any(m.starts_late for m in models):
             raise ConfigError(f"{where}: its experts begin from noise, and one of them from data; give its base")
-        super().__init__(None, models[0].perturbation, DataPrediction())
-        self.models, self.weights = nn.ModuleList(models), tuple(w / sum(numbers) for w in numbers)
-        self.shape, self.classes, self.transform = models[0].shape, models[0].classes, models[0].transform
-        self.trained_under = models[0].trained_under
+        self.weights = tuple(w / sum(numbers) for w in numbers)
 
     def under(self, perturbation: Perturbation) -> "Mixture":
         """The same mixture under another formulation."""
-        other = Mixture([m.under(perturbation) for m in self._experts()], self.weights)
+        other = Mixture([m.under(perturbation) for m in self.experts], self.weights)
         other.training = self.training
         return other
-
-    def _experts(self) -> list[ScoreModel]:
-        return [m for m in self.models if isinstance(m, ScoreModel)]
 
     def levels(self, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Any = None) -> "MixtureLevels":
         if not isinstance(condition, Condition):
             condition = Condition.of("model", condition, len(like))
         return MixtureLevels(self, alpha, sigma, like, condition)
 
-    def times_within(self, t_low: float | None = None) -> tuple[float, float]:
-        """Where all of them were trained."""
-        lows, highs = zip(*(m.times_within(t_low) for m in self._experts()), strict=True)
-        return max(lows), min(highs)
-
-    def warn_between_nodes(self, half_log_snr: Tensor) -> None:
-        for model in self._experts():
-            model.warn_between_nodes(half_log_snr)
-
     def __repr__(self) -> str:
         return "Mixture(" + ", ".join(f"{w:.3g} * {m!r}" for m, w in zip(self.models, self.weights, strict=True)) + ")"
 
 
-class MixtureLevels(Levels):
+class MixtureLevels(ExpertsLevels):
     """A mixture at some noise levels, along paths of states that `begin`, `branch` and `weigh` tell it of."""
 
     def __init__(self, model: Mixture, alpha: Tensor, sigma: Tensor, like: Tensor, condition: Condition) -> None:
         super().__init__(model, alpha, sigma, like, condition)
-        self.experts = [m.levels(alpha, sigma, like, condition) for m in model.models if isinstance(m, ScoreModel)]
         if any(hasattr(expert, "twist") for expert in self.experts):
             raise ConfigError("Mixture: its experts are models as they are; guide the mixture, as in "
                               "Posterior(Mixture(models), ...)")  # fmt: skip

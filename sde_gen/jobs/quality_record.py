@@ -8,6 +8,7 @@ from torch import Tensor
 from sde_gen.config.launch import say
 from sde_gen.data import Dataset
 from sde_gen.jobs.classes import cycled, occurring
+from sde_gen.jobs.common import held_out_condition
 from sde_gen.metrics import (
     Features,
     Pixels,
@@ -78,13 +79,12 @@ class Quality:
 def drawn(trainer: Trainer, count: int, chunk: int | None = None) -> Tensor:
     """Samples of the averaged weights in a network's training, (count, *shape), from the same noise each time."""
     s, data, condition = trainer.settings, trainer.data, dict[str, Tensor]()
+    if trainer.conditional:
+        condition = held_out_condition(data, torch.arange(count) % len(data.test), trainer.device)
     sampler = DDIM(steps=min(s.preview_steps, getattr(trainer.model.perturbation, "length", s.preview_steps)))
     classes = occurring(data.description) if trainer.conditional else ()
     if classes:
         condition["label"] = cycled(classes, 0, count).to(trainer.device)
-    if trainer.conditional:
-        turn = torch.arange(count) % len(data.test)
-        condition |= {name: told[turn].to(trainer.device) for name, told in data.test_told.items()}
     with trainer.ema.applied():
         return sampler(trainer.model, (count, *data.shape), seed=trainer.seed, condition=condition, chunk=chunk).x
 

@@ -40,7 +40,7 @@ _FIRST = -4.5
 
 def uncalibrated(model: ScoreModel, nfe: int, shape: Sequence[int]) -> LimitedUniPC:
     """The rule of this module with `nfe` network calls for a model, and samples of a shape."""
-    least, order, limit = _MANY_RULE if _many(model, nfe) or not is_exact(model) else _FEW_RULE
+    least, order, limit = _FEW_RULE if is_exact(model) and nfe < _MANY else _MANY_RULE
     return LimitedUniPC(least=least, order=order, limit=limit, grid=levels(model, nfe, nfe, shape))
 
 
@@ -48,10 +48,6 @@ def begun(x: Tensor, model: ScoreModel, sampler: GridSampler) -> Tensor:
     """A state of the model's first time as one of the sampler's, if that begins later: noise of its size."""
     p, first, own = model.perturbation, model.times_within()[1], float(sampler.times(model)[0])
     return x * float(p.sigma(own) / p.sigma(first)) if own < first - 1e-9 else x
-
-
-def _many(model: ScoreModel, nfe: int) -> bool:
-    return nfe >= (_MANY if is_exact(model) else _MANY_NETWORK)
 
 
 def is_exact(model: ScoreModel) -> bool:
@@ -79,7 +75,7 @@ def levels(
     low = 0.0 if exact else model.times_within(p.t_min)[0]  # an exact score is known all the way
     first, least = float(p.half_log_snr(high)), float(p.half_log_snr(low))
     before, after = 1.06, 1.5 + 8 / nfe
-    if not exact and _many(model, nfe):
+    if not exact and nfe >= _MANY_NETWORK:
         before, after = max(1.8, 1 + min(nfe, 100) / 20), 1.5 + max(8 / nfe, min(nfe, 100) / 50)
         later -= min((nfe - 8) / 16, 0.25)
     elif not exact and first < _FIRST < least:
